@@ -1,0 +1,511 @@
+"""Whole songs: what overlap-add promises, shown with stand-ins for the model."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hunterFormsBS.separation import separate
+
+CHUNK = 1000
+
+
+def identity(audio: Tensor) -> Tensor:
+    """Return the mixture as the only stem."""
+    return audio[:, None]
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return audio between -1 and 1 that is the same in every run."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(7), dtype=dtype) * 2 - 1
+
+
+class Recorder:
+    """Return the mixture as the only stem and keep a copy of every batch."""
+
+    def __init__(self, stereo: bool | None = None) -> None:
+        self.batches: list[Tensor] = []
+        if stereo is not None:
+            self.stereo = stereo
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        self.batches.append(audio.clone())
+        return identity(audio)
+
+    @property
+    def chunks(self) -> list[Tensor]:
+        """All chunks `(s, t)` in the order in which they came."""
+        return [chunk for batch in self.batches for chunk in batch]
+
+
+class GainPerChunk:
+    """Return constant stems: 1 for the chunks whose number is in the list, 0 for the others."""
+
+    def __init__(self, loud: Callable[[int], bool]) -> None:
+        self.loud = loud
+        self.count = 0
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        gains = [float(self.loud(self.count + offset)) for offset in range(len(audio))]
+        self.count += len(audio)
+        return torch.tensor(gains)[:, None, None, None].expand(-1, 1, *audio.shape[1:])
+
+
+class Layers(nn.Module):
+    """A module with parameters and a submodule that trains while another does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.dropout = nn.Dropout(0.9)
+        self.frozen = nn.Dropout(0.9)
+        self.train()
+        self.frozen.eval()
+        self.failing = False
+        self.moves: list[object] = []
+
+    def to(self, device: object) -> Layers:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+        """Note where the module was moved."""
+        self.moves.append(device)
+        return self
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Return the mixture multiplied by the gain."""
+        if self.failing:
+            message = 'no such thing'
+            raise RuntimeError(message)
+        return identity(self.frozen(self.dropout(audio * self.gain)))
+
+
+# The overlap-add itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 5])
+@pytest.mark.parametrize('num_overlap', range(1, 9))
+@pytest.mark.parametrize('length', [1, 2, 441, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_identity_model_gives_the_mixture_back_at_every_sample(length: int, num_overlap: int, batch_size: int) -> None:
+    mixture = noise(2, length)
+    stems = separate(identity, mixture, chunk_size=CHUNK, num_overlap=num_overlap, batch_size=batch_size)
+    assert stems.shape == (1, 2, length)
+    assert (stems[0] - mixture).abs().max() <= 1e-6
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    length=st.integers(1, 700),
+    chunk_size=st.integers(8, 150),
+    num_overlap=st.integers(1, 8),
+    batch_size=st.integers(1, 6),
+)
+@example(length=700, chunk_size=8, num_overlap=8, batch_size=5)
+@example(length=17, chunk_size=16, num_overlap=1, batch_size=2)
+def test_identity_holds_for_any_length_and_any_chunk_size(
+    length: int, chunk_size: int, num_overlap: int, batch_size: int
+) -> None:
+    mixture = noise(1, length)
+    stems = separate(identity, mixture, chunk_size=chunk_size, num_overlap=num_overlap, batch_size=batch_size)
+    assert (stems[0] - mixture).abs().max() <= 1e-6
+
+
+@settings(deadline=None, max_examples=60)
+@given(num_overlap=st.integers(2, 8), length=st.integers(CHUNK + 1, 5 * CHUNK), seed=st.integers(0, 99))
+@example(num_overlap=2, length=CHUNK + 1, seed=1)
+@example(num_overlap=3, length=2 * CHUNK + 1, seed=1)
+def test_a_gain_that_differs_per_chunk_makes_no_step_larger_than_the_window_explains(
+    num_overlap: int, length: int, seed: int
+) -> None:
+    loud = np.random.default_rng(seed).integers(0, 2, size=64)
+    model = GainPerChunk(lambda index: bool(loud[index] if seed else index % 2))
+    stems = separate(model, torch.zeros(1, length), chunk_size=CHUNK, num_overlap=num_overlap)
+    # A squared sine over L samples climbs by at most pi / (2 L) a sample, and at most num_overlap + 2 windows move at
+    # a time: one more than overlap regularly where the step does not divide the chunk, one more at the end.
+    fade = min(CHUNK // 2, CHUNK - CHUNK // num_overlap)
+    assert stems.diff().abs().max() <= (num_overlap + 2) * math.pi / (2 * fade)
+    assert stems.min() >= 0
+    assert stems.max() <= 1 + 1e-6
+
+
+def test_two_chunks_cross_over_as_squared_sine_and_cosine() -> None:
+    stems = separate(GainPerChunk(lambda index: index == 1), torch.zeros(1, 1500), chunk_size=CHUNK)
+    expected = [0.0] * 500 + [math.sin(math.pi * (t + 0.5) / 1000) ** 2 for t in range(500)] + [1.0] * 500
+    torch.testing.assert_close(stems[0, 0], torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_chunks_that_abut_switch_between_two_samples_and_only_there() -> None:
+    model = GainPerChunk(lambda index: index % 2 == 1)
+    stems = separate(model, torch.zeros(1, 4 * CHUNK), chunk_size=CHUNK, num_overlap=1)
+    expected = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(CHUNK)
+    assert torch.equal(stems[0, 0], expected)
+
+
+def test_the_last_chunk_moved_back_is_faded_in_also_where_the_others_abut() -> None:
+    stems = separate(GainPerChunk(lambda index: index == 2), torch.zeros(1, 2600), chunk_size=CHUNK, num_overlap=1)
+    assert torch.equal(stems[0, 0, :1600], torch.zeros(1600))
+    assert torch.equal(stems[0, 0, 2000:], torch.ones(600))
+    assert stems.diff().abs().max() <= math.pi / 2 / 400 + 1e-6
+
+
+def test_weights_depend_on_the_chunk_and_not_on_its_batch() -> None:
+    mixture = noise(2, 7321)
+
+    def model(audio: Tensor) -> Tensor:
+        ramp = torch.linspace(-1, 1, audio.shape[-1])
+        return torch.stack([torch.tanh(3 * audio * ramp), audio.cumsum(-1), audio.square()], dim=1)
+
+    one, *others = [
+        separate(model, mixture, chunk_size=CHUNK, num_overlap=3, batch_size=batch_size)
+        for batch_size in (1, 2, 5, 100)
+    ]
+    assert one.shape == (3, 2, 7321)
+    for other in others:
+        assert torch.equal(one, other)
+
+
+def test_chunks_begin_at_the_documented_samples_and_the_last_ends_with_the_song() -> None:
+    model = Recorder()
+    separate(model, torch.arange(2750.0), chunk_size=CHUNK, num_overlap=2, batch_size=2)
+    assert [int(chunk[0, 0]) for chunk in model.chunks] == [0, 500, 1000, 1500, 1750]
+    assert all(torch.equal(chunk[0].diff(), torch.ones(CHUNK - 1)) for chunk in model.chunks)
+
+
+def test_a_short_song_is_continued_by_its_mirror_image_and_then_by_silence() -> None:
+    model = Recorder()
+    separate(model, torch.tensor([1.0, 2.0, 3.0, 4.0]), chunk_size=10)
+    separate(model, torch.tensor([1.0, 2.0, 3.0, 4.0]), chunk_size=6)
+    separate(model, torch.tensor([1.0]), chunk_size=3)
+    expected = ([1.0, 2, 3, 4, 3, 2, 1, 0, 0, 0], [1.0, 2, 3, 4, 3, 2], [1.0, 0, 0])
+    for chunk, samples in zip(model.chunks, expected, strict=True):
+        assert torch.equal(chunk[0], torch.tensor(samples))
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_sees_one_batch_at_a_time_whatever_the_length() -> None:
+    for length in (3000, 30000):
+        model = Recorder()
+        separate(model, noise(2, length), chunk_size=CHUNK, batch_size=3)
+        assert {batch.shape for batch in model.batches[:-1]} == {(3, 2, CHUNK)}
+        assert len(model.chunks) == 2 * length // CHUNK - 1
+
+
+def test_the_estimates_of_a_batch_are_released_before_the_model_is_called_again() -> None:
+    alive: set[int] = set()
+    found: list[int] = []
+
+    def model(audio: Tensor) -> Tensor:
+        gc.collect()
+        found.append(len(alive))
+        memory = np.zeros((audio.shape[0], 4, *audio.shape[1:]), dtype=np.float32)
+        alive.add(id(memory))
+        weakref.finalize(memory, alive.discard, id(memory))
+        return torch.as_tensor(memory)  # The tensor's storage keeps the array alive.
+
+    separate(model, noise(2, 9 * CHUNK), chunk_size=CHUNK, batch_size=2)
+    assert found == [0] * 9
+
+
+def test_the_mixture_survives_a_model_that_writes_into_its_input() -> None:
+    mixture = noise(1, 2500)
+    before = mixture.clone()
+    separate(lambda audio: audio.zero_()[:, None], mixture, chunk_size=CHUNK)
+    assert torch.equal(mixture, before)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.'),
+        RuntimeError('MPS backend out of memory (MPS allocated: 9.05 GB)'),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_batch_until_it_fits_and_says_so(error: Exception) -> None:
+    sizes: list[int] = []
+
+    def model(audio: Tensor) -> Tensor:
+        sizes.append(len(audio))
+        if len(audio) > 2:
+            raise error
+        return identity(audio)
+
+    mixture = noise(2, 6 * CHUNK)
+    with pytest.warns(RuntimeWarning, match='`batch_size`') as caught:
+        stems = separate(model, mixture, chunk_size=CHUNK, batch_size=8)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert [str(warning.message).split()[-1] for warning in caught] == ['4.', '2.']
+    assert {warning.filename for warning in caught} == {__file__}
+    assert (stems[0] - mixture).abs().max() <= 1e-6
+
+
+def test_what_the_failed_batch_held_is_released_before_the_smaller_one_is_tried() -> None:
+    failed: list[weakref.ref[Tensor]] = []
+
+    def model(audio: Tensor) -> Tensor:
+        assert [reference() for reference in failed] == [None] * len(failed)
+        if len(audio) > 1:
+            activations = audio * 2
+            failed.extend((weakref.ref(audio), weakref.ref(activations)))
+            raise torch.OutOfMemoryError
+        return identity(audio)
+
+    with pytest.warns(RuntimeWarning, match='out of memory'):
+        separate(model, noise(1, 4 * CHUNK), chunk_size=CHUNK, batch_size=4)
+    assert len(failed) == 4
+
+
+def test_out_of_memory_with_one_chunk_is_raised_with_the_remedy() -> None:
+    def model(audio: Tensor) -> Tensor:
+        message = 'CUDA out of memory.'
+        raise torch.OutOfMemoryError(message)
+
+    with pytest.raises(torch.OutOfMemoryError, match=r'single chunk of 1000 samples.*smaller `chunk_size`') as caught:
+        separate(model, noise(1, 1500), chunk_size=CHUNK)
+    assert str(caught.value.__cause__) == 'CUDA out of memory.'
+
+
+def test_any_other_error_of_the_model_comes_out_as_it_is_and_at_once() -> None:
+    calls: list[int] = []
+
+    def model(audio: Tensor) -> Tensor:
+        calls.append(len(audio))
+        message = 'The size of tensor a (3) must match'
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match='The size of tensor a'):
+        separate(model, noise(1, 4000), chunk_size=CHUNK, batch_size=4)
+    assert calls == [4]
+
+
+# Channels, dtypes, devices, modes -----------------------------------------------------------------------------------
+
+
+def test_mono_is_duplicated_for_a_stereo_model() -> None:
+    mixture = noise(1500)
+    for audio in (mixture, mixture[None]):
+        model = Recorder(stereo=True)
+        stems = separate(model, audio, chunk_size=CHUNK)
+        assert {chunk.shape for chunk in model.chunks} == {(2, CHUNK)}
+        torch.testing.assert_close(stems, mixture.expand(1, 2, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(('stereo', 'channels'), [(True, 2), (False, 1), (None, 1), (None, 2), (None, 6)])
+def test_matching_channels_pass_as_they_are(stereo: bool | None, channels: int) -> None:
+    model = Recorder(stereo)
+    assert separate(model, noise(channels, 50), chunk_size=50).shape == (1, channels, 50)
+
+
+@pytest.mark.parametrize(
+    ('stereo', 'channels', 'remedy'),
+    [(False, 2, r'mixture\.mean\(dim=0\)'), (True, 3, 'Mix'), (False, 44100, 'transpose')],
+)
+def test_channels_that_the_model_does_not_take_are_refused_with_the_remedy(
+    stereo: bool, channels: int, remedy: str
+) -> None:
+    model = Recorder(stereo)
+    with pytest.raises(ValueError, match=f'received {channels}.*{remedy}'):
+        separate(model, torch.zeros(channels, 2))
+    assert model.batches == []
+
+
+def test_a_module_runs_in_eval_mode_without_gradients_and_gets_its_training_flags_back() -> None:
+    model = Layers()
+    mixture = noise(2, 2500).requires_grad_()
+    stems = separate(model, mixture, chunk_size=CHUNK)
+    torch.testing.assert_close(stems[0], 2 * mixture.detach(), rtol=0, atol=2e-6)
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+    assert not stems.requires_grad
+
+
+def test_training_flags_come_back_after_an_error() -> None:
+    model = Layers()
+    model.failing = True
+    with pytest.raises(RuntimeError, match='no such thing'):
+        separate(model, noise(2, 2500))
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+
+
+def test_stems_can_take_part_in_a_backward_pass() -> None:
+    stems = separate(identity, noise(1, 1500), chunk_size=CHUNK)
+    gain = torch.tensor(1.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad((stems * gain).sum(), gain)
+    assert float(gradient) == pytest.approx(float(stems.sum()))
+
+
+def test_a_module_is_moved_only_when_a_device_is_given() -> None:
+    model = Layers()
+    separate(model, noise(1, 10), chunk_size=10)
+    assert model.moves == []
+    separate(model, noise(1, 10), chunk_size=10, device='cpu')
+    assert model.moves == ['cpu']
+
+
+def test_half_precision_is_autocast_and_float32_switches_autocast_off() -> None:
+    weight = torch.eye(50)
+    seen: list[torch.dtype] = []
+
+    def model(audio: Tensor) -> Tensor:
+        product = audio @ weight
+        seen.append(product.dtype)
+        return identity(product)
+
+    mixture = noise(1, 50)
+    stems = separate(model, mixture, chunk_size=50, dtype=torch.bfloat16)
+    torch.testing.assert_close(stems[0], mixture.bfloat16().float(), rtol=0, atol=0)
+    separate(model, mixture, chunk_size=50)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        separate(model, mixture, chunk_size=50)
+        separate(model, mixture, chunk_size=50, dtype=torch.float32)
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize(
+    ('dtype_mixture', 'module', 'expected'),
+    [
+        (torch.float64, None, torch.float64),
+        (torch.float64, Layers().double(), torch.float64),
+        (torch.float64, Layers(), torch.float32),
+        (torch.float32, None, torch.float32),
+        (torch.bfloat16, None, torch.float32),
+    ],
+)
+def test_audio_is_float64_only_where_mixture_and_model_are(
+    dtype_mixture: torch.dtype, module: Layers | None, expected: torch.dtype
+) -> None:
+    mixture = noise(1, 3000, dtype=torch.float64).to(dtype_mixture)
+    model = identity if module is None else module
+    stems = separate(model, mixture, chunk_size=CHUNK, num_overlap=5)
+    assert stems.dtype == expected
+    gain = 1 if module is None else 2
+    assert (stems[0] - gain * mixture).abs().max() <= (1e-14 if expected == torch.float64 else 2e-6)
+
+
+# Progress -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_callback_counts_chunks_up_to_their_number() -> None:
+    seen: list[tuple[int, int]] = []
+    separate(
+        identity,
+        noise(1, 2750),
+        chunk_size=CHUNK,
+        batch_size=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+def test_the_progress_bar_goes_to_the_standard_error_stream_and_nothing_without_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    separate(identity, noise(1, 2750), chunk_size=CHUNK, progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert '5/5' in captured.err
+    separate(identity, noise(1, 2750), chunk_size=CHUNK)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_a_progress_bar_without_tqdm_names_the_extra_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'tqdm', None)
+    model = Recorder()
+    with pytest.raises(ImportError, match=r'hunterFormsBS\[separation\]'):
+        separate(model, noise(1, 10), progress=True)
+    assert model.batches == []
+
+
+# Bad input and output -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('keywords', 'error', 'message'),
+    [
+        ({'chunk_size': 0}, ValueError, '`chunk_size` must be at least 1: received 0'),
+        ({'chunk_size': 10.5}, TypeError, '`chunk_size` must be an integer: received 10.5'),
+        ({'num_overlap': 0}, ValueError, '`num_overlap`.*received 0'),
+        ({'num_overlap': True}, TypeError, '`num_overlap`.*received True'),
+        ({'num_overlap': 8, 'chunk_size': 7}, ValueError, 'received 8 and 7'),
+        ({'batch_size': -1}, ValueError, '`batch_size`.*received -1'),
+        ({'dtype': torch.float64}, ValueError, r'`dtype`.*received torch\.float64'),
+        ({'dtype': torch.int16}, ValueError, r'`dtype`.*received torch\.int16'),
+        ({'dtype': 'bfloat16'}, ValueError, "`dtype`.*received 'bfloat16'"),
+        ({'mixture': torch.zeros(2, 9, dtype=torch.int16)}, TypeError, r'received torch\.int16.*mixture / 32768'),
+        ({'mixture': torch.zeros(2, 9, dtype=torch.complex64)}, TypeError, r'received torch\.complex64'),
+        ({'mixture': np.zeros((2, 9))}, TypeError, 'received ndarray.*torch.from_numpy'),
+        ({'mixture': torch.zeros(1, 2, 9)}, ValueError, r'received shape \(1, 2, 9\)'),
+        ({'mixture': torch.tensor(0.0)}, ValueError, r'received shape \(\)'),
+        ({'mixture': torch.zeros(2, 0)}, ValueError, r'received shape \(2, 0\)'),
+        ({'mixture': torch.tensor([[0, 1.0, 2, 3], [0, 1, 2, math.nan]])}, ValueError, '1 samples.*index 3'),
+        ({'mixture': torch.tensor([0, -math.inf, 2, math.inf])}, ValueError, '2 samples.*index 1'),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_value_before_the_model_runs(
+    keywords: dict[str, object], error: type[Exception], message: str
+) -> None:
+    model = Recorder()
+    arguments = {'mixture': torch.zeros(2, 9), **keywords}
+    with pytest.raises(error, match=message):
+        separate(model, **arguments)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert model.batches == []
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+def test_an_estimate_that_is_not_finite_names_the_chunk_and_its_samples(value: float, batch_size: int) -> None:
+    def model(audio: Tensor) -> Tensor:
+        return torch.where(audio == 1700, value, audio)[:, None]
+
+    with pytest.raises(RuntimeError, match=r'chunk 2 of 4.*samples 1000 to 1999.*torch\.float32.*weights'):
+        separate(model, torch.arange(2300.0), chunk_size=CHUNK, num_overlap=2, batch_size=batch_size)
+
+
+def test_an_estimate_that_is_not_finite_names_the_dtype_of_the_computation() -> None:
+    weight = torch.eye(10) * 1e5
+    mixture = torch.ones(1, 10)
+    with pytest.raises(RuntimeError, match=r'torch\.float16.*Run in float32'):
+        separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10, dtype=torch.float16)
+    with torch.autocast('cpu', dtype=torch.float16), pytest.raises(RuntimeError, match=r'torch\.float16'):
+        separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10)
+    assert separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10).max() == 1e5
+
+
+OUTPUTS_REFUSED: list[tuple[Callable[[Tensor], object], str]] = [
+    (lambda audio: audio, r'torch\.float32 \(1, 2, 1000\)'),
+    (lambda audio: audio[:, None, :, :-1], r'\(1, 1, 2, 999\).*hop length'),
+    (lambda audio: audio[:, None, :1], r'\(1, 1, 1, 1000\)'),
+    (lambda audio: audio[:, :0, None].expand(-1, -1, 2, -1), r'\(1, 0, 2, 1000\)'),
+    (lambda audio: audio[:, None].expand(2, -1, -1, -1), r'\(2, 1, 2, 1000\)'),
+    (lambda audio: audio[:, None].int(), r'torch\.int32'),
+    (lambda audio: (audio[:, None], audio), 'received tuple'),
+]
+
+
+@pytest.mark.parametrize(('model', 'received'), OUTPUTS_REFUSED)
+def test_output_that_is_not_one_estimate_per_chunk_is_refused(model: Callable[[Tensor], Tensor], received: str) -> None:
+    with pytest.raises(RuntimeError, match=received):
+        separate(model, noise(2, 1500), chunk_size=CHUNK)
+
+
+def test_a_number_of_stems_that_changes_is_refused() -> None:
+    counts = iter([2, 3])
+    with pytest.raises(RuntimeError, match=r'\(1, 2, 1, 1000\): received torch\.float32 \(1, 3, 1, 1000\)'):
+        separate(lambda audio: audio[:, None].expand(-1, next(counts), -1, -1), noise(1, 1500), chunk_size=CHUNK)
+
+
+def test_nothing_is_warned_about_when_all_is_well() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
