@@ -1,0 +1,498 @@
+"""Transformer blocks: attention, feedforward, and the transformer that runs them along one axis.
+
+Axis letters in this module: b sequences, n positions, h heads, d features, e features of one head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TypeAlias, Unpack, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
+from hunterFormsBS.recompute import checkpointed, is_plain, linear_of
+from hunterFormsBS.residual import has_streams, residual_wrapper
+from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersTransformer, ValueResidualMix
+
+Values: TypeAlias = tuple[Tensor, ...]
+"""Values of a transformer's first attention, `(b, h, n, e)`, one tensor for each block of sequences."""
+
+TOKENS_PER_BLOCK = 1024
+"""On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+class Attend(nn.Module):
+    """Scaled dot-product attention, `softmax(scale · q kᵀ) v` [1]_, by the kernel that fits.
+
+    Parameters
+    ----------
+    attn_dropout : float
+        Probability of dropping an attention weight while training.
+    flash_attn : bool or FlashAttentionConfig
+        True: PyTorch's `scaled_dot_product_attention` and whatever kernel it picks. A configuration restricts its
+        choice. False: explicit softmax, which keeps the whole attention matrix.
+    sage_attention : bool
+        Use SageAttention [2]_ for float16 and bfloat16 on CUDA without gradient (its kernels have no backward pass).
+        Elsewhere `scaled_dot_product_attention` takes its place, and one warning says why.
+    scale : float, optional
+        Factor on the scores; `q.shape[-1] ** -0.5` by default.
+
+    References
+    ----------
+    .. [1] Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv 1706.03762.
+    .. [2] Zhang et al., SageAttention, ICLR 2025, arXiv 2410.02367.
+    """
+
+    def __init__(
+        self,
+        *,
+        attn_dropout: float = 0.0,
+        flash_attn: bool | FlashAttentionConfig = True,
+        sage_attention: bool = False,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.attn_dropout = nn.Dropout(attn_dropout)
+        self.flash_attn = flash_attn
+        self.sage_attention = sage_attention
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from `q` to `k`, both `(b, h, n, e)`, and mix `v`, `(b, h, n, e')` with e' ≤ e; returns the shape of `v`."""
+        if not self.flash_attn:
+            return self._explicit(q, k, v)
+        width = v.shape[-1]
+        if q.shape[-1] != width:  # the fast kernels want one width for all three
+            v = F.pad(v, (0, q.shape[-1] - width))
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if self.sage_attention and self._can_use_sage(q, k, v):
+            from sageattention import sageattn  # noqa: PLC0415
+
+            out = cast(Tensor, sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=scale))
+        else:
+            out = self._scaled_dot_product(q, k, v, scale)
+        return out[..., :width]
+
+    def _scaled_dot_product(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        dropout = self.attn_dropout.p if self.training else 0.0
+        attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=dropout, scale=scale)
+        if not isinstance(self.flash_attn, FlashAttentionConfig):
+            return attend()
+        backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
+        allowed = [backend for backend, enabled in zip(backends, self.flash_attn, strict=True) if enabled]
+        with sdpa_kernel(allowed):
+            return attend()
+
+    def _explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = q @ k.transpose(-1, -2) * scale
+        weights = scores.softmax(dim=-1, dtype=at_least_float32(scores.dtype)).to(v.dtype)
+        return cast(Tensor, self.attn_dropout(weights)) @ v
+
+    @staticmethod
+    def _can_use_sage(q: Tensor, k: Tensor, v: Tensor) -> bool:
+        if importlib.util.find_spec("sageattention") is None:
+            reason = "the package sageattention is not installed"
+        elif not q.is_cuda:
+            reason = f"it needs CUDA tensors, and these are on {q.device.type}"
+        elif q.dtype not in (torch.float16, torch.bfloat16):
+            reason = f"it needs float16 or bfloat16, and these are {q.dtype}"
+        elif torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+            reason = "gradients are needed, and its kernels have no backward pass"
+        else:
+            return True
+        if not torch.compiler.is_compiling():
+            _warn_once(f"sage_attention=True has no effect here: {reason}. PyTorch's attention is used.")
+        return False
+
+
+def mix_values(v: Tensor, first: Tensor, mix: Tensor | float, how: ValueResidualMix) -> Tensor:
+    """Move values toward those of the first layer: value residual learning [1]_.
+
+    `v + mix · (first - v)`; when `how` is 'swapped', `v + first · (mix - v)`, which is what BS-RoFormer's Mel models
+    compute, their `lerp` arguments being the other way round, and so what their checkpoints were trained with.
+
+    References
+    ----------
+    .. [1] Zhou et al., Value Residual Learning, ACL 2025, arXiv 2410.17897.
+    """
+    if how == "swapped":
+        return v + first * (mix - v)
+    return v + mix * (first - v)
+
+
+class FeedForward(nn.Module):
+    """RMSNorm, Linear, GELU [1]_, Linear, with a dropout after the activation and after the second Linear.
+
+    Parameters
+    ----------
+    dim : int
+        Features in and out.
+    ff_mult : int
+        The hidden layer has `dim * ff_mult` features.
+    ff_dropout : float
+        Dropout probability.
+
+    References
+    ----------
+    .. [1] Hendrycks & Gimpel, Gaussian Error Linear Units, 2016, arXiv 1606.08415.
+    """
+
+    def __init__(self, dim: int, *, ff_mult: int = 4, ff_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            RMSNorm(dim),
+            nn.Linear(dim, dim * ff_mult),
+            nn.GELU(),
+            nn.Dropout(ff_dropout),
+            nn.Linear(dim * ff_mult, dim),
+            nn.Dropout(ff_dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, expand, gelu, dropout, contract, _ = self.net
+        if (
+            (self.training and cast(nn.Dropout, dropout).p > 0)
+            or not all(map(is_plain, self.net, (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)))
+            or not is_plain(self.net, nn.Sequential)
+        ):
+            return cast(Tensor, self.net(x))
+        # Stores x and what enters GELU; norm and GELU outputs, four times dim more, are recomputed.
+        (hidden,) = linear_of(rms_norm, (x, cast(RMSNorm, norm).gamma), (cast(nn.Linear, expand),))
+        (out,) = linear_of(F.gelu, (hidden,), (cast(nn.Linear, contract),))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with position embedding, one sigmoid gate per head and position, and value residual.
+
+    Parameters
+    ----------
+    dim : int
+        Features in and out.
+    heads, dim_head : int
+        Heads, and features of each.
+    attn_dropout, flash_attn, sage_attention, scale
+        See `Attend`; `attn_dropout` also follows the output projection, and `scale` is `dim_head ** -0.5` by default.
+    rotary_embed, pope_embed : optional
+        Position embedding, at most one of them, shared among layers.
+    value_residual_mix : {'learned', 'constant', 'swapped'}, optional
+        How values are mixed with those of the first layer (see `mix_values`): by a learned factor per head and
+        position, or halfway. None: they are not.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        dim_head: int = 64,
+        attn_dropout: float = 0.0,
+        flash_attn: bool | FlashAttentionConfig = True,
+        sage_attention: bool = False,
+        scale: float | None = None,
+        rotary_embed: RotaryEmbedding | None = None,
+        pope_embed: PolarEmbedding | None = None,
+        value_residual_mix: ValueResidualMix | None = None,
+    ) -> None:
+        super().__init__()
+        if rotary_embed is not None and pope_embed is not None:
+            raise ValueError("I received both rotary_embed and pope_embed, and positions enter only once: pass one of them.")
+        self.heads = heads
+        self.rotary_embed = rotary_embed
+        self.pope_embed = pope_embed
+        self.value_residual_mix = value_residual_mix
+        self.norm = RMSNorm(dim)
+        self.attend = Attend(
+            attn_dropout=attn_dropout,
+            flash_attn=flash_attn,
+            sage_attention=sage_attention,
+            scale=dim_head**-0.5 if scale is None else scale,
+        )
+        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_value_residual_mix = (
+            nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
+        )
+        self.to_gates = nn.Linear(dim, heads)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim, bias=False), nn.Dropout(attn_dropout))
+
+    def position_table(self, length: int) -> tuple[Tensor, ...] | None:
+        """Return the position embedding's table for sequences of `length`, None without a position embedding."""
+        embedding = self.rotary_embed or self.pope_embed
+        return None if embedding is None else embedding.table(length)
+
+    def forward(
+        self, x: Tensor, first_values: Tensor | None = None, table: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend along the second axis.
+
+        Parameters
+        ----------
+        x : Tensor
+            `(b, n, d)`.
+        first_values : Tensor, optional
+            `(b, h, n, e)`, values of the first layer; needed when there is a `value_residual_mix`.
+        table : tuple of Tensor, optional
+            `position_table(n)`, when the caller has it already.
+
+        Returns
+        -------
+        out : Tensor
+            `(b, n, d)`.
+        values : Tensor
+            `(b, h, n, e)`, this layer's values before mixing.
+        """
+        table = self.position_table(x.shape[1]) if table is None else table
+        qkv, gates, *mix = self._project(x)
+        q, k, values = self._place(qkv, table)
+        v = values
+        if self.value_residual_mix is not None:
+            if first_values is None:
+                raise ValueError("This layer mixes its values with the first layer's: pass `first_values`.")
+            factor = rearrange(mix[0], "b n h -> b h n 1").sigmoid() if mix else 0.5
+            v = mix_values(v, first_values, factor, self.value_residual_mix)
+        out = rearrange(self.attend(q, k, v), "b h n e -> b n h e")
+        return self._gate_and_merge(out, gates), values
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the three (or two) linear maps of the normed input: qkv, gates and, if learned, mixing factors."""
+        heads = [m for m in (self.to_qkv, self.to_gates, self.to_value_residual_mix) if m is not None]
+        if is_plain(self.norm, RMSNorm) and all(is_plain(m, nn.Linear) for m in heads):
+            return linear_of(rms_norm, (x, self.norm.gamma), heads)
+        normed = self.norm(x)
+        return tuple(m(normed) for m in heads)
+
+    def _place(self, qkv: Tensor, table: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = rearrange(qkv, "b n (three h e) -> b n three h e", three=3, h=self.heads)
+        embedding = self.rotary_embed or self.pope_embed
+        if embedding is None or table is None:
+            q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
+            return q, k, v
+        return embedding.place(qkv, table, may_overwrite=is_plain(self.to_qkv, nn.Linear))
+
+    def _gate_and_merge(self, out: Tensor, gates: Tensor) -> Tensor:
+        """Scale each head, `out` `(b, n, h, e)`, by the sigmoid of `gates`, `(b, n, h)`, and project to `(b, n, d)`."""
+        project, dropout = self.to_out
+        if is_plain(self.to_out, nn.Sequential) and is_plain(project, nn.Linear) and is_plain(dropout, nn.Dropout):
+            (merged,) = linear_of(gated_heads, (out, gates), (cast(nn.Linear, project),))
+            return cast(Tensor, dropout(merged))
+        return cast(Tensor, self.to_out(gated_heads(out, gates)))
+
+
+def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
+    """Return `(b, n, h · e)`: heads, `(b, n, h, e)`, each scaled by the sigmoid of its gate, `(b, n, h)`."""
+    return (out * gates.sigmoid()[..., None]).flatten(-2)
+
+
+class LinearAttention(nn.Module):
+    """Cross-covariance attention: features attend to features, so the cost is linear in the length [1]_.
+
+    Queries and keys are normalised along the sequence; the attention matrix is `(e, e)` per head.
+
+    Parameters
+    ----------
+    dim, heads, dim_head, attn_dropout, flash_attn, sage_attention, scale, value_residual_mix
+        See `Attention`. The kernels that `flash_attn` and `sage_attention` choose keep a long attention matrix out of
+        memory; this one is small, and is computed explicitly whatever they say. `scale` is 8 by default.
+
+    References
+    ----------
+    .. [1] El-Nouby et al., XCiT: Cross-Covariance Image Transformers, NeurIPS 2021, arXiv 2106.09681.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        dim_head: int = 64,
+        attn_dropout: float = 0.0,
+        scale: float = 8.0,
+        value_residual_mix: ValueResidualMix | None = None,
+    ) -> None:
+        super().__init__()
+        self.value_residual_mix = value_residual_mix
+        self.norm = RMSNorm(dim)
+        self.to_qkv = nn.Sequential(
+            nn.Linear(dim, 3 * heads * dim_head, bias=False),
+            Rearrange("b n (three h e) -> three b h e n", three=3, h=heads),
+        )
+        self.temperature = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.attend = Attend(attn_dropout=attn_dropout, flash_attn=False, scale=scale)
+        self.to_value_residual_mix = (
+            nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
+        )
+        self.to_out = nn.Sequential(
+            Rearrange("b h e n -> b n (h e)"), nn.Linear(heads * dim_head, dim, bias=False)
+        )
+
+    def forward(self, x: Tensor, first_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Attention.forward`, but values are `(b, h, e, n)`."""
+        normed = self.norm(x)
+        q, k, values = self.to_qkv(normed).unbind(0)
+        v = values
+        if self.value_residual_mix is not None:
+            if first_values is None:
+                raise ValueError("This layer mixes its values with the first layer's: pass `first_values`.")
+            mix = self.to_value_residual_mix
+            factor = 0.5 if mix is None else rearrange(mix(normed), "b n h -> b h 1 n").sigmoid()
+            v = mix_values(v, first_values, factor, self.value_residual_mix)
+        q, k = (F.normalize(t, dim=-1) for t in (q, k))
+        out = self.attend(q * self.temperature.exp(), k, v)
+        return cast(Tensor, self.to_out(out)), values
+
+
+class Transformer(nn.Module):
+    """Attention and feedforward, `depth` times, each with a residual connection, along one axis.
+
+    Sequences do not see one another, so on a CPU they run in blocks that fit its cache.
+
+    Parameters
+    ----------
+    dim : int
+        Features.
+    depth : int
+        Number of attention and feedforward pairs.
+    linear_attn : bool
+        Use `LinearAttention`, which has no position embedding.
+    rotary_embed, pope_embed, value_residual_mix, heads, dim_head, attn_dropout, flash_attn, sage_attention, scale
+        See `Attention`.
+    ff_mult, ff_dropout
+        See `FeedForward`.
+    norm_output : bool
+        Normalise what comes out.
+    keep_values : bool
+        Return the first layer's values, for the layer groups that follow.
+    num_residual_streams, num_residual_fracs, mc_hyper_conn_sinkhorn_iters
+        See `hunterFormsBS.residual.residual_wrapper`.
+    use_torch_checkpoint : bool
+        In the backward pass recompute each block of sequences instead of storing what happens inside it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        linear_attn: bool = False,
+        rotary_embed: RotaryEmbedding | None = None,
+        pope_embed: PolarEmbedding | None = None,
+        value_residual_mix: ValueResidualMix | None = None,
+        keep_values: bool = False,
+        heads: int = 8,
+        dim_head: int = 64,
+        attn_dropout: float = 0.0,
+        flash_attn: bool | FlashAttentionConfig = True,
+        sage_attention: bool = False,
+        scale: float | None = None,
+        ff_mult: int = 4,
+        ff_dropout: float = 0.0,
+        norm_output: bool = True,
+        num_residual_streams: int = 1,
+        num_residual_fracs: int = 1,
+        mc_hyper_conn_sinkhorn_iters: int | None = None,
+        use_torch_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.keep_values = keep_values
+        self.use_torch_checkpoint = use_torch_checkpoint
+        self.num_residual_streams = num_residual_streams
+        self.wrapped = has_streams(num_residual_streams, num_residual_fracs)
+
+        def attention() -> nn.Module:
+            common = {"heads": heads, "dim_head": dim_head, "attn_dropout": attn_dropout}
+            if linear_attn:
+                return LinearAttention(dim, **common, value_residual_mix=value_residual_mix)
+            return Attention(
+                dim,
+                **common,
+                flash_attn=flash_attn,
+                sage_attention=sage_attention,
+                scale=scale,
+                rotary_embed=rotary_embed,
+                pope_embed=pope_embed,
+                value_residual_mix=value_residual_mix,
+            )
+
+        wrap: Callable[[nn.Module, int], nn.Module] = lambda sublayer, _: sublayer  # noqa: E731
+        if self.wrapped:
+            wrap = residual_wrapper(
+                dim,
+                num_residual_streams=num_residual_streams,
+                num_residual_fracs=num_residual_fracs,
+                mc_hyper_conn_sinkhorn_iters=mc_hyper_conn_sinkhorn_iters,
+            )
+        self.layers = nn.ModuleList()
+        for index in range(depth):
+            feedforward = FeedForward(dim, ff_mult=ff_mult, ff_dropout=ff_dropout)
+            self.layers.append(nn.ModuleList([wrap(attention(), 2 * index), wrap(feedforward, 2 * index + 1)]))
+        self.norm = RMSNorm(dim) if norm_output else nn.Identity()
+
+    def forward(self, x: Tensor, first_values: Values = ()) -> tuple[Tensor, Values]:
+        """Transform every sequence.
+
+        Parameters
+        ----------
+        x : Tensor
+            `(b, n, d)`, with the streams of an item side by side in b. Any memory layout: a transposed view costs nothing more.
+        first_values : tuple of Tensor, optional
+            What the transformer of this axis in the first layer group returned.
+
+        Returns
+        -------
+        x : Tensor
+            `(b, n, d)`, contiguous.
+        values : tuple of Tensor
+            Values of the first attention, one `(b, h, n, e)` for each block of sequences; empty unless `keep_values`.
+        """
+        run = partial(checkpointed, self._run_layers) if self.use_torch_checkpoint else self._run_layers
+        table = self._position_table(x.shape[1])
+        outs: list[Tensor] = []
+        values: list[Tensor] = []
+        for index, block in enumerate(self._blocks(x)):
+            out, value = run(block, first_values[index] if first_values else None, table)
+            outs.append(out)
+            if self.keep_values:
+                values.append(value)
+        return torch.cat(outs) if len(outs) > 1 else outs[0], tuple(values)
+
+    def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Divide the sequences: into cache-sized blocks on a CPU, and elsewhere, where launches cost more, not at all."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return (x,)
+        streams = self.num_residual_streams
+        sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
+        return x.split(sequences)
+
+    def _position_table(self, length: int) -> tuple[Tensor, ...] | None:
+        """Return the table that all layers share; None where the layers look after themselves."""
+        first = self.layers[0][0]  # type: ignore[index]
+        attention = first.branch if self.wrapped else first
+        return attention.position_table(length) if isinstance(attention, Attention) else None
+
+    def _run_layers(
+        self, x: Tensor, first_values: Tensor | None, table: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        values: Tensor | None = None
+        keywords = {} if table is None else {"table": table}
+        for attention, feedforward in self.layers:
+            out, layer_values = attention(x, first_values=first_values, **keywords)
+            values = layer_values if values is None else values
+            x = out if self.wrapped else x + out
+            x = feedforward(x) if self.wrapped else x + feedforward(x)
+        return self.norm(x), cast(Tensor, values)

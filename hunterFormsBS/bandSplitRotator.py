@@ -1,0 +1,462 @@
+"""The model: one class for BS-RoFormer, Mel-Band RoFormer and every other band layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, overload
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from hunterFormsBS.attend import Transformer, Values
+from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, MaskEstimator, lossComputation
+from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
+from hunterFormsBS.norm import RMSNorm, at_least_float32
+from hunterFormsBS.recompute import checkpointed
+from hunterFormsBS.residual import expand_streams, reduce_streams
+from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding, complex_product
+from hunterFormsBS.spectrum import SpectralTransform
+from hunterFormsBS.theTypes import (
+    FlashAttentionConfig,
+    ParametersComputeLoss,
+    ParametersTransformer,
+    ValueResidualMix,
+    WindowFunction,
+)
+from hunterFormsBS.validate import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+
+SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d"}
+"""How tokens, `b t f d`, line up for the transformer of each axis, in the order of the axes in a layer group."""
+
+
+class BandSplitRotator(nn.Module):
+    """Separate stems with band-split rotary transformers [1]_ [2]_.
+
+    Audio becomes a spectrum; each band of each frame becomes a token; transformers run along time and along
+    frequency in turn; each stem's mask estimator turns tokens into a complex mask; masked spectra become audio. Axis
+    letters: b batch, n stem, s audio channel, f frequency bin, t time frame (of audio: sample), c real and imaginary
+    part, d feature, h head.
+
+    Parameters
+    ----------
+    dim : int
+        Features of a token.
+    depth : int
+        Layer groups, each a linear (if any), a time and a frequency transformer.
+    attn_dropout, ff_dropout : float
+        Dropout probabilities of attention and feedforward, in [0, 1).
+    dim_freqs_in : int
+        Frequency bins as older configurations state them. `stft_n_fft // 2 + 1` is used, and a warning says so when
+        they differ.
+    dim_head, heads : int
+        Features of an attention head, and heads.
+    ff_mult : int, optional
+        Hidden features of the feedforward, in multiples of `dim`; 4 by default.
+    final_norm, norm_output, zero_dc : bool, optional
+        Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
+        False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
+    flash_attn, sage_attention, scale
+        See `hunterFormsBS.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
+    freq_range : (int, int), optional
+        First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
+    freqs_per_bands : sequence of int
+        Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
+    learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
+        True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
+        mix them in softmax attention (see `hunterFormsBS.attend.mix_values`); 'swapped_everywhere': in linear attention
+        too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
+    linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
+        Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
+        at once and may be 0 deep.
+    mask_estimator_depth : int, optional
+        Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
+    mask_filter_bank : Tensor, optional
+        Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
+    match_input_audio_length : bool
+        Return as many samples as came in. False: a multiple of the hop length.
+    mc_hyper_conn_sinkhorn_iters, num_residual_fracs, num_residual_streams
+        See `hunterFormsBS.residual.residual_wrapper`.
+    mlp_expansion_factor : int
+        Hidden features of a mask estimator, in multiples of `dim`.
+    multi_stft_hop_size, multi_stft_normalized, multi_stft_resolution_loss_weight, \
+    multi_stft_resolutions_window_sizes, multi_stft_window_fn
+        See `hunterFormsBS.bandSplit.lossComputation`.
+    num_bands : int, optional
+        Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
+    num_stems : int
+        Stems to estimate.
+    sample_rate : float, optional
+        Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
+    skip_connection : bool
+        Add the outputs of all earlier layer groups before a group's time transformer.
+    stereo : bool
+        Two audio channels instead of one.
+    stft_hop_length, stft_n_fft, stft_normalized, stft_win_length, stft_window_fn
+        See `hunterFormsBS.spectrum.SpectralTransform`.
+    use_pope : bool
+        Polar instead of rotary position embedding; see `hunterFormsBS.rotary`.
+    use_torch_checkpoint : bool
+        Activation checkpointing: less memory for a second forward pass in training.
+    use_value_residual_learning : bool
+        Mix values of later layer groups with those of the first; see `hunterFormsBS.attend.mix_values`.
+
+    Attributes
+    ----------
+    configuration : dict
+        The arguments, such that `type(model)(**model.configuration)` is the same model with new weights.
+    mask_filter_bank : Tensor
+        Buffer, boolean `(band, f)`.
+
+    References
+    ----------
+    .. [1] Lu et al., Music Source Separation with Band-Split RoPE Transformer, ICASSP 2024, arXiv 2309.02612.
+    .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
+    """
+
+    mask_filter_bank: Tensor
+    freq_indices: Tensor
+    num_bands_per_freq: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        attn_dropout: float = 0.0,
+        dim_freqs_in: int = 1025,
+        dim_head: int = 64,
+        ff_dropout: float = 0.0,
+        ff_mult: int | None = None,
+        final_norm: bool | None = None,
+        flash_attn: bool | FlashAttentionConfig = True,
+        freq_range: tuple[int, int] | None = None,
+        freq_transformer_depth: int = 2,
+        freqs_per_bands: Sequence[int] = DEFAULT_FREQS_PER_BANDS,
+        heads: int = 8,
+        learned_value_residual_mix: bool | Literal["swapped", "swapped_everywhere"] | None = None,
+        linear_transformer_depth: int = 0,
+        mask_estimator_depth: int | None = None,
+        mask_filter_bank: Tensor | None = None,
+        match_input_audio_length: bool = True,
+        mc_hyper_conn_sinkhorn_iters: int | None = None,
+        mlp_expansion_factor: int = 4,
+        multi_stft_hop_size: int = 147,
+        multi_stft_normalized: bool = False,
+        multi_stft_resolution_loss_weight: float = 1.0,
+        multi_stft_resolutions_window_sizes: Sequence[int] = (4096, 2048, 1024, 512, 256),
+        multi_stft_window_fn: WindowFunction = torch.hann_window,
+        norm_output: bool | None = None,
+        num_bands: int | None = None,
+        num_residual_fracs: int | None = None,
+        num_residual_streams: int = 1,
+        num_stems: int = 1,
+        sage_attention: bool = False,
+        sample_rate: float | None = None,
+        scale: float | None = None,
+        skip_connection: bool = False,
+        stereo: bool = False,
+        stft_hop_length: int = 512,
+        stft_n_fft: int = 2048,
+        stft_normalized: bool = False,
+        stft_win_length: int = 2048,
+        stft_window_fn: WindowFunction = torch.hann_window,
+        time_transformer_depth: int = 2,
+        use_pope: bool = False,
+        use_torch_checkpoint: bool = False,
+        use_value_residual_learning: bool = False,
+        zero_dc: bool | None = None,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_arguments(arguments)
+        super().__init__()
+        self.configuration: dict[str, Any] = arguments
+        self.stereo = stereo
+        self.audio_channels = 2 if stereo else 1
+        self.num_stems = num_stems
+        self.match_input_audio_length = match_input_audio_length
+        self.skip_connection = skip_connection
+        self.num_residual_streams = num_residual_streams
+        self.use_torch_checkpoint = use_torch_checkpoint
+
+        layout = resolve_mask_filter_bank(
+            num_freqs=stft_n_fft // 2 + 1,
+            stft_n_fft=stft_n_fft,
+            mask_filter_bank=mask_filter_bank,
+            sample_rate=sample_rate,
+            num_bands=num_bands,
+            freqs_per_bands=freqs_per_bands,
+            freq_range=freq_range,
+        )
+        self._register_layout(layout)
+        overlapping = is_overlapping(layout)
+        final_norm = not overlapping if final_norm is None else final_norm
+        norm_output = overlapping if norm_output is None else norm_output
+        self.zero_dc = not overlapping if zero_dc is None else zero_dc
+
+        self.stft = SpectralTransform(
+            stft_n_fft=stft_n_fft,
+            stft_hop_length=stft_hop_length,
+            stft_win_length=stft_win_length,
+            stft_normalized=stft_normalized,
+            stft_window_fn=stft_window_fn,
+        )
+        self.multi_stft: ParametersComputeLoss = {
+            "stft_n_fft": stft_n_fft,
+            "multi_stft_hop_size": multi_stft_hop_size,
+            "multi_stft_normalized": multi_stft_normalized,
+            "multi_stft_resolution_loss_weight": multi_stft_resolution_loss_weight,
+            "multi_stft_resolutions_window_sizes": multi_stft_resolutions_window_sizes,
+            "multi_stft_window_fn": multi_stft_window_fn,
+        }
+
+        dim_inputs = [2 * self.audio_channels * width for width in layout.sum(1).tolist()]
+        self.band_split = BandSplit(dim, dim_inputs)
+        self.layers = self._layer_groups(
+            dim,
+            depth,
+            {
+                "linear": linear_transformer_depth,
+                "time": time_transformer_depth,
+                "frequency": freq_transformer_depth,
+            },
+            use_pope,
+            _value_residual_mixes(use_value_residual_learning, learned_value_residual_mix),
+            {
+                "heads": heads,
+                "dim_head": dim_head,
+                "attn_dropout": attn_dropout,
+                "flash_attn": flash_attn,
+                "sage_attention": sage_attention,
+                "scale": scale,
+                "ff_mult": 4 if ff_mult is None else ff_mult,
+                "ff_dropout": ff_dropout,
+                "norm_output": norm_output,
+                "num_residual_streams": num_residual_streams,
+                "num_residual_fracs": 1 if num_residual_fracs is None else num_residual_fracs,
+                "mc_hyper_conn_sinkhorn_iters": mc_hyper_conn_sinkhorn_iters,
+                "use_torch_checkpoint": use_torch_checkpoint,
+            },
+        )
+        self.final_norm = RMSNorm(dim) if final_norm else nn.Identity()
+        self.mask_estimators = nn.ModuleList(
+            MaskEstimator(
+                dim,
+                dim_inputs,
+                mask_estimator_depth=1 if mask_estimator_depth is None else mask_estimator_depth,
+                mlp_expansion_factor=mlp_expansion_factor,
+            )
+            for _stem in range(num_stems)
+        )
+
+    def _layer_groups(
+        self,
+        dim: int,
+        depth: int,
+        axis_depths: Mapping[str, int],
+        use_pope: bool,
+        mixes: Mapping[str, ValueResidualMix | None],
+        shared: ParametersTransformer,
+    ) -> nn.ModuleList:
+        """Build `depth` groups of one transformer for each axis, those of an axis sharing one position embedding."""
+        self.axes = tuple(axis for axis, axis_depth in axis_depths.items() if axis_depth)
+        positions: dict[str, dict[str, Any]] = {"linear": {"linear_attn": True}}
+        for axis in ("time", "frequency"):
+            positions[axis] = (
+                {"pope_embed": PolarEmbedding(shared["dim_head"], shared["heads"])}
+                if use_pope
+                else {"rotary_embed": RotaryEmbedding(shared["dim_head"])}
+            )
+        groups = nn.ModuleList()
+        for group in range(depth):
+            groups.append(
+                nn.ModuleList(
+                    Transformer(
+                        dim,
+                        depth=axis_depths[axis],
+                        value_residual_mix=mixes[axis] if group else None,
+                        keep_values=not group and mixes[axis] is not None,
+                        **positions[axis],
+                        **shared,
+                    )
+                    for axis in self.axes
+                )
+            )
+        return groups
+
+    def _register_layout(self, layout: Tensor) -> None:
+        """Keep the layout, and what gathering and averaging bands need of it, in buffers that no state dict holds."""
+        freq_indices = layout.nonzero()[:, 1]  # bands one after another
+        self.register_buffer("mask_filter_bank", layout, persistent=False)
+        self.register_buffer("freq_indices", freq_indices, persistent=False)
+        self.register_buffer("num_bands_per_freq", layout.sum(0), persistent=False)
+        # Bands side by side need neither gather nor scatter: they are one slice of the bins.
+        low, high = int(freq_indices[0]), int(freq_indices[-1]) + 1
+        contiguous = torch.equal(freq_indices, torch.arange(low, high))
+        self.freq_slice = slice(low, high) if contiguous else None
+
+    @overload
+    def forward(
+        self, raw_audio: Tensor, target: None = None, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: bool = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, raw_audio: Tensor, target: Tensor, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, raw_audio: Tensor, target: Tensor, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: Literal[True]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    def forward(
+        self,
+        raw_audio: Tensor,
+        target: Tensor | None = None,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Separate audio, or, given the stems, return how far the estimates are from them.
+
+        Parameters
+        ----------
+        raw_audio : Tensor
+            The mixture, floating point, `(b, s, t)`, or `(b, t)` if mono; any length from one sample up.
+        target : Tensor, optional
+            The true stems, all of them; for shapes see `hunterFormsBS.bandSplit.lossComputation`.
+        active_stem_ids : sequence of int, optional
+            Run only these stems' heads, in this order; all by default.
+        return_loss_breakdown : bool
+            Return the two terms of the loss as well.
+
+        Returns
+        -------
+        Tensor or (Tensor, (Tensor, Tensor))
+            Without `target` stems, `(b, n, s, t)`, float32 or better. With `target` the loss, or the loss and its
+            waveform term and spectral term, the latter before weighting.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For input that does not fit, before anything is computed.
+        """
+        audio = check_audio(raw_audio, self.audio_channels)
+        stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
+        if target is not None:
+            check_target(target, audio, self.num_stems)
+
+        spectrum = self.stft.forward(audio)
+        spectra = self.mask_spectrum(spectrum, stem_ids)
+        length = audio.shape[-1]
+        recon_audio = self.stft.inverse(spectra, length if self.match_input_audio_length else None)
+
+        if target is None:
+            return recon_audio
+        return lossComputation(
+            recon_audio, target, stem_ids, self.multi_stft, return_loss_breakdown=return_loss_breakdown
+        )
+
+    def mask_spectrum(self, spectrum: Tensor, stem_ids: Sequence[int] | None = None) -> Tensor:
+        """Estimate and apply masks: everything between the two STFTs, in real numbers.
+
+        Parameters
+        ----------
+        spectrum : Tensor
+            `(b, s, f, t, c)`, from `self.stft.forward`.
+        stem_ids : sequence of int, optional
+            Stems to estimate; all by default.
+
+        Returns
+        -------
+        Tensor
+            The stems' spectra, `(b, n, s, f, t, c)`.
+        """
+        stem_ids = range(self.num_stems) if stem_ids is None else stem_ids
+        bands = self.gather_bands(spectrum)
+        tokens = self.split_bands(bands)
+        tokens = self.transform(tokens)
+        band_masks = self.estimate_masks(tokens, stem_ids)
+        mask = self.average_overlaps(band_masks)
+        return self.apply_mask(spectrum, mask)
+
+    def gather_bands(self, spectrum: Tensor) -> Tensor:
+        """Line up the bins of every band: `(b, s, f, t, c)` to `(b, t, bins of all bands × s × c)`."""
+        frames = rearrange(spectrum, "b s f t c -> b t f s c")
+        if self.freq_slice is not None:
+            frames = frames[:, :, self.freq_slice]
+        else:
+            frames = frames.index_select(2, self.freq_indices)
+        return rearrange(frames, "b t f s c -> b t (f s c)")
+
+    def split_bands(self, bands: Tensor) -> Tensor:
+        """Make one token of each band of each frame: `(b, t, band, d)`."""
+        bands = bands.to(next(self.band_split.parameters()).dtype)
+        return self._maybe_checkpointed(self.band_split, bands)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
+        x = expand_streams(x, self.num_residual_streams)
+        batch, frames, bands, _ = x.shape
+        first_values: dict[str, Values] = {}
+        earlier: list[Tensor] = []
+        for group in self.layers:
+            for axis, transformer in zip(self.axes, cast(nn.ModuleList, group), strict=True):
+                if axis == "time":
+                    x = sum(earlier, start=x)
+                # From here x is a view in another order; the transformer's first layer reads it so.
+                sequences = rearrange(x, f"b t f d -> {SEQUENCES[axis]}")
+                sequences, values = transformer(sequences, first_values.get(axis, ()))
+                first_values.setdefault(axis, values)
+                x = rearrange(sequences, f"{SEQUENCES[axis]} -> b t f d", b=batch, t=frames, f=bands)
+            if self.skip_connection:
+                earlier.append(x)
+        return cast(Tensor, self.final_norm(reduce_streams(x, self.num_residual_streams)))
+
+    def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
+        """Turn tokens `(b, t, band, d)` into masks of the bands, `(b, n, t, bins of all bands, s, c)`, float32 or better."""
+        masks = [self._maybe_checkpointed(self.mask_estimators[stem_id], x) for stem_id in stem_ids]
+        mask = rearrange(torch.stack(masks, dim=1), "b n t (f s c) -> b n t f s c", s=self.audio_channels, c=2)
+        return mask.to(at_least_float32(mask.dtype))
+
+    def average_overlaps(self, band_masks: Tensor) -> Tensor:
+        """Give each bin the mean of the masks of its bands: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
+        num_freqs = self.num_bands_per_freq.shape[0]
+        if self.freq_slice is not None:
+            outside = (self.freq_slice.start, num_freqs - self.freq_slice.stop)
+            return F.pad(band_masks, (0, 0, 0, 0, *outside)) if any(outside) else band_masks
+        shape = (*band_masks.shape[:3], num_freqs, *band_masks.shape[4:])
+        total = band_masks.new_zeros(shape).index_add(3, self.freq_indices, band_masks)
+        return total / self.num_bands_per_freq.clamp_min(1)[:, None, None]
+
+    def apply_mask(self, spectrum: Tensor, mask: Tensor) -> Tensor:
+        """Multiply the spectrum, `(b, s, f, t, c)`, by complex masks, `(b, n, t, f, s, c)`: `(b, n, s, f, t, c)`."""
+        factor = rearrange(mask, "b n t f s c -> b n s t f c")
+        spectra = complex_product(rearrange(spectrum, "b s f t c -> b 1 s t f c"), factor)
+        if self.zero_dc:
+            spectra[..., 0, :] = 0
+        return rearrange(spectra, "b n s t f c -> b n s f t c")
+
+    def _maybe_checkpointed(self, module: nn.Module, x: Tensor) -> Tensor:
+        return cast(Tensor, checkpointed(module, x) if self.use_torch_checkpoint else module(x))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        hidden = self.configuration["dim"] * self.configuration["mlp_expansion_factor"]
+        if misfit := explain_misfit(state_dict, prefix, self.configuration, hidden):
+            raise RuntimeError(misfit)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _value_residual_mixes(
+    use_value_residual_learning: bool, learned: bool | str | None
+) -> dict[str, ValueResidualMix | None]:
+    """Return how values mix in the layer groups after the first, for each axis."""
+    if not use_value_residual_learning:
+        return dict.fromkeys(SEQUENCES)
+    if learned is False:
+        return dict.fromkeys(SEQUENCES, "constant")
+    softmax: ValueResidualMix = "swapped" if isinstance(learned, str) else "learned"
+    linear: ValueResidualMix = "swapped" if learned == "swapped_everywhere" else "learned"
+    return {"linear": linear, "time": softmax, "frequency": softmax}

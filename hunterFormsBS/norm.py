@@ -1,0 +1,44 @@
+"""Root mean square normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute statistics and spectra in: float32 for half types, else `dtype` itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """Scale the last axis to root mean square 1, then by `gamma`: `x / max(‖x‖₂, 1e-12) · √d · gamma` [1]_.
+
+    Computed in float32 (float64 for float64 input), returned in the dtype of `x`.
+
+    Parameters
+    ----------
+    x : Tensor
+        `(..., d)`.
+    gamma : Tensor
+        `(d)`, or any shape that broadcasts to that of `x`.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019, arXiv 1910.07467.
+    """
+    dtype = at_least_float32(x.dtype)
+    wide = x.to(dtype)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide * (x.shape[-1] ** 0.5 / length.clamp_min(1e-12)) * gamma.to(dtype)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` over `dim` features with a learned gain, the parameter `gamma`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.gamma)

@@ -1,0 +1,210 @@
+"""What a model refuses, with the value received and the remedy.
+
+The band layout is checked where it is resolved, in `hunterFormsBS.layout`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
+
+from torch import Tensor
+
+POSITIVE = (
+    "dim",
+    "depth",
+    "dim_freqs_in",
+    "dim_head",
+    "ff_mult",
+    "freq_transformer_depth",
+    "heads",
+    "mask_estimator_depth",
+    "mc_hyper_conn_sinkhorn_iters",
+    "mlp_expansion_factor",
+    "multi_stft_hop_size",
+    "num_residual_fracs",
+    "num_residual_streams",
+    "num_stems",
+    "stft_hop_length",
+    "stft_n_fft",
+    "stft_win_length",
+    "time_transformer_depth",
+)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse constructor arguments of `BandSplitRotator` that are out of range or contradict one another.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the argument, its value and what to pass instead.
+    """
+    for name in POSITIVE:
+        _check_integer(name, arguments[name], lowest=1)
+    _check_integer("linear_transformer_depth", arguments["linear_transformer_depth"], lowest=0)
+    for name in ("attn_dropout", "ff_dropout"):
+        if not 0 <= arguments[name] < 1:
+            raise ValueError(f"{name}={arguments[name]} is not a probability that leaves something: pass a number from 0 up to, not including, 1.")
+    if arguments["scale"] is not None and not arguments["scale"] > 0:
+        raise ValueError(f"scale={arguments['scale']} is not positive: leave it out for dim_head ** -0.5.")
+    _check_stft(arguments)
+    _check_combinations(arguments)
+
+
+def _check_integer(name: str, value: object, *, lowest: int) -> None:
+    if value is None:
+        return
+    try:
+        number = index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is not an integer.") from None
+    if isinstance(value, bool) or number < lowest:
+        raise ValueError(f"{name}={value!r} is out of range: pass an integer of at least {lowest}.")
+
+
+def _check_stft(arguments: Mapping[str, Any]) -> None:
+    n_fft, window, hop = (arguments[name] for name in ("stft_n_fft", "stft_win_length", "stft_hop_length"))
+    if window > n_fft:
+        raise ValueError(f"stft_win_length={window} exceeds stft_n_fft={n_fft}: a window must fit in a frame.")
+    if hop > window // 2:
+        raise ValueError(
+            f"stft_hop_length={hop} exceeds half of stft_win_length={window}: windows would not overlap enough to invert "
+            "the transform. A quarter of the window is usual."
+        )
+    bins = n_fft // 2 + 1
+    if arguments["dim_freqs_in"] != bins:
+        warnings.warn(
+            f"dim_freqs_in={arguments['dim_freqs_in']} disagrees with stft_n_fft={n_fft}, which has {bins} frequency bins. "
+            f"{bins} is used: pass dim_freqs_in={bins}.",
+            stacklevel=4,
+        )
+    sizes = arguments["multi_stft_resolutions_window_sizes"]
+    if isinstance(sizes, (str, Tensor)) or not isinstance(sizes, Sequence) or not sizes:
+        raise ValueError(
+            f"multi_stft_resolutions_window_sizes={sizes!r} names no window size: pass a sequence of sample counts, and "
+            "multi_stft_resolution_loss_weight=0 for a loss on waveforms alone."
+        )
+    for size in sizes:  # pyright: ignore[reportUnknownVariableType]
+        _check_integer("multi_stft_resolutions_window_sizes: window size", size, lowest=1)  # pyright: ignore[reportUnknownArgumentType]
+    weight = arguments["multi_stft_resolution_loss_weight"]
+    if not weight >= 0:
+        raise ValueError(f"multi_stft_resolution_loss_weight={weight} is negative: the loss would reward wrong spectra.")
+
+
+def _check_combinations(arguments: Mapping[str, Any]) -> None:
+    if arguments["use_value_residual_learning"]:
+        if arguments["depth"] == 1:
+            raise ValueError(
+                "use_value_residual_learning=True with depth=1: layer groups after the first mix their values with the "
+                "first's, and there are none. Pass a depth of at least 2."
+            )
+    elif arguments["learned_value_residual_mix"] is not None:
+        raise ValueError(
+            f"learned_value_residual_mix={arguments['learned_value_residual_mix']!r} without "
+            "use_value_residual_learning=True: there is nothing to mix. Pass both or neither."
+        )
+    if arguments["learned_value_residual_mix"] not in (None, True, False, "swapped", "swapped_everywhere"):
+        raise ValueError(
+            f"learned_value_residual_mix={arguments['learned_value_residual_mix']!r} is none of True, False, 'swapped', 'swapped_everywhere'."
+        )
+    if arguments["skip_connection"] and arguments["depth"] == 1:
+        raise ValueError("skip_connection=True with depth=1: there is no earlier layer group to add. Pass a depth of at least 2.")
+    fracs = arguments["num_residual_fracs"] or 1
+    if arguments["dim"] % fracs:
+        raise ValueError(f"dim={arguments['dim']} is not a multiple of num_residual_fracs={fracs}, which divides the features.")
+    if arguments["mc_hyper_conn_sinkhorn_iters"] is not None and fracs == arguments["num_residual_streams"] == 1:
+        raise ValueError(
+            f"mc_hyper_conn_sinkhorn_iters={arguments['mc_hyper_conn_sinkhorn_iters']} constrains how residual streams mix, "
+            "and there is one: pass num_residual_streams or num_residual_fracs above 1, or leave it out."
+        )
+    if arguments["sage_attention"] and not arguments["flash_attn"]:
+        raise ValueError("sage_attention=True with flash_attn=False asks for a fused kernel and for none: pass one of them.")
+    if arguments["dim_head"] % 2 and not arguments["use_pope"]:
+        raise ValueError(
+            f"dim_head={arguments['dim_head']} is odd, and rotary embeddings turn pairs of features: make it even, or pass use_pope=True."
+        )
+
+
+def check_audio(raw_audio: Tensor, audio_channels: int) -> Tensor:
+    """Return the mixture as `(b, s, t)`, or refuse it."""
+    kind = "stereo=True: pass (b, 2, t)" if audio_channels == 2 else "stereo=False: pass (b, t) or (b, 1, t)"
+    if not isinstance(raw_audio, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"raw_audio is a {type(raw_audio).__name__}: pass a tensor.")
+    if not raw_audio.is_floating_point():
+        raise TypeError(f"raw_audio has dtype {raw_audio.dtype}: pass floating point samples, full scale being ±1.")
+    audio = raw_audio[:, None] if raw_audio.ndim == 2 else raw_audio
+    if audio.ndim != 3 or audio.shape[1] != audio_channels:
+        raise ValueError(f"raw_audio has shape {tuple(raw_audio.shape)}, and the model has {kind}.")
+    if 0 in audio.shape:
+        raise ValueError(f"raw_audio is empty, shape {tuple(raw_audio.shape)}: pass at least one sample.")
+    return audio
+
+
+def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> list[int]:
+    """Return the stems to estimate as a list, all of them for None, or refuse the choice."""
+    if active_stem_ids is None:
+        return list(range(num_stems))
+    stem_ids = [index(stem_id) for stem_id in active_stem_ids]
+    if not stem_ids:
+        raise ValueError("active_stem_ids is empty: name at least one stem, or pass None for all.")
+    if len(set(stem_ids)) < len(stem_ids):
+        raise ValueError(f"active_stem_ids={stem_ids} names a stem twice.")
+    if not all(0 <= stem_id < num_stems for stem_id in stem_ids):
+        raise ValueError(f"active_stem_ids={stem_ids}: the model's {num_stems} stems are numbered 0 to {num_stems - 1}.")
+    return stem_ids
+
+
+def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
+    """Refuse true stems that do not fit the mixture `audio`, `(b, s, t)`."""
+    batch, channels, length = audio.shape
+    shapes = [(batch, num_stems, channels)]
+    if num_stems == 1:
+        shapes.append((batch, channels))
+        if channels == 1:
+            shapes.append((batch,))
+    accepted = " or ".join(f"({', '.join(map(str, shape))}, {length})" for shape in shapes)
+    if not target.is_floating_point():
+        raise TypeError(f"target has dtype {target.dtype}: pass floating point samples.")
+    if tuple(target.shape[:-1]) not in shapes or target.shape[-1] < length:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}: for this mixture and num_stems={num_stems} pass {accepted}, "
+            "every stem of the model, also those left out of active_stem_ids."
+        )
+
+
+def explain_misfit(state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any], dim_hidden: int) -> str | None:
+    """Say which constructor arguments would make the mask estimators of a state dict fit, None if they do.
+
+    Parameters
+    ----------
+    state_dict : mapping
+        Upstream keys, under `prefix`.
+    arguments : mapping
+        The model's `num_stems`, `mask_estimator_depth`, `mlp_expansion_factor` and `dim`.
+    dim_hidden : int
+        Hidden features of its mask estimators.
+    """
+    pattern = re.compile(re.escape(prefix) + r"mask_estimators\.(\d+)\.to_freqs\.0\.0\.(\d+)\.weight")
+    found = {(int(m[1]), int(m[2])): state_dict[m[0]] for m in map(pattern.fullmatch, state_dict) if m}
+    if not found:
+        return None
+    wanted = {
+        "mask_estimator_depth": max(layer for _, layer in found) // 2,
+        "num_stems": 1 + max(stem for stem, _ in found),
+    }
+    if (width := found[min(found)].shape[0]) != dim_hidden and wanted["mask_estimator_depth"]:
+        wanted["mlp_expansion_factor"] = width // arguments["dim"]
+    misfits = {name: value for name, value in wanted.items() if (arguments[name] or 1) != value}
+    if not misfits:
+        return None
+    remedy = ", ".join(f"{name}={value}" for name, value in misfits.items())
+    mine = ", ".join(f"{name}={arguments[name] or 1}" for name in misfits)
+    return (
+        f"This state dict needs a model built with {remedy}; this one has {mine}.\n"
+        "mask_estimator_depth counts hidden layers here, one less than in upstream BS-RoFormer configurations and the same "
+        "as in upstream Mel-Band RoFormer ones; hunterFormsBS.checkpoint.from_checkpoint translates."
+    )
