@@ -191,6 +191,8 @@ def test_number_of_bands_that_the_mel_error_suggests_fits_and_one_more_does_not(
     suggested = int(str(raised.value).rpartition("num_bands=")[2])
     assert librosa_mask(sample_rate, stft_n_fft, suggested).any(dim=1).all()
     assert not librosa_mask(sample_rate, stft_n_fft, suggested + 1).any(dim=1).all()
+    with pytest.raises(ValueError, match=rf"for example num_bands={suggested}$"):
+        mask_filter_bank_mel(sample_rate, stft_n_fft, suggested + 1)
 
 
 @pytest.mark.parametrize(
