@@ -1,0 +1,100 @@
+"""Check what is shipped: the contents of the archives, or an installed copy that has nothing else around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+LICENCES = ("LICENSE", "LICENSE-Wang", "LICENSE-Solovyev")
+
+
+def check_archives(paths: list[Path]) -> None:
+    """Look for the type marker and the licences in one wheel and one source distribution."""
+    (wheel,) = (path for path in paths if path.suffix == ".whl")
+    (source,) = (path for path in paths if path.name.endswith(".tar.gz"))
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+    with tarfile.open(source) as packed:
+        in_source = {name.partition("/")[2] for name in packed.getnames()}
+    folder = next(name.partition("/")[0] for name in in_wheel if name.endswith(".dist-info/METADATA"))
+    require("the wheel", {"hunterFormsBS/py.typed", *(f"{folder}/licenses/{name}" for name in LICENCES)} - in_wheel)
+    foreign = {name for name in in_wheel if not name.startswith(("hunterFormsBS/", f"{folder}/"))}
+    if foreign:
+        raise SystemExit(f"the wheel holds what is not the package's: {sorted(foreign)}")
+    needed = {"hunterFormsBS/py.typed", "pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", *LICENCES}
+    require("the source distribution", needed - in_source)
+    print(
+        f"{wheel.name}: {len(in_wheel)} files, {source.name}: {len(in_source)} entries; py.typed and licences in both"
+    )
+
+
+def require(where: str, missing: set[str]) -> None:
+    """Stop with the names of files that `where` should have held."""
+    if missing:
+        raise SystemExit(f"{where} lacks {sorted(missing)}")
+
+
+def import_seconds(module: str) -> float:
+    """Time an import in an interpreter of its own, the best of three."""
+    seconds: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def check_installed() -> None:
+    """Build a model from the installed wheel, train one step, and look for the files that must come with it."""
+    import torch
+
+    import hunterFormsBS
+
+    if "site-packages" not in str(hunterFormsBS.__file__):
+        raise SystemExit(f"imported from {hunterFormsBS.__file__}, not from the wheel")
+    files = {str(path) for path in distribution("hunterFormsBS").files or ()}
+    require(
+        "the installed wheel", {name for name in ("py.typed", *LICENCES) if not any(f.endswith(name) for f in files)}
+    )
+
+    model = hunterFormsBS.BandSplitRotator(
+        16,
+        depth=1,
+        dim_freqs_in=33,
+        dim_head=8,
+        freqs_per_bands=(2, 2, 4, 8, 17),
+        heads=2,
+        multi_stft_hop_size=16,
+        multi_stft_resolutions_window_sizes=(64, 32),
+        num_stems=2,
+        stereo=True,
+        stft_hop_length=16,
+        stft_n_fft=64,
+        stft_win_length=64,
+    )
+    audio = torch.randn(1, 2, 1000)
+    shape = tuple(model(audio).shape)
+    if shape != (1, 2, 2, 1000):
+        raise SystemExit(f"the model returned {shape}, not (1, 2, 2, 1000)")
+    model(audio, target=torch.randn(1, 2, 2, 1000)).backward()
+    print(
+        f"hunterFormsBS {distribution('hunterFormsBS').version} with torch {torch.__version__}: separated and trained"
+    )
+
+    alone, together = import_seconds("torch"), import_seconds("hunterFormsBS")
+    print(f"import torch {alone:.2f} s, import hunterFormsBS {together:.2f} s, {together - alone:.2f} s more")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["archives", *paths]:
+            check_archives([Path(path) for path in paths])
+        case ["installed"]:
+            check_installed()
+        case _:
+            raise SystemExit("usage: check_distribution.py (archives PATH… | installed)")

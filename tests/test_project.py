@@ -1,0 +1,188 @@
+"""The project's own files: licences, citations, versions, and what importing the package costs others."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import bibtexparser
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The works that the package cites: file name without suffix, and identifiers that its entry must hold.
+WORKS: dict[str, tuple[str, ...]] = {
+    "hendrycks2016gaussian": ("1606.08415",),
+    "pmlr-v70-dauphin17a": ("1612.08083", "933--941", "{70}"),
+    "NIPS2017_3f5ee243": ("1706.03762",),
+    "NEURIPS2019_1e8a1942": ("1910.07467",),
+    "SU2024127063": ("2104.09864", "10.1016/j.neucom.2023.127063", "{568}", "{127063}"),
+    "NEURIPS2021_a655fbe4": ("2106.09681",),
+    "NEURIPS2022_67d57c32": ("2205.14135",),
+    "rogozhnikov2022einops": ("oapKSVM2bcj",),
+    "ICLR2025_b286c344": ("2410.02367",),
+    "pmlr-v267-zhang25ae": ("2411.10958", "75097--75119", "{267}"),
+    "zhang2025sageattention": ("Eev5rXcgng",),
+    "10446843": ("2309.02612", "10.1109/ICASSP48485.2024.10446843", "481--485"),
+    "ju_chiang_wang_2024_14877371": ("2409.04702", "10.5281/zenodo.14877371", "454--461"),
+    "zhou-etal-2025-value": ("2410.17897", "10.18653/v1/2025.acl-long.1375"),
+    "gopalakrishnan2025decoupling": ("2509.10534",),
+    "zhu2024hyperconnections": ("2409.19606",),
+    "zhu2025fracconnections": ("2503.14125",),
+    "xie2025mhc": ("2512.24880",),
+}
+
+VENUE_FIELD = {"inproceedings": "booktitle", "article": "journal", "misc": "eprint"}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def plain(text: str) -> str:
+    """Reduce a title to its letters and digits, so that BibTeX and YAML spellings compare."""
+    return re.sub(r"[^0-9a-z]", "", text.casefold())
+
+
+def entry(name: str) -> dict[str, str]:
+    library = bibtexparser.parse_string(read(f"citations/{name}.bib"))
+    assert library.failed_blocks == []
+    assert [one.key for one in library.entries] == [name]
+    fields = {key: str(field.value) for key, field in library.entries[0].fields_dict.items()}
+    return {"ENTRYTYPE": library.entries[0].entry_type, **fields}
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict[str, Any]:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+@pytest.fixture(scope="module")
+def citation_file() -> dict[str, Any]:
+    return yaml.safe_load(read("CITATION.cff"))
+
+
+def test_citations_hold_one_file_per_work_and_no_other() -> None:
+    assert sorted(path.stem for path in (ROOT / "citations").glob("*.bib")) == sorted(WORKS)
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_bib_entry_parses_and_is_complete(name: str) -> None:
+    fields = entry(name)
+    for needed in ("title", "author", "year", "url", VENUE_FIELD[fields["ENTRYTYPE"]]):
+        assert fields.get(needed), f"{name}.bib lacks {needed}"
+    assert re.fullmatch(r"20[0-2]\d", fields["year"])
+    assert all(", " in author for author in re.split(r"\s+and\s+", fields["author"])), "authors are 'Family, Given'"
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_bib_entry_holds_the_identifiers_of_its_work(name: str) -> None:
+    text = read(f"citations/{name}.bib")
+    assert [identifier for identifier in WORKS[name] if identifier not in text] == []
+
+
+def test_citation_file_has_what_the_format_requires(citation_file: dict[str, Any]) -> None:
+    assert citation_file["cff-version"] == "1.2.0"
+    assert citation_file["type"] == "software"
+    assert citation_file["message"]
+    assert citation_file["title"] == "hunterFormsBS"
+    for reference in citation_file["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert reference["type"] in {"article", "conference-paper"}
+        assert all({"family-names", "given-names"} <= set(author) for author in reference["authors"])
+
+
+def test_citation_file_and_bib_files_name_the_same_works(citation_file: dict[str, Any]) -> None:
+    works = {plain(entry(name)["title"]): entry(name) for name in WORKS}
+    references = {plain(reference["title"]): reference for reference in citation_file["references"]}
+    assert set(references) == set(works)
+    for title, reference in references.items():
+        fields = works[title]
+        assert str(reference["year"]) == fields["year"]
+        assert reference.get("doi") == fields.get("doi")
+        assert len(reference["authors"]) == len(re.split(r"\s+and\s+", fields["author"]))
+
+
+def test_authors_keywords_and_licence_agree_in_metadata_and_citation_file(
+    metadata: dict[str, Any], citation_file: dict[str, Any]
+) -> None:
+    assert [author["name"] for author in metadata["authors"]] == [
+        "Hunter Hogan",
+        "Phil Wang",
+        "Roman Solovyev (ZFTurbo)",
+    ]
+    assert [author["family-names"] for author in citation_file["authors"]] == ["Hogan", "Wang", "Solovyev"]
+    assert metadata["keywords"] == citation_file["keywords"]
+    assert metadata["license"] == citation_file["license"] == "CC-BY-NC-4.0"
+
+
+def test_one_version_everywhere(metadata: dict[str, Any], citation_file: dict[str, Any]) -> None:
+    assert version("hunterFormsBS") == metadata["version"]
+    assert citation_file["version"] == metadata["version"]
+
+
+def test_changelog_has_an_entry_for_the_version(metadata: dict[str, Any]) -> None:
+    number = re.escape(metadata["version"])
+    section = re.search(rf"^## \[{number}\].*?\n(.*?)(?=^## |\Z)", read("CHANGELOG.md"), re.M | re.S)
+    assert section is not None
+    assert re.search(r"^- \S", section[1], re.M)
+
+
+def test_licence_is_the_whole_legal_code() -> None:
+    text = read("LICENSE")
+    headings = re.findall(r"^Section (\d) -- ", text, re.M)
+    assert text.startswith("Attribution-NonCommercial 4.0 International\n")
+    assert headings == ["1", "2", "3", "4", "5", "6", "7", "8"]
+    assert text.endswith("Creative Commons may be contacted at creativecommons.org.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "notice"),
+    [
+        ("LICENSE-Wang", "Copyright (c) 2023 Phil Wang"),
+        ("LICENSE-Solovyev", "Copyright (c) 2024 Roman Solovyev (ZFTurbo)"),
+    ],
+)
+def test_upstream_licences_keep_their_notices(name: str, notice: str) -> None:
+    text = read(name)
+    assert text.startswith(f"MIT License\n\n{notice}\n\nPermission is hereby granted, free of charge")
+    assert text.rstrip().endswith("SOFTWARE.")
+
+
+def test_every_licence_file_ships(metadata: dict[str, Any]) -> None:
+    assert metadata["license-files"] == ["LICENSE", "LICENSE-Wang", "LICENSE-Solovyev"]
+
+
+def test_readme_exists_and_gives_the_test_command() -> None:
+    assert 'python -m pip install -e ".[testing]" && python -m pytest' in read("README.md")
+
+
+def test_package_is_typed() -> None:
+    assert (ROOT / "hunterFormsBS" / "py.typed").is_file()
+
+
+def test_import_loads_no_optional_or_slow_package() -> None:
+    unwanted = {
+        "librosa",
+        "matplotlib",
+        "soundfile",
+        "soxr",
+        "tqdm",
+        "yaml",
+        "safetensors",
+        "sageattention",
+        "PoPE_pytorch",
+    }
+    program = (
+        "import sys; from hunterFormsBS import BandSplitRotator; "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "hunterFormsBS" in loaded.stdout.split()
+    assert unwanted.intersection(loaded.stdout.split()) == set()
