@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ['separate']
+__all__ = ["separate"]
 
-_MARKS_OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed')
+_MARKS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 def separate(
@@ -79,18 +79,18 @@ def separate(
     torch.OutOfMemoryError
         If not even one chunk fits the device.
     """
-    for name, value in (('chunk_size', chunk_size), ('num_overlap', num_overlap), ('batch_size', batch_size)):
+    for name, value in (("chunk_size", chunk_size), ("num_overlap", num_overlap), ("batch_size", batch_size)):
         _check_positive_integer(name, value)
     if num_overlap > chunk_size:
         message = (
-            f'`num_overlap` must not exceed `chunk_size`: received {num_overlap} and {chunk_size}. '
-            'Use fewer overlaps or longer chunks.'
+            f"`num_overlap` must not exceed `chunk_size`: received {num_overlap} and {chunk_size}. "
+            "Use fewer overlaps or longer chunks."
         )
         raise ValueError(message)
     _check_mixture(mixture)
     if mixture.ndim == 1:
         mixture = mixture[None]  # (t) -> (s, t)
-    mixture = _match_channels(mixture.detach(), getattr(model, 'stereo', None))
+    mixture = _match_channels(mixture.detach(), getattr(model, "stereo", None))
 
     reference = _reference_tensor(model)
     if device is None:
@@ -215,8 +215,8 @@ def _estimates(
         if estimates is None:
             batch_size = size // 2
             message = (
-                f'out of memory on {device} with {size} chunks of {chunks.chunk_size} samples at a time: '
-                f'continuing with `batch_size` {batch_size}.'
+                f"out of memory on {device} with {size} chunks of {chunks.chunk_size} samples at a time: "
+                f"continuing with `batch_size` {batch_size}."
             )
             warnings.warn(message, RuntimeWarning, stacklevel=3)
             continue
@@ -240,8 +240,8 @@ def _call_model(
             raise
         if size == 1:
             message = (
-                f'out of memory on {device} with a single chunk of {chunks.chunk_size} samples: '
-                'use a smaller `chunk_size`, `dtype=torch.bfloat16` or another `device`.'
+                f"out of memory on {device} with a single chunk of {chunks.chunk_size} samples: "
+                "use a smaller `chunk_size`, `dtype=torch.bfloat16` or another `device`."
             )
             raise torch.OutOfMemoryError(message) from error
     # Leaving the except clause has freed what the failed call held.
@@ -256,11 +256,11 @@ def _check_estimates(estimates: object, size: int, num_stems: int | None, chunks
         fits = shape[:1] == (size,) and shape[2:] == (chunks.mixture.shape[0], chunks.chunk_size)
         if estimates.is_floating_point() and fits and 0 < shape[1] == (num_stems or shape[1]):
             return
-        received = f'{estimates.dtype} {tuple(shape)}'
+        received = f"{estimates.dtype} {tuple(shape)}"
     message = (
-        f'the model must return floating-point (b, n, s, t) = ({size}, {num_stems or "n"}, {chunks.mixture.shape[0]}, '
-        f'{chunks.chunk_size}): received {received}. Give a model of one stem a stem axis, and make `chunk_size` a '
-        'multiple of the hop length of a model that does not match the length of its input.'
+        f"the model must return floating-point (b, n, s, t) = ({size}, {num_stems or 'n'}, {chunks.mixture.shape[0]}, "
+        f"{chunks.chunk_size}): received {received}. Give a model of one stem a stem axis, and make `chunk_size` a "
+        "multiple of the hop length of a model that does not match the length of its input."
     )
     raise RuntimeError(message)
 
@@ -268,35 +268,35 @@ def _check_estimates(estimates: object, size: int, num_stems: int | None, chunks
 def _check_positive_integer(name: str, value: object) -> None:
     """Raise unless the value is an integer above zero."""
     if isinstance(value, bool) or not isinstance(value, int):
-        message = f'`{name}` must be an integer: received {value!r}.'
+        message = f"`{name}` must be an integer: received {value!r}."
         raise TypeError(message)
     if value < 1:
-        message = f'`{name}` must be at least 1: received {value}.'
+        message = f"`{name}` must be at least 1: received {value}."
         raise ValueError(message)
 
 
 def _check_mixture(mixture: object) -> None:
     """Raise unless the mixture is finite floating-point audio of one or two axes."""
     if not isinstance(mixture, Tensor):
-        message = f'`mixture` must be a tensor: received {type(mixture).__name__}. torch.from_numpy converts an array.'
+        message = f"`mixture` must be a tensor: received {type(mixture).__name__}. torch.from_numpy converts an array."
         raise TypeError(message)
     if not mixture.is_floating_point():
         message = (
-            f'`mixture` must be floating-point audio: received {mixture.dtype}. '
-            'Scale integers to -1 ... 1, 16-bit ones with `mixture / 32768`.'
+            f"`mixture` must be floating-point audio: received {mixture.dtype}. "
+            "Scale integers to -1 ... 1, 16-bit ones with `mixture / 32768`."
         )
         raise TypeError(message)
     if mixture.ndim not in (1, 2) or mixture.numel() == 0:
         message = (
-            f'`mixture` must be (s, t) or (t,) and not empty: received shape {tuple(mixture.shape)}. '
-            'Separate the songs of a batch one by one.'
+            f"`mixture` must be (s, t) or (t,) and not empty: received shape {tuple(mixture.shape)}. "
+            "Separate the songs of a batch one by one."
         )
         raise ValueError(message)
     if not _is_finite(mixture):
         bad = ~torch.isfinite(mixture.reshape(-1, mixture.shape[-1])).all(dim=0)
         message = (
-            f'`mixture` must be finite: received NaN or infinity at {int(bad.sum())} samples, the first at index '
-            f'{int(bad.nonzero()[0])}. Repair or cut out those samples.'
+            f"`mixture` must be finite: received NaN or infinity at {int(bad.sum())} samples, the first at index "
+            f"{int(bad.nonzero()[0])}. Repair or cut out those samples."
         )
         raise ValueError(message)
 
@@ -318,10 +318,10 @@ def _match_channels(mixture: Tensor, stereo: object) -> Tensor:
     if channels == expected:
         return mixture
     if channels == 2:
-        remedy = 'Pass `mixture.mean(dim=0)`, or separate each channel by itself.'
+        remedy = "Pass `mixture.mean(dim=0)`, or separate each channel by itself."
     else:
-        remedy = 'Mix them down, and transpose audio of shape (t, s).'
-    message = f'the model takes {expected} channel(s) (stereo={bool(stereo)}): received {channels}. {remedy}'
+        remedy = "Mix them down, and transpose audio of shape (t, s)."
+    message = f"the model takes {expected} channel(s) (stereo={bool(stereo)}): received {channels}. {remedy}"
     raise ValueError(message)
 
 
@@ -339,7 +339,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     if dtype == torch.float32:
         return torch.autocast(device.type, enabled=False)
     if dtype not in (torch.bfloat16, torch.float16):
-        message = f'`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received {dtype!r}.'
+        message = f"`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received {dtype!r}."
         raise ValueError(message)
     return torch.autocast(device.type, dtype=dtype)
 
@@ -354,10 +354,10 @@ def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_aud
 def _not_finite(chunks: _Chunks, index: int, dtype: torch.dtype) -> str:
     """Say which estimate is not finite and what to do about it."""
     start, stop = chunks.span(index)
-    remedy = 'Look for NaN in the weights.' if dtype.itemsize > 2 else 'Run in float32.'
+    remedy = "Look for NaN in the weights." if dtype.itemsize > 2 else "Run in float32."
     return (
-        f'the model returned NaN or infinity for chunk {index} of {len(chunks)}, counted from 0 '
-        f'(samples {start} to {stop - 1}), computing in {dtype}. {remedy}'
+        f"the model returned NaN or infinity for chunk {index} of {len(chunks)}, counted from 0 "
+        f"(samples {start} to {stop - 1}), computing in {dtype}. {remedy}"
     )
 
 
@@ -390,5 +390,5 @@ def _progress_reporter(
         except ImportError as error:
             message = 'a progress bar needs tqdm: pip install "hunterFormsBS[separation]", or pass `progress=False`.'
             raise ImportError(message) from error
-        with tqdm(total=total, unit='chunk') as bar:
+        with tqdm(total=total, unit="chunk") as bar:
             yield lambda _done, _total: bar.update(1)

@@ -83,7 +83,7 @@ class Layers(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Return the mixture multiplied by the gain."""
         if self.failing:
-            message = 'no such thing'
+            message = "no such thing"
             raise RuntimeError(message)
         return identity(self.frozen(self.dropout(audio * self.gain)))
 
@@ -91,9 +91,9 @@ class Layers(nn.Module):
 # The overlap-add itself ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('batch_size', [1, 2, 5])
-@pytest.mark.parametrize('num_overlap', range(1, 9))
-@pytest.mark.parametrize('length', [1, 2, 441, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("num_overlap", range(1, 9))
+@pytest.mark.parametrize("length", [1, 2, 441, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 def test_identity_model_gives_the_mixture_back_at_every_sample(length: int, num_overlap: int, batch_size: int) -> None:
     mixture = noise(2, length)
     stems = separate(identity, mixture, chunk_size=CHUNK, num_overlap=num_overlap, batch_size=batch_size)
@@ -224,12 +224,12 @@ def test_the_mixture_survives_a_model_that_writes_into_its_input() -> None:
 
 
 @pytest.mark.parametrize(
-    'error',
+    "error",
     [
-        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.'),
-        RuntimeError('MPS backend out of memory (MPS allocated: 9.05 GB)'),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
-        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],
 )
@@ -243,10 +243,10 @@ def test_out_of_memory_halves_the_batch_until_it_fits_and_says_so(error: Excepti
         return identity(audio)
 
     mixture = noise(2, 6 * CHUNK)
-    with pytest.warns(RuntimeWarning, match='`batch_size`') as caught:
+    with pytest.warns(RuntimeWarning, match="`batch_size`") as caught:
         stems = separate(model, mixture, chunk_size=CHUNK, batch_size=8)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert [str(warning.message).split()[-1] for warning in caught] == ['4.', '2.']
+    assert [str(warning.message).split()[-1] for warning in caught] == ["4.", "2."]
     assert {warning.filename for warning in caught} == {__file__}
     assert (stems[0] - mixture).abs().max() <= 1e-6
 
@@ -262,19 +262,19 @@ def test_what_the_failed_batch_held_is_released_before_the_smaller_one_is_tried(
             raise torch.OutOfMemoryError
         return identity(audio)
 
-    with pytest.warns(RuntimeWarning, match='out of memory'):
+    with pytest.warns(RuntimeWarning, match="out of memory"):
         separate(model, noise(1, 4 * CHUNK), chunk_size=CHUNK, batch_size=4)
     assert len(failed) == 4
 
 
 def test_out_of_memory_with_one_chunk_is_raised_with_the_remedy() -> None:
     def model(audio: Tensor) -> Tensor:
-        message = 'CUDA out of memory.'
+        message = "CUDA out of memory."
         raise torch.OutOfMemoryError(message)
 
-    with pytest.raises(torch.OutOfMemoryError, match=r'single chunk of 1000 samples.*smaller `chunk_size`') as caught:
+    with pytest.raises(torch.OutOfMemoryError, match=r"single chunk of 1000 samples.*smaller `chunk_size`") as caught:
         separate(model, noise(1, 1500), chunk_size=CHUNK)
-    assert str(caught.value.__cause__) == 'CUDA out of memory.'
+    assert str(caught.value.__cause__) == "CUDA out of memory."
 
 
 def test_any_other_error_of_the_model_comes_out_as_it_is_and_at_once() -> None:
@@ -282,10 +282,10 @@ def test_any_other_error_of_the_model_comes_out_as_it_is_and_at_once() -> None:
 
     def model(audio: Tensor) -> Tensor:
         calls.append(len(audio))
-        message = 'The size of tensor a (3) must match'
+        message = "The size of tensor a (3) must match"
         raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match='The size of tensor a'):
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
         separate(model, noise(1, 4000), chunk_size=CHUNK, batch_size=4)
     assert calls == [4]
 
@@ -302,21 +302,21 @@ def test_mono_is_duplicated_for_a_stereo_model() -> None:
         torch.testing.assert_close(stems, mixture.expand(1, 2, -1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(('stereo', 'channels'), [(True, 2), (False, 1), (None, 1), (None, 2), (None, 6)])
+@pytest.mark.parametrize(("stereo", "channels"), [(True, 2), (False, 1), (None, 1), (None, 2), (None, 6)])
 def test_matching_channels_pass_as_they_are(stereo: bool | None, channels: int) -> None:
     model = Recorder(stereo)
     assert separate(model, noise(channels, 50), chunk_size=50).shape == (1, channels, 50)
 
 
 @pytest.mark.parametrize(
-    ('stereo', 'channels', 'remedy'),
-    [(False, 2, r'mixture\.mean\(dim=0\)'), (True, 3, 'Mix'), (False, 44100, 'transpose')],
+    ("stereo", "channels", "remedy"),
+    [(False, 2, r"mixture\.mean\(dim=0\)"), (True, 3, "Mix"), (False, 44100, "transpose")],
 )
 def test_channels_that_the_model_does_not_take_are_refused_with_the_remedy(
     stereo: bool, channels: int, remedy: str
 ) -> None:
     model = Recorder(stereo)
-    with pytest.raises(ValueError, match=f'received {channels}.*{remedy}'):
+    with pytest.raises(ValueError, match=f"received {channels}.*{remedy}"):
         separate(model, torch.zeros(channels, 2))
     assert model.batches == []
 
@@ -333,7 +333,7 @@ def test_a_module_runs_in_eval_mode_without_gradients_and_gets_its_training_flag
 def test_training_flags_come_back_after_an_error() -> None:
     model = Layers()
     model.failing = True
-    with pytest.raises(RuntimeError, match='no such thing'):
+    with pytest.raises(RuntimeError, match="no such thing"):
         separate(model, noise(2, 2500))
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
 
@@ -349,8 +349,8 @@ def test_a_module_is_moved_only_when_a_device_is_given() -> None:
     model = Layers()
     separate(model, noise(1, 10), chunk_size=10)
     assert model.moves == []
-    separate(model, noise(1, 10), chunk_size=10, device='cpu')
-    assert model.moves == ['cpu']
+    separate(model, noise(1, 10), chunk_size=10, device="cpu")
+    assert model.moves == ["cpu"]
 
 
 def test_half_precision_is_autocast_and_float32_switches_autocast_off() -> None:
@@ -366,14 +366,14 @@ def test_half_precision_is_autocast_and_float32_switches_autocast_off() -> None:
     stems = separate(model, mixture, chunk_size=50, dtype=torch.bfloat16)
     torch.testing.assert_close(stems[0], mixture.bfloat16().float(), rtol=0, atol=0)
     separate(model, mixture, chunk_size=50)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         separate(model, mixture, chunk_size=50)
         separate(model, mixture, chunk_size=50, dtype=torch.float32)
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize(
-    ('dtype_mixture', 'module', 'expected'),
+    ("dtype_mixture", "module", "expected"),
     [
         (torch.float64, None, torch.float64),
         (torch.float64, Layers().double(), torch.float64),
@@ -413,16 +413,16 @@ def test_the_progress_bar_goes_to_the_standard_error_stream_and_nothing_without_
 ) -> None:
     separate(identity, noise(1, 2750), chunk_size=CHUNK, progress=True)
     captured = capsys.readouterr()
-    assert captured.out == ''
-    assert '5/5' in captured.err
+    assert captured.out == ""
+    assert "5/5" in captured.err
     separate(identity, noise(1, 2750), chunk_size=CHUNK)
-    assert capsys.readouterr() == ('', '')
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_progress_bar_without_tqdm_names_the_extra_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'tqdm', None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     model = Recorder()
-    with pytest.raises(ImportError, match=r'hunterFormsBS\[separation\]'):
+    with pytest.raises(ImportError, match=r"hunterFormsBS\[separation\]"):
         separate(model, noise(1, 10), progress=True)
     assert model.batches == []
 
@@ -431,69 +431,69 @@ def test_a_progress_bar_without_tqdm_names_the_extra_before_the_model_runs(monke
 
 
 @pytest.mark.parametrize(
-    ('keywords', 'error', 'message'),
+    ("keywords", "error", "message"),
     [
-        ({'chunk_size': 0}, ValueError, '`chunk_size` must be at least 1: received 0'),
-        ({'chunk_size': 10.5}, TypeError, '`chunk_size` must be an integer: received 10.5'),
-        ({'num_overlap': 0}, ValueError, '`num_overlap`.*received 0'),
-        ({'num_overlap': True}, TypeError, '`num_overlap`.*received True'),
-        ({'num_overlap': 8, 'chunk_size': 7}, ValueError, 'received 8 and 7'),
-        ({'batch_size': -1}, ValueError, '`batch_size`.*received -1'),
-        ({'dtype': torch.float64}, ValueError, r'`dtype`.*received torch\.float64'),
-        ({'dtype': torch.int16}, ValueError, r'`dtype`.*received torch\.int16'),
-        ({'dtype': 'bfloat16'}, ValueError, "`dtype`.*received 'bfloat16'"),
-        ({'mixture': torch.zeros(2, 9, dtype=torch.int16)}, TypeError, r'received torch\.int16.*mixture / 32768'),
-        ({'mixture': torch.zeros(2, 9, dtype=torch.complex64)}, TypeError, r'received torch\.complex64'),
-        ({'mixture': np.zeros((2, 9))}, TypeError, 'received ndarray.*torch.from_numpy'),
-        ({'mixture': torch.zeros(1, 2, 9)}, ValueError, r'received shape \(1, 2, 9\)'),
-        ({'mixture': torch.tensor(0.0)}, ValueError, r'received shape \(\)'),
-        ({'mixture': torch.zeros(2, 0)}, ValueError, r'received shape \(2, 0\)'),
-        ({'mixture': torch.tensor([[0, 1.0, 2, 3], [0, 1, 2, math.nan]])}, ValueError, '1 samples.*index 3'),
-        ({'mixture': torch.tensor([0, -math.inf, 2, math.inf])}, ValueError, '2 samples.*index 1'),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1: received 0"),
+        ({"chunk_size": 10.5}, TypeError, "`chunk_size` must be an integer: received 10.5"),
+        ({"num_overlap": 0}, ValueError, "`num_overlap`.*received 0"),
+        ({"num_overlap": True}, TypeError, "`num_overlap`.*received True"),
+        ({"num_overlap": 8, "chunk_size": 7}, ValueError, "received 8 and 7"),
+        ({"batch_size": -1}, ValueError, "`batch_size`.*received -1"),
+        ({"dtype": torch.float64}, ValueError, r"`dtype`.*received torch\.float64"),
+        ({"dtype": torch.int16}, ValueError, r"`dtype`.*received torch\.int16"),
+        ({"dtype": "bfloat16"}, ValueError, "`dtype`.*received 'bfloat16'"),
+        ({"mixture": torch.zeros(2, 9, dtype=torch.int16)}, TypeError, r"received torch\.int16.*mixture / 32768"),
+        ({"mixture": torch.zeros(2, 9, dtype=torch.complex64)}, TypeError, r"received torch\.complex64"),
+        ({"mixture": np.zeros((2, 9))}, TypeError, "received ndarray.*torch.from_numpy"),
+        ({"mixture": torch.zeros(1, 2, 9)}, ValueError, r"received shape \(1, 2, 9\)"),
+        ({"mixture": torch.tensor(0.0)}, ValueError, r"received shape \(\)"),
+        ({"mixture": torch.zeros(2, 0)}, ValueError, r"received shape \(2, 0\)"),
+        ({"mixture": torch.tensor([[0, 1.0, 2, 3], [0, 1, 2, math.nan]])}, ValueError, "1 samples.*index 3"),
+        ({"mixture": torch.tensor([0, -math.inf, 2, math.inf])}, ValueError, "2 samples.*index 1"),
     ],
 )
 def test_bad_arguments_are_refused_with_the_value_before_the_model_runs(
     keywords: dict[str, object], error: type[Exception], message: str
 ) -> None:
     model = Recorder()
-    arguments = {'mixture': torch.zeros(2, 9), **keywords}
+    arguments = {"mixture": torch.zeros(2, 9), **keywords}
     with pytest.raises(error, match=message):
         separate(model, **arguments)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     assert model.batches == []
 
 
-@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize('batch_size', [1, 2, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_an_estimate_that_is_not_finite_names_the_chunk_and_its_samples(value: float, batch_size: int) -> None:
     def model(audio: Tensor) -> Tensor:
         return torch.where(audio == 1700, value, audio)[:, None]
 
-    with pytest.raises(RuntimeError, match=r'chunk 2 of 4.*samples 1000 to 1999.*torch\.float32.*weights'):
+    with pytest.raises(RuntimeError, match=r"chunk 2 of 4.*samples 1000 to 1999.*torch\.float32.*weights"):
         separate(model, torch.arange(2300.0), chunk_size=CHUNK, num_overlap=2, batch_size=batch_size)
 
 
 def test_an_estimate_that_is_not_finite_names_the_dtype_of_the_computation() -> None:
     weight = torch.eye(10) * 1e5
     mixture = torch.ones(1, 10)
-    with pytest.raises(RuntimeError, match=r'torch\.float16.*Run in float32'):
+    with pytest.raises(RuntimeError, match=r"torch\.float16.*Run in float32"):
         separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10, dtype=torch.float16)
-    with torch.autocast('cpu', dtype=torch.float16), pytest.raises(RuntimeError, match=r'torch\.float16'):
+    with torch.autocast("cpu", dtype=torch.float16), pytest.raises(RuntimeError, match=r"torch\.float16"):
         separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10)
     assert separate(lambda audio: identity(audio @ weight), mixture, chunk_size=10).max() == 1e5
 
 
 OUTPUTS_REFUSED: list[tuple[Callable[[Tensor], object], str]] = [
-    (lambda audio: audio, r'torch\.float32 \(1, 2, 1000\)'),
-    (lambda audio: audio[:, None, :, :-1], r'\(1, 1, 2, 999\).*hop length'),
-    (lambda audio: audio[:, None, :1], r'\(1, 1, 1, 1000\)'),
-    (lambda audio: audio[:, :0, None].expand(-1, -1, 2, -1), r'\(1, 0, 2, 1000\)'),
-    (lambda audio: audio[:, None].expand(2, -1, -1, -1), r'\(2, 1, 2, 1000\)'),
-    (lambda audio: audio[:, None].int(), r'torch\.int32'),
-    (lambda audio: (audio[:, None], audio), 'received tuple'),
+    (lambda audio: audio, r"torch\.float32 \(1, 2, 1000\)"),
+    (lambda audio: audio[:, None, :, :-1], r"\(1, 1, 2, 999\).*hop length"),
+    (lambda audio: audio[:, None, :1], r"\(1, 1, 1, 1000\)"),
+    (lambda audio: audio[:, :0, None].expand(-1, -1, 2, -1), r"\(1, 0, 2, 1000\)"),
+    (lambda audio: audio[:, None].expand(2, -1, -1, -1), r"\(2, 1, 2, 1000\)"),
+    (lambda audio: audio[:, None].int(), r"torch\.int32"),
+    (lambda audio: (audio[:, None], audio), "received tuple"),
 ]
 
 
-@pytest.mark.parametrize(('model', 'received'), OUTPUTS_REFUSED)
+@pytest.mark.parametrize(("model", "received"), OUTPUTS_REFUSED)
 def test_output_that_is_not_one_estimate_per_chunk_is_refused(model: Callable[[Tensor], Tensor], received: str) -> None:
     with pytest.raises(RuntimeError, match=received):
         separate(model, noise(2, 1500), chunk_size=CHUNK)
@@ -501,11 +501,11 @@ def test_output_that_is_not_one_estimate_per_chunk_is_refused(model: Callable[[T
 
 def test_a_number_of_stems_that_changes_is_refused() -> None:
     counts = iter([2, 3])
-    with pytest.raises(RuntimeError, match=r'\(1, 2, 1, 1000\): received torch\.float32 \(1, 3, 1, 1000\)'):
+    with pytest.raises(RuntimeError, match=r"\(1, 2, 1, 1000\): received torch\.float32 \(1, 3, 1, 1000\)"):
         separate(lambda audio: audio[:, None].expand(-1, next(counts), -1, -1), noise(1, 1500), chunk_size=CHUNK)
 
 
 def test_nothing_is_warned_about_when_all_is_well() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter("error")
         separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)

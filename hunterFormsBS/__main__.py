@@ -1,0 +1,335 @@
+"""Separate audio files: `python -m hunterFormsBS --help`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.audioFile import SUBTYPES, probe_audio, read_audio, resample, writing_together
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration
+from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
+from hunterFormsBS.separation import separate
+from hunterFormsBS.weightsFile import read_file
+
+INTERRUPTED = 130  # What shells report for a program that SIGINT ended.
+
+# Everything that bad files and settings raise. What is not here is a bug, and shows its traceback.
+FAILURES = (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class Settings(NamedTuple):
+    """What the configuration says about separating, as far as the command line does not say otherwise.
+
+    Parameters
+    ----------
+    sample_rate : int
+        Of the audio that the model takes.
+    sizes : dict[str, Any]
+        Keyword arguments of `separate`.
+    names : list[str]
+        Of the stems; empty if the configuration names none.
+    """
+
+    sample_rate: int
+    sizes: dict[str, Any]
+    names: list[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Separate the files that the arguments name.
+
+    Parameters
+    ----------
+    argv : Sequence[str] | None = None
+        Arguments without the program's name. `None`: those of the process.
+
+    Returns
+    -------
+    status : int
+        0, 1 or 130, as `--help` says.
+
+    Raises
+    ------
+    SystemExit
+        With 2 if the arguments cannot be used, with 0 after `--help`.
+    """
+    reader = parser()
+    options = reader.parse_args(argv, Options())
+    with _one_line_warnings():
+        try:
+            return _separate_all(options)
+        except UsageError as error:
+            reader.error(str(error))
+        except KeyboardInterrupt:
+            _tell("interrupted")
+            return INTERRUPTED
+        except FAILURES as error:
+            _tell(f"error: {_one_line(error)}")
+            return 1
+
+
+def _separate_all(options: Options) -> int:
+    """Check all that can be checked without the model, load it, separate song by song, and return the exit status."""
+    if options.bit_depth is None:
+        options.bit_depth = 32 if options.format == "wav" else 24
+    if (options.format, options.bit_depth) not in SUBTYPES:
+        raise UsageError(f"--format {options.format} has no --bit-depth {options.bit_depth}: use 16 or 24")
+    device = _device(options.device)
+    settings = _settings(options, _configuration(options))
+    stems = _stem_indices(options, settings.names)
+    _check_folder_names(options)
+
+    mixtures = _those_that_succeed(options.mixtures, probe_audio)
+    names: Sequence[str] = options.stems or settings.names
+    mixtures = _those_that_succeed(mixtures, lambda path: _check_outputs(options, path, names))
+    if not mixtures:
+        return 1
+    with _output_folder(options.output):
+        model = from_checkpoint(
+            options.checkpoint, options.configuration, upstream=options.upstream, device=device, stems=stems
+        )
+        names = _stem_names(options, settings.names, model.num_stems)
+        separated = _those_that_succeed(mixtures, lambda path: _separate_one(options, settings, model, names, path))
+    return 0 if len(separated) == len(options.mixtures) else 1
+
+
+def _separate_one(
+    options: Options, settings: Settings, model: BandSplitRotator, names: Sequence[str], path: Path
+) -> None:
+    """Separate one song and write its stems."""
+    _check_outputs(options, path, names)
+    mixture, sample_rate = read_audio(path)
+    if mixture.shape[0] == 2 and not model.stereo:
+        raise ValueError(
+            f"{path} is stereo, but the model is mono: mix it down, for example with ffmpeg -i FILE -ac 1 mixture.wav"
+        )
+    on_terminal = sys.stderr.isatty() and not options.quiet
+    if on_terminal:
+        print(path, file=sys.stderr)
+    stems = separate(
+        model,
+        resample(mixture, sample_rate, settings.sample_rate),
+        dtype=DTYPES[options.dtype],
+        progress=on_terminal,
+        **settings.sizes,
+    )
+    rest = mixture  # What is left of it once the stems are taken out, in the same memory.
+    depth = cast("int", options.bit_depth)
+    with writing_together(options.output / path.stem, sample_rate, options.format, depth) as folder:
+
+        def write(name: str, audio: Tensor) -> None:
+            clipped = folder.write(name, audio)
+            if clipped:
+                _tell(
+                    f"warning: {clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
+                    "--format wav --bit-depth 32 keeps them"
+                )
+
+        for name, stem in zip(names, stems, strict=True):
+            converted = resample(stem, settings.sample_rate, sample_rate, rest.shape[-1])
+            if rest.shape[0] == 1:
+                converted = converted.mean(dim=0, keepdim=True)  # A stereo model returns two channels for mono.
+            rest -= converted
+            write(name, converted)
+        if options.residual:
+            write(RESIDUAL, rest)
+    if not options.quiet:
+        for name in _names_written(options, names):
+            print(folder.path(name), flush=True)
+
+
+def _configuration(options: Options) -> Mapping[str, Any]:
+    """Return the configuration file, or else the configuration within the checkpoint, or else nothing."""
+    with options.checkpoint.open("rb"):
+        pass
+    if options.configuration is not None:
+        return read_configuration(options.configuration)
+    # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
+    content = read_file(options.checkpoint, "meta") if zipfile.is_zipfile(options.checkpoint) else None
+    if not isinstance(content, Mapping):
+        return {}
+    configuration = cast("Mapping[str, object]", content).get("configuration")
+    return cast("Mapping[str, Any]", configuration) if isinstance(configuration, Mapping) else {}
+
+
+def _settings(options: Options, configuration: Mapping[str, Any]) -> Settings:
+    """Take from the configuration what the command line leaves open."""
+    audio, inference, training, model = (
+        _section(configuration, name) for name in ("audio", "inference", "training", "model")
+    )
+    sizes = {
+        "chunk_size": options.chunk_size or _size(inference, "chunk_size") or _size(audio, "chunk_size"),
+        "num_overlap": options.num_overlap or _size(inference, "num_overlap"),
+        "batch_size": options.batch_size or _size(inference, "batch_size"),
+    }
+    sample_rate = _size(audio, "sample_rate") or _size(model, "sample_rate") or 44100
+    num_stems = _size(model, "num_stems") or 1
+    target, instruments = training.get("target_instrument"), training.get("instruments")
+    names: list[str] = []
+    if target and num_stems == 1:
+        names = [_file_name(target)]
+    elif isinstance(instruments, Sequence) and len(cast("Sequence[object]", instruments)) == num_stems:
+        names = [_file_name(name) for name in cast("Sequence[object]", instruments)]
+    return Settings(sample_rate, {name: size for name, size in sizes.items() if size is not None}, names)
+
+
+def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section: object = configuration.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"the section {name} of the configuration must be a mapping, but is {section!r}")
+    return cast("Mapping[str, Any]", section)
+
+
+def _size(section: Mapping[str, Any], name: str) -> int | None:
+    size: object = section.get(name)
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        return size
+    raise CheckpointError(f"{name} in the configuration must be an integer of at least 1, but is {size!r}")
+
+
+def _file_name(name: object) -> str:
+    """Return the name of a stem without what would lead out of the folder or what some systems do not take."""
+    return re.sub(r'[\x00-\x1f\\/:*?"<>|]', "_", str(name)).strip(". ") or "_"
+
+
+def _stem_indices(options: Options, known: Sequence[str]) -> list[int] | None:
+    """Return the numbers of the stems that were asked for; None stands for all."""
+    if options.residual and RESIDUAL in (options.stems or known):
+        raise UsageError(f"--residual would overwrite the stem {RESIDUAL} of the model: leave it out")
+    if options.stems is None:
+        return None
+    if len(set(options.stems)) < len(options.stems):
+        raise UsageError(f"--stems {','.join(options.stems)} names a stem twice: name each once")
+    if known:
+        unknown = [name for name in options.stems if name not in known]
+        if unknown:
+            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}")
+        return [known.index(name) for name in options.stems]
+    numbers = [re.fullmatch(r"stem_([1-9]\d*)", name) for name in options.stems]
+    if not all(numbers):
+        raise UsageError(
+            f"--stems {','.join(options.stems)}: no configuration names the stems of this checkpoint. "
+            "Pass --configuration, or call them stem_1, stem_2, ..."
+        )
+    return [int(number[1]) - 1 for number in numbers if number]
+
+
+def _stem_names(options: Options, known: Sequence[str], num_stems: int) -> Sequence[str]:
+    """Return the names of the stems that the model has; numbers where the configuration names none or others."""
+    names = options.stems or known
+    if len(names) == num_stems:
+        return names
+    if names:
+        _tell(
+            f"warning: the configuration names {', '.join(names)}, but the model has {num_stems} stems: I number them"
+        )
+    return [f"stem_{number}" for number in range(1, num_stems + 1)]
+
+
+def _names_written(options: Options, names: Sequence[str]) -> list[str]:
+    return [*names, RESIDUAL] if options.residual else [*names]
+
+
+def _check_folder_names(options: Options) -> None:
+    """Raise if two songs would be written to the same folder."""
+    seen: dict[str, Path] = {}
+    for path in options.mixtures:
+        other = seen.setdefault(os.path.normcase(path.stem), path)
+        if other is not path:
+            raise UsageError(
+                f"{other} and {path} would both be written to {options.output / path.stem}: "
+                "separate them in two calls with different --output"
+            )
+
+
+def _check_outputs(options: Options, path: Path, names: Sequence[str]) -> None:
+    """Raise if the folder of this song cannot be one, or if a stem exists and may not be replaced."""
+    folder = options.output / path.stem
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file where the folder of the stems would be: move it away")
+    files = [folder / f"{name}.{options.format}" for name in _names_written(options, names)]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not options.overwrite:
+        raise ValueError(f"{', '.join(existing)} exists: pass --overwrite to replace it, or another --output")
+
+
+@contextmanager
+def _output_folder(folder: Path) -> Generator[None]:
+    """Make the folder, find out whether it can be written, and remove it again if nothing came into it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    try:
+        yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _those_that_succeed(paths: Iterable[Path], action: Callable[[Path], object]) -> list[Path]:
+    """Do the action for each path, say in one line what failed, and return the other paths."""
+    succeeded: list[Path] = []
+    for path in paths:
+        try:
+            action(path)
+        except FAILURES as error:
+            text = _one_line(error)
+            _tell(f"error: {text if str(path) in text else f'{path}: {text}'}")
+        else:
+            succeeded.append(path)
+    return succeeded
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of this name, the fastest kind there is for `auto`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"--device {name} cannot be used here: {_one_line(error)}") from error
+    if device.type == "meta":
+        raise UsageError("--device meta does not compute: use cpu, cuda or mps")
+    return device
+
+
+def _one_line(message: object) -> str:
+    if isinstance(message, OSError) and message.filename is not None and message.strerror:
+        return f"{message.filename}: {message.strerror}"
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def _tell(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _one_line_warnings() -> Generator[None]:
+    """Show warnings without the line of code that gave them."""
+    with warnings.catch_warnings():
+
+        def show(message: object, *_position: object, **_stream: object) -> None:
+            _tell(f"warning: {_one_line(message)}")
+
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    # So that what is being written is removed; 143 is what shells report for a program that SIGTERM ended.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+    sys.exit(main())

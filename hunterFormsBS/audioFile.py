@@ -1,0 +1,228 @@
+"""Audio files: reading what libsndfile reads, resampling, and writing stems so that none is ever half there."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+FRAMES_PER_WRITE = 1 << 20
+BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
+
+SUBTYPES: dict[tuple[str, int], str] = {
+    ("wav", 16): "PCM_16",
+    ("wav", 24): "PCM_24",
+    ("wav", 32): "FLOAT",
+    ("flac", 16): "PCM_16",
+    ("flac", 24): "PCM_24",
+}
+"""How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
+
+
+class AudioProperties(NamedTuple):
+    """What the header of an audio file says."""
+
+    length: int
+    sample_rate: int
+    channels: int
+
+
+def probe_audio(pathFilename: Path) -> AudioProperties:
+    """Read the header of an audio file with one or two channels.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is no audio file, is empty, or has more than two channels.
+    """
+    soundfile = _soundfile()
+    if pathFilename.is_dir():
+        raise IsADirectoryError(f"{pathFilename} is a folder: pass the files in it")
+    with pathFilename.open("rb") as file:
+        if not file.read(1):
+            raise ValueError(f"{pathFilename} is empty (0 bytes): copy or download it again")
+    try:
+        header = soundfile.info(str(pathFilename))
+    # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise ValueError(
+            f"{pathFilename} is not audio that libsndfile reads: convert it, "
+            "for example with ffmpeg -i FILE mixture.wav"
+        ) from error
+    properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
+    if properties.length < 1:
+        raise ValueError(f"{pathFilename} holds no samples: record or export it again")
+    if properties.channels > 2:
+        raise ValueError(
+            f"{pathFilename} has {properties.channels} channels, but at most 2 can be separated: mix it down, "
+            "for example with ffmpeg -i FILE -ac 2 mixture.wav"
+        )
+    return properties
+
+
+def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
+    """Read a file that `probe_audio` accepts.
+
+    Returns
+    -------
+    audio : Tensor
+        `(s, t)`, float32, full scale at 1.
+    sample_rate : int
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it cannot be decoded, or has samples that are not finite.
+    """
+    soundfile = _soundfile()
+    probe_audio(pathFilename)
+    try:
+        samples, sample_rate = soundfile.read(str(pathFilename), dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
+    audio = torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
+    if audio.numel() == 0:
+        raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+    finite = torch.isfinite(audio).all(dim=0)
+    if not bool(finite.all()):
+        first = int(finite.logical_not().nonzero()[0])
+        raise ValueError(
+            f"{pathFilename} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
+            f"{first / sample_rate:.3f} s: repair or cut out those samples"
+        )
+    return audio, int(sample_rate)
+
+
+def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = None) -> Tensor:
+    """Convert the sample rate of audio `(s, t)`.
+
+    Parameters
+    ----------
+    audio : Tensor
+        `(s, t)`, float32, on the CPU.
+    rate_from, rate_to : int
+        Sample rates in Hz.
+    length : int | None = None
+        Samples to return. `None`: the duration of the audio, rounded up to a whole sample.
+
+    Returns
+    -------
+    resampled : Tensor
+        `(s, t)`, float32.
+    """
+    length = math.ceil(audio.shape[-1] * rate_to / rate_from) if length is None else length
+    if rate_from == rate_to and length == audio.shape[-1]:
+        return audio
+    if rate_from != rate_to:
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(
+                'to convert sample rates, install soxr: pip install "hunterFormsBS[separation]"'
+            ) from error
+        converted = soxr.resample(audio.T.contiguous().numpy(), rate_from, rate_to, quality="VHQ")
+        audio = torch.as_tensor(converted).T.contiguous()
+    return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
+
+
+class AudioFolder:
+    """Files that are about to appear in a folder; `writing_together` makes one.
+
+    Parameters
+    ----------
+    folder : Path
+    sample_rate : int
+    container : Literal['wav', 'flac']
+    bit_depth : int
+        16, 24, or for wav 32, which is floating point.
+    """
+
+    def __init__(self, folder: Path, sample_rate: int, container: Literal["wav", "flac"], bit_depth: int) -> None:
+        self.folder = folder
+        self.sample_rate = sample_rate
+        self.container = container
+        self.bit_depth = bit_depth
+        self.unfinished: dict[Path, Path] = {}
+
+    def path(self, name: str) -> Path:
+        """Return the file that a stem of this name gets."""
+        return self.folder / f"{name}.{self.container}"
+
+    def write(self, name: str, audio: Tensor) -> int:
+        """Write audio `(s, t)` under a hidden name.
+
+        Returns
+        -------
+        clipped : int
+            How many values were beyond full scale and cut off, which 32-bit files never need.
+        """
+        soundfile = _soundfile()
+        audio = audio.float()
+        path = self.path(name)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        self.unfinished[unfinished] = path
+        large = audio.numel() * self.bit_depth // 8 > BYTES_OF_RIFF
+        integer = SUBTYPES[self.container, self.bit_depth] != "FLOAT"
+        clipped = 0
+        with soundfile.SoundFile(
+            str(unfinished),
+            "w",
+            samplerate=self.sample_rate,
+            channels=audio.shape[0],
+            subtype=SUBTYPES[self.container, self.bit_depth],
+            format="RF64" if large and self.container == "wav" else self.container.upper(),
+        ) as file:
+            for start in range(0, audio.shape[-1], FRAMES_PER_WRITE):
+                samples = audio[:, start : start + FRAMES_PER_WRITE]
+                clipped += int((samples.abs() > 1).sum()) if integer else 0
+                file.write(samples.T.contiguous().numpy())
+        return clipped
+
+
+@contextmanager
+def writing_together(
+    folder: Path, sample_rate: int, container: Literal["wav", "flac"] = "wav", bit_depth: int = 32
+) -> Generator[AudioFolder]:
+    """Make the files written in the with statement appear in the folder together at its end, or, after an error, none.
+
+    The folder is made where it does not exist, and removed again after an error.
+
+    Raises
+    ------
+    OSError
+        If the folder or a file cannot be written.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = AudioFolder(folder, sample_rate, container, bit_depth)
+    try:
+        yield files
+        for unfinished, path in files.unfinished.items():
+            unfinished.replace(path)
+    except BaseException:
+        for unfinished in files.unfinished:
+            unfinished.unlink(missing_ok=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _soundfile() -> ModuleType:
+    try:
+        return import_module("soundfile")
+    except ImportError as error:
+        raise ImportError(
+            'to read and write audio files, install soundfile: pip install "hunterFormsBS[separation]"'
+        ) from error

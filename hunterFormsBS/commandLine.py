@@ -1,0 +1,132 @@
+"""The command line of `python -m hunterFormsBS`: its options and their explanation."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Literal, NoReturn, get_args
+
+import torch
+
+from hunterFormsBS.families import Upstream
+
+PROGRAM = "hunterFormsBS"
+RESIDUAL = "residual"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+EPILOG = """\
+examples:
+  python -m hunterFormsBS song.flac --checkpoint model.ckpt --configuration model.yaml --output separated
+      writes separated/song/vocals.wav and so on, one file for each stem of the model
+
+  python -m hunterFormsBS *.wav --checkpoint model.ckpt --output separated --stems vocals --residual
+      writes the vocals of every song, and everything else in it as residual.wav
+
+  python -m hunterFormsBS song.mp3 --checkpoint model.ckpt --output separated --num-overlap 4 --dtype bfloat16
+      more overlap for smoother results, at twice the time of --num-overlap 2; bfloat16 saves time on a GPU
+
+The stems have the sample rate, the length and the number of channels of the mixture, whatever the model works in.
+The stems of a song appear together, once all of them are complete. Stems that exist already are not replaced
+unless --overwrite is given, and their song is not separated.
+
+exit status: 0 all songs are separated; 1 something failed, and each failure is named in one line, while the other
+songs were separated; 2 the command line cannot be used; 130 interrupted with Ctrl-C.
+"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be used."""
+
+
+class Options(argparse.Namespace):
+    """The command line."""
+
+    mixtures: list[Path]
+    checkpoint: Path
+    configuration: Path | None
+    upstream: Upstream | None
+    output: Path
+    stems: list[str] | None
+    residual: bool
+    format: Literal["wav", "flac"]
+    bit_depth: int | None
+    overwrite: bool
+    chunk_size: int | None
+    num_overlap: int | None
+    batch_size: int | None
+    device: str
+    dtype: str
+    quiet: bool
+
+
+def _positive_integer(text: str) -> int:
+    if re.fullmatch(r"0*[1-9]\d*", text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, but is {text!r}")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between them, but is {text!r}")
+    return names
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
+        self.exit(2, f"{PROGRAM}: error: {message} (--help explains the options)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    reader = _Parser(
+        prog=f"python -m {PROGRAM}",
+        description="Separate songs into stems with a RoFormer checkpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = reader.add_argument
+    add("mixtures", nargs="+", type=Path, metavar="MIXTURE", help="audio file with one or two channels")
+    add("--checkpoint", required=True, type=Path, metavar="FILE", help="weights of the model: .ckpt, .pt, .safetensors")
+    add(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the results, DIR/SONG/STEM.wav; it is made",
+    )
+    add("--configuration", type=Path, metavar="FILE", help="the YAML or JSON file that came with the checkpoint")
+    add(
+        "--upstream",
+        choices=get_args(Upstream),
+        help="project whose counting the configuration follows (default: recognised from the checkpoint)",
+    )
+
+    group = reader.add_argument_group("what is written")
+    add = group.add_argument
+    add("--stems", type=_names, metavar="NAMES", help="only these, such as vocals,drums; the others are not computed")
+    add("--residual", action="store_true", help=f"write the mixture minus the stems as {RESIDUAL}")
+    add("--format", choices=("wav", "flac"), default="wav", help="kind of the files (default: wav)")
+    add(
+        "--bit-depth",
+        type=int,
+        choices=(16, 24, 32),
+        help="32, the default for wav, is floating point and never clips; the default for flac is 24",
+    )
+    add("--overwrite", action="store_true", help="replace stems that exist")
+    add("--quiet", action="store_true", help="no progress bar, and no list of the files written")
+
+    group = reader.add_argument_group(
+        "how it is computed", "The defaults of the first three are those of the configuration, where it states them."
+    )
+    add = group.add_argument
+    add("--chunk-size", type=_positive_integer, metavar="N", help="samples that the model sees at a time (352800)")
+    add("--num-overlap", type=_positive_integer, metavar="N", help="how many chunks cover each sample (2)")
+    add("--batch-size", type=_positive_integer, metavar="N", help="chunks that are computed together (1)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+    add("--dtype", choices=tuple(DTYPES), default="float32", help="precision of the computation (default: float32)")
+    return reader

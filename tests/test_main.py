@@ -1,0 +1,594 @@
+"""The program from its arguments to its files: with a stand-in for the model, and with a real one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+import hunterFormsBS.__main__ as program
+from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.__main__ import main
+from hunterFormsBS.audioFile import read_audio
+from hunterFormsBS.checkpoint import save_checkpoint
+
+RATE = 8000
+CONFIGURATION = """\
+audio: {chunk_size: 1000, sample_rate: 8000, dim_t: 9, hop_length: 441}
+model: {num_stems: 2, stereo: true}
+training: {instruments: [vocals, other], target_instrument: null}
+inference: {batch_size: 3, num_overlap: 4, dim_t: 11}
+"""
+
+# The program's warnings are its messages, not those of the tests.
+pytestmark = pytest.mark.filterwarnings("default::UserWarning", "default::RuntimeWarning")
+
+
+class Model:
+    """Return the mixture at half level, at a quarter, at an eighth, and so on."""
+
+    def __init__(self, num_stems: int = 2, stereo: bool = True) -> None:
+        self.num_stems = num_stems
+        self.stereo = stereo
+        self.batches: list[Tensor] = []
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        self.batches.append(audio.clone())
+        return torch.stack([audio / 2 ** (number + 1) for number in range(self.num_stems)], dim=1)
+
+
+class Bench:
+    """A folder with a checkpoint, a configuration and a song, and a stand-in that is loaded from the checkpoint."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.output = folder / "out"
+        self.model = Model()
+        self.loaded: list[dict[str, Any]] = []
+        self.configuration = folder / "model.yaml"
+        self.configuration.write_text(CONFIGURATION)
+        (folder / "model.ckpt").write_bytes(b"weights")
+        self.song = self.write("song.wav", 5000)
+        monkeypatch.setattr(program, "from_checkpoint", self.load)
+
+    def load(self, path: Path, configuration: Path | None, **keywords: Any) -> Model:
+        self.loaded.append({"path": path, "configuration": configuration, **keywords})
+        if keywords["stems"] is not None:
+            self.model.num_stems = len(keywords["stems"])
+        return self.model
+
+    def write(self, name: str, length: int, channels: int = 2, sample_rate: int = RATE) -> Path:
+        """Write music without content, and return its path."""
+        samples = np.random.default_rng(length).uniform(-0.9, 0.9, (length, channels))
+        soundfile.write(self.folder / name, samples, sample_rate, subtype="PCM_24")
+        return self.folder / name
+
+    def run(self, *arguments: object, configuration: bool = True) -> int:
+        """Run the program on the song, or on the mixtures that the arguments begin with."""
+        mixtures = [] if arguments and isinstance(arguments[0], Path) else [self.song]
+        files = [*mixtures, *arguments, "--checkpoint", self.folder / "model.ckpt", "--output", self.output]
+        if configuration:
+            files += ["--configuration", self.configuration]
+        return main([str(argument) for argument in files])
+
+    def written(self) -> list[str]:
+        """List all files below the output folder."""
+        return sorted(str(path.relative_to(self.output)) for path in self.output.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_each_stem_is_a_file_named_by_the_configuration_in_a_folder_named_after_the_song(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.run("--residual") == 0
+    files = [bench.output / "song" / f"{name}.wav" for name in ("vocals", "other", "residual")]
+    mixture, _ = read_audio(bench.song)
+    for file, level in zip(files, (1 / 2, 1 / 4, 1 / 4), strict=True):
+        assert soundfile.info(file).subtype == "FLOAT"
+        audio, sample_rate = read_audio(file)
+        assert sample_rate == RATE
+        torch.testing.assert_close(audio, mixture * level, rtol=0, atol=1e-6)
+    assert bench.written() == ["song/other.wav", "song/residual.wav", "song/vocals.wav"]
+    assert capsys.readouterr() == ("".join(f"{file}\n" for file in files), "")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("sample_rate", [8000, 44100, 48000])
+def test_stems_have_the_rate_the_length_and_the_channels_of_the_mixture(
+    bench: Bench, sample_rate: int, channels: int
+) -> None:
+    bench.configuration.write_text(CONFIGURATION.replace("8000", "44100"))
+    t = np.arange(12345) / sample_rate
+    tone = np.stack([np.sin(2 * np.pi * frequency * t) / 2 for frequency in (440, 1000)[:channels]], axis=1)
+    soundfile.write(bench.song, tone, sample_rate, subtype="FLOAT")
+    assert bench.run("--residual") == 0
+    vocals, rate = read_audio(bench.output / "song" / "vocals.wav")
+    assert (rate, *vocals.shape) == (sample_rate, channels, 12345)
+    inner = slice(2000, -2000)
+    expected = torch.as_tensor(tone.T / 2, dtype=torch.float32)
+    torch.testing.assert_close(vocals[:, inner], expected[:, inner], rtol=0, atol=1e-4)
+    parts = [read_audio(bench.output / "song" / f"{name}.wav")[0] for name in ("vocals", "other", "residual")]
+    torch.testing.assert_close(sum(parts), torch.as_tensor(tone.T, dtype=torch.float32), rtol=0, atol=1e-6)
+    assert {batch.shape[1:] for batch in bench.model.batches} == {(2, 1000)}
+    chunks = sum(len(batch) for batch in bench.model.batches)
+    assert chunks == -(-(-(-12345 * 44100 // sample_rate) - 1000) // 250) + 1
+
+
+def test_sizes_come_from_the_command_line_then_from_the_inference_and_audio_sections(bench: Bench) -> None:
+    def shapes() -> tuple[int, int, int]:
+        """Return the chunks of the longest batch, the samples of a chunk, and the number of chunks."""
+        sizes = [len(batch) for batch in bench.model.batches]
+        samples = bench.model.batches[0].shape[-1]
+        bench.model.batches.clear()
+        return max(sizes), samples, sum(sizes)
+
+    assert bench.run() == 0
+    assert shapes() == (3, 1000, 17)
+    assert bench.run("--overwrite", "--chunk-size", 500, "--num-overlap", 1, "--batch-size", 2) == 0
+    assert shapes() == (2, 500, 10)
+    bench.configuration.write_text(CONFIGURATION.replace("inference: {", "inference: {chunk_size: 2000, "))
+    assert bench.run("--overwrite") == 0
+    assert shapes() == (3, 2000, 7)
+    assert bench.run("--overwrite", "--stems", "stem_1", configuration=False) == 0
+    assert shapes() == (1, 352800, 1)
+
+
+def test_only_the_stems_asked_for_are_loaded_and_written_in_that_order(bench: Bench) -> None:
+    bench.configuration.write_text(
+        CONFIGURATION.replace("[vocals, other]", "[a, b, c, d]").replace("num_stems: 2", "num_stems: 4")
+    )
+    assert bench.run("--stems", "d,b", "--upstream", "msst", "--device", "cpu") == 0
+    assert bench.loaded == [
+        {
+            "path": bench.folder / "model.ckpt",
+            "configuration": bench.configuration,
+            "upstream": "msst",
+            "device": torch.device("cpu"),
+            "stems": [3, 1],
+        }
+    ]
+    assert bench.written() == ["song/b.wav", "song/d.wav"]
+    assert read_audio(bench.output / "song" / "d.wav")[0].std() > read_audio(bench.output / "song" / "b.wav")[0].std()
+
+
+@pytest.mark.parametrize(
+    ("change", "num_stems", "expected"),
+    [
+        (("target_instrument: null", "target_instrument: other"), 2, ["vocals", "other"]),
+        (("num_stems: 2", "num_stems: 1"), 1, ["stem_1"]),
+        (("training", "weighting"), 2, ["stem_1", "stem_2"]),
+        (("[vocals, other]", "[../../vocals, '..']"), 2, ["_.._vocals", "_"]),
+        (("[vocals, other]", "[1, 2]"), 3, ["stem_1", "stem_2", "stem_3"]),
+    ],
+)
+def test_stems_that_the_configuration_does_not_name_are_numbered(
+    bench: Bench, change: tuple[str, str], num_stems: int, expected: list[str]
+) -> None:
+    bench.configuration.write_text(CONFIGURATION.replace(*change))
+    bench.model.num_stems = num_stems
+    assert bench.run() == 0
+    assert bench.written() == sorted(f"song/{name}.wav" for name in expected)
+
+
+def test_a_model_of_one_stem_gives_the_target_instrument(bench: Bench) -> None:
+    bench.configuration.write_text(
+        CONFIGURATION.replace("num_stems: 2, ", "").replace("target_instrument: null", "target_instrument: other")
+    )
+    bench.model.num_stems = 1
+    assert bench.run() == 0
+    assert bench.written() == ["song/other.wav"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "subtype"),
+    [
+        (("--bit-depth", 16), "PCM_16"),
+        (("--bit-depth", 24), "PCM_24"),
+        (("--format", "flac"), "PCM_24"),
+        (("--format", "flac", "--bit-depth", 16), "PCM_16"),
+    ],
+)
+def test_format_and_bit_depth_can_be_chosen(bench: Bench, arguments: tuple[object, ...], subtype: str) -> None:
+    assert bench.run(*arguments) == 0
+    container = "flac" if "flac" in arguments else "wav"
+    assert bench.written() == [f"song/other.{container}", f"song/vocals.{container}"]
+    info = soundfile.info(bench.output / "song" / f"vocals.{container}")
+    assert (info.format.lower(), info.subtype, info.frames) == (container, subtype, 5000)
+
+
+def test_what_is_cut_off_at_full_scale_is_said(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(bench.song, np.array([[3.0, 0], [0, -4], [1, 1]]), RATE, subtype="FLOAT")
+    assert bench.run("--format", "flac") == 0
+    line = capsys.readouterr().err
+    assert f"warning: 2 values of {bench.output / 'song' / 'vocals.flac'} were beyond full scale" in line
+    assert line.count("\n") == 1
+    assert bench.run() == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_printed_when_quiet(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run("--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(bench.written()) == 2
+
+
+def test_the_progress_bar_is_shown_on_a_terminal_and_names_the_song(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert bench.run() == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"{bench.song}\n")
+    assert "17/17" in err
+    assert bench.run("--quiet", "--overwrite") == 0
+    assert capsys.readouterr().err == ""
+
+
+# Several songs ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_named_in_one_line_each_and_the_others_are_separated(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = bench.write("last.flac", 3000, channels=1)
+    surround = bench.write("surround.wav", 10, channels=3)
+    text = bench.folder / "text.wav"
+    text.write_text("Dear diary")
+    empty = bench.folder / "empty.wav"
+    empty.touch()
+    poisoned = bench.folder / "poisoned.wav"
+    soundfile.write(poisoned, np.full((9, 2), np.nan), RATE, subtype="FLOAT")
+    missing = bench.folder / "missing.wav"
+
+    assert bench.run(poisoned, text, bench.song, empty, missing, bench.folder, surround, last) == 1
+    assert bench.written() == ["last/other.wav", "last/vocals.wav", "song/other.wav", "song/vocals.wav"]
+    assert len(bench.loaded) == 1
+    lines = capsys.readouterr().err.splitlines()
+    expected = {
+        text: "is not audio",
+        empty: "is empty",
+        missing: "No such file or directory",
+        bench.folder: "is a folder",
+        surround: "has 3 channels",
+        poisoned: "has NaN or infinity at 9 samples",
+    }
+    assert len(lines) == len(expected)
+    for line, (path, message) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(f"hunterFormsBS: error: {path}")
+        assert message in line
+
+
+def test_the_model_is_not_loaded_when_no_song_can_be_read(bench: Bench) -> None:
+    assert bench.run(bench.folder / "missing.wav") == 1
+    assert bench.loaded == []
+    assert not bench.output.exists()
+
+
+def test_two_songs_of_one_name_are_refused_before_one_overwrites_the_other(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = bench.write("song.flac", 100)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        bench.run(bench.song, other)
+    assert f"{bench.song} and {other} would both be written to {bench.output / 'song'}" in capsys.readouterr().err
+    assert bench.loaded == []
+
+
+def test_stems_that_exist_are_replaced_only_when_asked(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = bench.output / "song" / "vocals.wav"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    other = bench.write("b.wav", 50)
+    assert bench.run(bench.song, other) == 1
+    assert precious.read_bytes() == b"precious"
+    assert bench.written() == ["b/other.wav", "b/vocals.wav", "song/vocals.wav"]
+    assert capsys.readouterr().err == (
+        f"hunterFormsBS: error: {bench.song}: {precious} exists: pass --overwrite to replace it, or another --output\n"
+    )
+    assert bench.run("--stems", "other") == 0
+    bench.model = Model()
+    assert bench.run("--overwrite") == 0
+    assert read_audio(precious)[0].shape == (2, 5000)
+
+
+# What fails before and within the computation -----------------------------------------------------------------------
+
+
+def usage_cases() -> list[tuple[tuple[object, ...], bool, str]]:
+    return [
+        (("--format", "flac", "--bit-depth", 32), True, "--format flac has no --bit-depth 32"),
+        (("--stems", "vocals,piano"), True, "the model has no stem piano, but vocals, other"),
+        (("--stems", "vocals,vocals"), True, "names a stem twice"),
+        (("--stems", "vocals"), False, "Pass --configuration, or call them stem_1"),
+        (("--stems", "stem_0"), False, "Pass --configuration, or call them stem_1"),
+        (("--device", "abacus"), True, "--device abacus cannot be used here"),
+        (("--device", "meta"), True, "--device meta does not compute"),
+        (("--device", "cuda:99"), True, "--device cuda:99 cannot be used here"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "configuration", "message"), usage_cases())
+def test_a_command_line_that_cannot_be_used_is_one_line_and_status_2(
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    configuration: bool,
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        bench.run(*arguments, configuration=configuration)
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.startswith("hunterFormsBS: error: ")
+    assert line.count("\n") == 1
+    assert message in line
+    assert bench.loaded == []
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        (CONFIGURATION.replace("num_overlap: 4", "num_overlap: four"), "num_overlap in the configuration must be"),
+        (CONFIGURATION.replace("chunk_size: 1000", "chunk_size: 0"), "chunk_size in the configuration must be"),
+        ("audio: 44100", "the section audio of the configuration must be a mapping, but is 44100"),
+        ("- a list", "must hold a mapping"),
+        ("a: !!python/object/apply:os.getcwd []", "run code"),
+        (None, "model.yaml: No such file or directory"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_line_and_status_1(
+    bench: Bench, capsys: pytest.CaptureFixture[str], configuration: str | None, message: str
+) -> None:
+    if configuration is None:
+        bench.configuration.unlink()
+    else:
+        bench.configuration.write_text(configuration)
+    assert bench.run() == 1
+    line = capsys.readouterr().err
+    assert line.startswith("hunterFormsBS: error: ")
+    assert line.count("\n") == 1
+    assert message in line
+    assert bench.loaded == []
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line_before_anything_else(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.folder / "model.ckpt").unlink()
+    assert bench.run() == 1
+    assert capsys.readouterr().err == (
+        f"hunterFormsBS: error: {bench.folder / 'model.ckpt'}: No such file or directory\n"
+    )
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize("output", ["song.wav", "song.wav/below", "occupied"])
+def test_an_output_folder_that_cannot_be_written_is_one_line_before_the_model_is_loaded(
+    bench: Bench, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    bench.output = bench.folder / output
+    if output == "occupied":
+        bench.output.mkdir()
+        (bench.output / "song").write_text("a file where the folder of the song would be")
+    assert bench.run() == 1
+    line = capsys.readouterr().err
+    assert line.startswith("hunterFormsBS: error: ")
+    assert str(bench.output) in line
+    assert line.count("\n") == 1
+    assert bench.loaded == []
+
+
+def test_a_stereo_song_for_a_mono_model_is_refused_with_the_remedy(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mono = bench.write("mono.wav", 2000, channels=1)
+    bench.model.stereo = False
+    assert bench.run(bench.song, mono) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"hunterFormsBS: error: {bench.song} is stereo, but the model is mono")
+    assert "-ac 1" in line
+    assert bench.written() == ["mono/other.wav", "mono/vocals.wav"]
+    assert bench.model.batches[0].shape[1] == 1
+
+
+def interrupted_after(count: int, error: BaseException) -> Callable[..., None]:
+    """Return a `SoundFile.write` that works `count` times and then raises."""
+    write = soundfile.SoundFile.write
+    calls: list[int] = []
+
+    def fail(self: soundfile.SoundFile, data: Any) -> None:
+        calls.append(1)
+        write(self, data)
+        if len(calls) > count:
+            raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "vocals.wav"), 1, "error: .*No space left on device"),
+    ],
+)
+def test_interrupted_writing_leaves_nothing(
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(soundfile.SoundFile, "write", interrupted_after(count, error))
+    assert bench.run("--residual") == status
+    assert not bench.output.exists()
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(f"hunterFormsBS: {message}.*\n", line)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_in_the_middle_leaves_nothing_and_ends_with_the_status_of_shells(
+    bench: Bench, number: signal.Signals, status: int
+) -> None:
+    slow = """
+        import runpy, sys, time
+        import hunterFormsBS.checkpoint
+
+        class Slow:
+            stereo, num_stems = True, 2
+            def __call__(self, audio):
+                print("computing", flush=True)
+                time.sleep(60)
+                return audio[:, None]
+
+        hunterFormsBS.checkpoint.from_checkpoint = lambda *_, **__: Slow()
+        runpy.run_module("hunterFormsBS", run_name="__main__")
+    """
+    arguments = [bench.song, "--checkpoint", bench.folder / "model.ckpt", "--output", bench.output]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(slow), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "computing\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert out == ""
+    assert err == ("hunterFormsBS: interrupted\n" if number == signal.SIGINT else "")
+    assert not bench.output.exists()
+
+
+def test_warnings_take_one_line_without_code(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    class ShortOfMemory(Model):
+        def __call__(self, audio: Tensor) -> Tensor:
+            if len(audio) > 1:
+                raise torch.OutOfMemoryError
+            return super().__call__(audio)
+
+    bench.model = ShortOfMemory()
+    assert bench.run() == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"hunterFormsBS: warning: out of memory .* `batch_size` 1\.\n", err)
+
+
+# A real model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small model's checkpoint and a song."""
+    folder = tmp_path_factory.mktemp("real")
+    model = BandSplitRotator(
+        8,
+        depth=1,
+        heads=1,
+        dim_head=8,
+        time_transformer_depth=1,
+        freq_transformer_depth=1,
+        num_stems=2,
+        stereo=True,
+        freqs_per_bands=(3, 10, 20),
+        dim_freqs_in=33,
+        stft_n_fft=64,
+        stft_win_length=64,
+        stft_hop_length=16,
+    )
+    sections = {
+        "audio": {"sample_rate": RATE, "chunk_size": 2000},
+        "training": {"instruments": ["voice", "band"]},
+        "inference": {"num_overlap": 2, "batch_size": 2},
+    }
+    save_checkpoint(folder / "model.ckpt", model, configuration=sections)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (5001, 2))
+    soundfile.write(folder / "song.flac", samples, 11025)
+    return folder
+
+
+def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hunterFormsBS", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_checkpoint_that_holds_its_configuration_separates_a_song_from_the_shell(real: Path, tmp_path: Path) -> None:
+    result = run_program(real / "song.flac", "--checkpoint", real / "model.ckpt", "--output", tmp_path, "--residual")
+    files = [tmp_path / "song" / f"{name}.wav" for name in ("voice", "band", "residual")]
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split() == [str(file) for file in files]
+    parts = [read_audio(file)[0] for file in files]
+    mixture, _ = read_audio(real / "song.flac")
+    torch.testing.assert_close(sum(parts), mixture, rtol=0, atol=1e-6)
+    assert parts[0].abs().max() > 0
+
+
+def test_one_stem_alone_is_the_same_as_among_all(real: Path, tmp_path: Path) -> None:
+    files = [str(real / "song.flac"), "--checkpoint", str(real / "model.ckpt"), "--output", str(tmp_path)]
+    assert main([*files, "--stems", "band"]) == 0
+    alone, _ = read_audio(tmp_path / "song" / "band.wav")
+    assert main([*files, "--overwrite"]) == 0
+    torch.testing.assert_close(alone, read_audio(tmp_path / "song" / "band.wav")[0], rtol=0, atol=1e-6)
+
+
+class Hostile:
+    """What a pickle needs to run code."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "hostile", "hostile pickle"])
+def test_a_checkpoint_that_cannot_be_used_is_one_line_and_runs_no_code(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.undo()  # Not the stand-in is loaded here.
+    path, marker = tmp_path / "bad.ckpt", tmp_path / "ran"
+    if kind == "hostile":
+        torch.save({"state_dict": Hostile(marker)}, path)
+    elif kind == "hostile pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Hostile(marker)}, protocol=2))
+    elif kind == "cut":
+        torch.save({"state_dict": {"weight": torch.zeros(100_000)}}, path)
+        os.truncate(path, 200_000)
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"not weights\n")
+    assert main([str(bench.song), "--checkpoint", str(path), "--output", str(bench.output)]) == 1
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.startswith(f"hunterFormsBS: error: {path}")
+    assert line.count("\n") == 1
+    assert not marker.exists()
+    assert not bench.output.exists()
