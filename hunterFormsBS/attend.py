@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import TypeAlias, Unpack, cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,13 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hunterFormsBS.feedForward import FeedForward
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
 from hunterFormsBS.recompute import checkpointed, is_plain, linear_of
 from hunterFormsBS.residual import has_streams, residual_wrapper
 from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
-from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersTransformer, ValueResidualMix
+from hunterFormsBS.theTypes import FlashAttentionConfig
+from hunterFormsBS.valueResidual import ValueResidualMix, mix_values
 
 Values: TypeAlias = tuple[Tensor, ...]
 """Values of a transformer's first attention, `(b, h, n, e)`, one tensor for each block of sequences."""
@@ -73,7 +75,7 @@ class Attend(nn.Module):
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from `q` to `k`, both `(b, h, n, e)`, and mix `v`, `(b, h, n, e')` with e' ≤ e; returns the shape of `v`."""
+        """Attend from `q` to `k`, both `(b, h, n, e)`; mix `v`, `(b, h, n, e')` with e' ≤ e, to its own shape."""
         if not self.flash_attn:
             return self._explicit(q, k, v)
         width = v.shape[-1]
@@ -81,7 +83,7 @@ class Attend(nn.Module):
             v = F.pad(v, (0, q.shape[-1] - width))
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.sage_attention and self._can_use_sage(q, k, v):
-            from sageattention import sageattn  # noqa: PLC0415
+            from sageattention import sageattn  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 
             out = cast(Tensor, sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=scale))
         else:
@@ -121,63 +123,6 @@ class Attend(nn.Module):
         return False
 
 
-def mix_values(v: Tensor, first: Tensor, mix: Tensor | float, how: ValueResidualMix) -> Tensor:
-    """Move values toward those of the first layer: value residual learning [1]_.
-
-    `v + mix · (first - v)`; when `how` is 'swapped', `v + first · (mix - v)`, which is what BS-RoFormer's Mel models
-    compute, their `lerp` arguments being the other way round, and so what their checkpoints were trained with.
-
-    References
-    ----------
-    .. [1] Zhou et al., Value Residual Learning, ACL 2025, arXiv 2410.17897.
-    """
-    if how == "swapped":
-        return v + first * (mix - v)
-    return v + mix * (first - v)
-
-
-class FeedForward(nn.Module):
-    """RMSNorm, Linear, GELU [1]_, Linear, with a dropout after the activation and after the second Linear.
-
-    Parameters
-    ----------
-    dim : int
-        Features in and out.
-    ff_mult : int
-        The hidden layer has `dim * ff_mult` features.
-    ff_dropout : float
-        Dropout probability.
-
-    References
-    ----------
-    .. [1] Hendrycks & Gimpel, Gaussian Error Linear Units, 2016, arXiv 1606.08415.
-    """
-
-    def __init__(self, dim: int, *, ff_mult: int = 4, ff_dropout: float = 0.0) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            RMSNorm(dim),
-            nn.Linear(dim, dim * ff_mult),
-            nn.GELU(),
-            nn.Dropout(ff_dropout),
-            nn.Linear(dim * ff_mult, dim),
-            nn.Dropout(ff_dropout),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, expand, gelu, dropout, contract, _ = self.net
-        if (
-            (self.training and cast(nn.Dropout, dropout).p > 0)
-            or not all(map(is_plain, self.net, (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)))
-            or not is_plain(self.net, nn.Sequential)
-        ):
-            return cast(Tensor, self.net(x))
-        # Stores x and what enters GELU; norm and GELU outputs, four times dim more, are recomputed.
-        (hidden,) = linear_of(rms_norm, (x, cast(RMSNorm, norm).gamma), (cast(nn.Linear, expand),))
-        (out,) = linear_of(F.gelu, (hidden,), (cast(nn.Linear, contract),))
-        return out
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with position embedding, one sigmoid gate per head and position, and value residual.
 
@@ -212,11 +157,13 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if rotary_embed is not None and pope_embed is not None:
-            raise ValueError("I received both rotary_embed and pope_embed, and positions enter only once: pass one of them.")
+            raise ValueError(
+                "I received both rotary_embed and pope_embed, and positions enter only once: pass one of them."
+            )
         self.heads = heads
         self.rotary_embed = rotary_embed
         self.pope_embed = pope_embed
-        self.value_residual_mix = value_residual_mix
+        self.value_residual_mix: ValueResidualMix | None = value_residual_mix
         self.norm = RMSNorm(dim)
         self.attend = Attend(
             attn_dropout=attn_dropout,
@@ -225,9 +172,7 @@ class Attention(nn.Module):
             scale=dim_head**-0.5 if scale is None else scale,
         )
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
-        self.to_value_residual_mix = (
-            nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
-        )
+        self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
         self.to_gates = nn.Linear(dim, heads)
         self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim, bias=False), nn.Dropout(attn_dropout))
 
@@ -306,9 +251,10 @@ class LinearAttention(nn.Module):
 
     Parameters
     ----------
-    dim, heads, dim_head, attn_dropout, flash_attn, sage_attention, scale, value_residual_mix
-        See `Attention`. The kernels that `flash_attn` and `sage_attention` choose keep a long attention matrix out of
-        memory; this one is small, and is computed explicitly whatever they say. `scale` is 8 by default.
+    dim, heads, dim_head, attn_dropout, value_residual_mix
+        See `Attention`.
+    scale : float
+        Factor on the scores. The attention matrix is small, so it is always computed explicitly.
 
     References
     ----------
@@ -326,7 +272,7 @@ class LinearAttention(nn.Module):
         value_residual_mix: ValueResidualMix | None = None,
     ) -> None:
         super().__init__()
-        self.value_residual_mix = value_residual_mix
+        self.value_residual_mix: ValueResidualMix | None = value_residual_mix
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Sequential(
             nn.Linear(dim, 3 * heads * dim_head, bias=False),
@@ -334,12 +280,8 @@ class LinearAttention(nn.Module):
         )
         self.temperature = nn.Parameter(torch.zeros(heads, 1, 1))
         self.attend = Attend(attn_dropout=attn_dropout, flash_attn=False, scale=scale)
-        self.to_value_residual_mix = (
-            nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
-        )
-        self.to_out = nn.Sequential(
-            Rearrange("b h e n -> b n (h e)"), nn.Linear(heads * dim_head, dim, bias=False)
-        )
+        self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
+        self.to_out = nn.Sequential(Rearrange("b h e n -> b n (h e)"), nn.Linear(heads * dim_head, dim, bias=False))
 
     def forward(self, x: Tensor, first_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `Attention.forward`, but values are `(b, h, e, n)`."""
@@ -352,8 +294,8 @@ class LinearAttention(nn.Module):
             mix = self.to_value_residual_mix
             factor = 0.5 if mix is None else rearrange(mix(normed), "b n h -> b h 1 n").sigmoid()
             v = mix_values(v, first_values, factor, self.value_residual_mix)
-        q, k = (F.normalize(t, dim=-1) for t in (q, k))
-        out = self.attend(q * self.temperature.exp(), k, v)
+        q, k = (F.normalize(t.to(at_least_float32(t.dtype)), dim=-1).to(t.dtype) for t in (q, k))
+        out = self.attend(q * self.temperature.exp().to(q.dtype), k, v)
         return cast(Tensor, self.to_out(out)), values
 
 
@@ -414,22 +356,31 @@ class Transformer(nn.Module):
         self.num_residual_streams = num_residual_streams
         self.wrapped = has_streams(num_residual_streams, num_residual_fracs)
 
-        def attention() -> nn.Module:
-            common = {"heads": heads, "dim_head": dim_head, "attn_dropout": attn_dropout}
-            if linear_attn:
-                return LinearAttention(dim, **common, value_residual_mix=value_residual_mix)
-            return Attention(
+        make_attention: Callable[[], nn.Module] = partial(
+            Attention,
+            dim,
+            heads=heads,
+            dim_head=dim_head,
+            attn_dropout=attn_dropout,
+            flash_attn=flash_attn,
+            sage_attention=sage_attention,
+            scale=scale,
+            rotary_embed=rotary_embed,
+            pope_embed=pope_embed,
+            value_residual_mix=value_residual_mix,
+        )
+        if linear_attn:
+            make_attention = partial(
+                LinearAttention,
                 dim,
-                **common,
-                flash_attn=flash_attn,
-                sage_attention=sage_attention,
-                scale=scale,
-                rotary_embed=rotary_embed,
-                pope_embed=pope_embed,
+                heads=heads,
+                dim_head=dim_head,
+                attn_dropout=attn_dropout,
                 value_residual_mix=value_residual_mix,
             )
-
-        wrap: Callable[[nn.Module, int], nn.Module] = lambda sublayer, _: sublayer  # noqa: E731
+        sublayers: list[nn.Module] = []
+        for _pair in range(depth):
+            sublayers += [make_attention(), FeedForward(dim, ff_mult=ff_mult, ff_dropout=ff_dropout)]
         if self.wrapped:
             wrap = residual_wrapper(
                 dim,
@@ -437,10 +388,8 @@ class Transformer(nn.Module):
                 num_residual_fracs=num_residual_fracs,
                 mc_hyper_conn_sinkhorn_iters=mc_hyper_conn_sinkhorn_iters,
             )
-        self.layers = nn.ModuleList()
-        for index in range(depth):
-            feedforward = FeedForward(dim, ff_mult=ff_mult, ff_dropout=ff_dropout)
-            self.layers.append(nn.ModuleList([wrap(attention(), 2 * index), wrap(feedforward, 2 * index + 1)]))
+            sublayers = [wrap(sublayer, index) for index, sublayer in enumerate(sublayers)]
+        self.layers = nn.ModuleList(map(nn.ModuleList, zip(sublayers[::2], sublayers[1::2], strict=True)))
         self.norm = RMSNorm(dim) if norm_output else nn.Identity()
 
     def forward(self, x: Tensor, first_values: Values = ()) -> tuple[Tensor, Values]:
@@ -449,7 +398,7 @@ class Transformer(nn.Module):
         Parameters
         ----------
         x : Tensor
-            `(b, n, d)`, with the streams of an item side by side in b. Any memory layout: a transposed view costs nothing more.
+            `(b, n, d)`, with the streams of an item side by side in b. A transposed view costs nothing more.
         first_values : tuple of Tensor, optional
             What the transformer of this axis in the first layer group returned.
 
@@ -460,7 +409,7 @@ class Transformer(nn.Module):
         values : tuple of Tensor
             Values of the first attention, one `(b, h, n, e)` for each block of sequences; empty unless `keep_values`.
         """
-        run = partial(checkpointed, self._run_layers) if self.use_torch_checkpoint else self._run_layers
+        run = checkpointed(self._run_layers) if self.use_torch_checkpoint else self._run_layers
         table = self._position_table(x.shape[1])
         outs: list[Tensor] = []
         values: list[Tensor] = []
@@ -472,16 +421,16 @@ class Transformer(nn.Module):
         return torch.cat(outs) if len(outs) > 1 else outs[0], tuple(values)
 
     def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Divide the sequences: into cache-sized blocks on a CPU, and elsewhere, where launches cost more, not at all."""
+        """Divide the sequences into cache-sized blocks on a CPU; elsewhere launches cost more than memory traffic."""
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return (x,)
         streams = self.num_residual_streams
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
-        return x.split(sequences)
+        return torch.split(x, sequences)
 
     def _position_table(self, length: int) -> tuple[Tensor, ...] | None:
         """Return the table that all layers share; None where the layers look after themselves."""
-        first = self.layers[0][0]  # type: ignore[index]
+        first = next(iter(cast(nn.ModuleList, self.layers[0])))
         attention = first.branch if self.wrapped else first
         return attention.position_table(length) if isinstance(attention, Attention) else None
 
@@ -490,7 +439,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         values: Tensor | None = None
         keywords = {} if table is None else {"table": table}
-        for attention, feedforward in self.layers:
+        for attention, feedforward in cast("Iterable[tuple[nn.Module, nn.Module]]", self.layers):
             out, layer_values = attention(x, first_values=first_values, **keywords)
             values = layer_values if values is None else values
             x = out if self.wrapped else x + out

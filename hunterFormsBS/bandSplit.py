@@ -8,13 +8,12 @@ band the order is (f s c).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from itertools import pairwise
+from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from typing_extensions import Unpack  # noqa: UP035
 
 from hunterFormsBS.layout import (
     DEFAULT_FREQS_PER_BANDS,
@@ -23,8 +22,7 @@ from hunterFormsBS.layout import (
     mask_filter_bank_mel_band_default,
     mask_filter_bank_non_overlapping,
 )
-from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.recompute import is_plain
+from hunterFormsBS.norm import RMSNorm, at_least_float32
 from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
 from hunterFormsBS.theTypes import ParametersComputeLoss
 
@@ -59,14 +57,14 @@ class BandSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, sum of widths)` to `(b, t, band, d)`."""
-        bands = x.split(self.dim_inputs, dim=-1)
+        bands = torch.split(x, list(self.dim_inputs), dim=-1)
         return torch.stack([band_net(band) for band, band_net in zip(bands, self.to_features, strict=True)], dim=-2)
 
 
-def MLP(dim_in: int, dim_out: int, *, dim_hidden: int, depth: int = 1) -> nn.Sequential:  # noqa: N802
+def MLP(dim_in: int, dim_out: int, *, dim_hidden: int, depth: int = 1) -> nn.Sequential:
     """Return `depth` hidden layers of `dim_hidden` features with tanh, then one Linear."""
     dims = (dim_in, *(dim_hidden,) * depth)
-    hidden = [layer for pair in zip(dims, dims[1:], strict=False) for layer in (nn.Linear(*pair), nn.Tanh())]
+    hidden = [layer for pair in pairwise(dims) for layer in (nn.Linear(*pair), nn.Tanh())]
     return nn.Sequential(*hidden, nn.Linear(dims[-1], dim_out))
 
 
@@ -105,7 +103,29 @@ class MaskEstimator(nn.Module):
         return torch.cat([band_net(band) for band, band_net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
 
 
-def lossComputation(  # noqa: N802
+@overload
+def lossComputation(
+    recon_audio: Tensor,
+    target: Tensor,
+    stem_ids: Sequence[int],
+    multi_stft: ParametersComputeLoss,
+    *,
+    return_loss_breakdown: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def lossComputation(
+    recon_audio: Tensor,
+    target: Tensor,
+    stem_ids: Sequence[int],
+    multi_stft: ParametersComputeLoss,
+    *,
+    return_loss_breakdown: bool,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+
+def lossComputation(
     recon_audio: Tensor,
     target: Tensor,
     stem_ids: Sequence[int],

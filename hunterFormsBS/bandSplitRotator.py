@@ -22,10 +22,10 @@ from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersComputeLoss,
     ParametersTransformer,
-    ValueResidualMix,
     WindowFunction,
 )
 from hunterFormsBS.validate import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.valueResidual import LearnedValueResidualMix, ValueResidualMix, mixes_of_axes
 
 SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d"}
 """How tokens, `b t f d`, line up for the transformer of each axis, in the order of the axes in a layer group."""
@@ -65,8 +65,8 @@ class BandSplitRotator(nn.Module):
         Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
     learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
         True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
-        mix them in softmax attention (see `hunterFormsBS.attend.mix_values`); 'swapped_everywhere': in linear attention
-        too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
+        mix them in softmax attention (see `hunterFormsBS.valueResidual.mix_values`); 'swapped_everywhere': in linear
+        attention too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
         at once and may be 0 deep.
@@ -100,7 +100,7 @@ class BandSplitRotator(nn.Module):
     use_torch_checkpoint : bool
         Activation checkpointing: less memory for a second forward pass in training.
     use_value_residual_learning : bool
-        Mix values of later layer groups with those of the first; see `hunterFormsBS.attend.mix_values`.
+        Mix values of later layer groups with those of the first; see `hunterFormsBS.valueResidual.mix_values`.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class BandSplitRotator(nn.Module):
         freq_transformer_depth: int = 2,
         freqs_per_bands: Sequence[int] = DEFAULT_FREQS_PER_BANDS,
         heads: int = 8,
-        learned_value_residual_mix: bool | Literal["swapped", "swapped_everywhere"] | None = None,
+        learned_value_residual_mix: LearnedValueResidualMix | None = None,
         linear_transformer_depth: int = 0,
         mask_estimator_depth: int | None = None,
         mask_filter_bank: Tensor | None = None,
@@ -211,7 +211,7 @@ class BandSplitRotator(nn.Module):
             "multi_stft_window_fn": multi_stft_window_fn,
         }
 
-        dim_inputs = [2 * self.audio_channels * width for width in layout.sum(1).tolist()]
+        dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
         self.band_split = BandSplit(dim, dim_inputs)
         self.layers = self._layer_groups(
             dim,
@@ -222,7 +222,7 @@ class BandSplitRotator(nn.Module):
                 "frequency": freq_transformer_depth,
             },
             use_pope,
-            _value_residual_mixes(use_value_residual_learning, learned_value_residual_mix),
+            mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
             {
                 "heads": heads,
                 "dim_head": dim_head,
@@ -298,17 +298,32 @@ class BandSplitRotator(nn.Module):
 
     @overload
     def forward(
-        self, raw_audio: Tensor, target: None = None, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: bool = False
+        self,
+        raw_audio: Tensor,
+        target: None = None,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: bool = False,
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self, raw_audio: Tensor, target: Tensor, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: Literal[False] = False
+        self,
+        raw_audio: Tensor,
+        target: Tensor,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: Literal[False] = False,
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self, raw_audio: Tensor, target: Tensor, active_stem_ids: Sequence[int] | None = None, *, return_loss_breakdown: Literal[True]
+        self,
+        raw_audio: Tensor,
+        target: Tensor,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: Literal[True],
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     def forward(
@@ -416,13 +431,13 @@ class BandSplitRotator(nn.Module):
         return cast(Tensor, self.final_norm(reduce_streams(x, self.num_residual_streams)))
 
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
-        """Turn tokens `(b, t, band, d)` into masks of the bands, `(b, n, t, bins of all bands, s, c)`, float32 or better."""
+        """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""
         masks = [self._maybe_checkpointed(self.mask_estimators[stem_id], x) for stem_id in stem_ids]
         mask = rearrange(torch.stack(masks, dim=1), "b n t (f s c) -> b n t f s c", s=self.audio_channels, c=2)
         return mask.to(at_least_float32(mask.dtype))
 
     def average_overlaps(self, band_masks: Tensor) -> Tensor:
-        """Give each bin the mean of the masks of its bands: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
+        """Give each bin the mean of its bands' masks: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
         num_freqs = self.num_bands_per_freq.shape[0]
         if self.freq_slice is not None:
             outside = (self.freq_slice.start, num_freqs - self.freq_slice.stop)
@@ -440,23 +455,12 @@ class BandSplitRotator(nn.Module):
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
     def _maybe_checkpointed(self, module: nn.Module, x: Tensor) -> Tensor:
-        return cast(Tensor, checkpointed(module, x) if self.use_torch_checkpoint else module(x))
+        return cast(Tensor, (checkpointed(module) if self.use_torch_checkpoint else module)(x))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         hidden = self.configuration["dim"] * self.configuration["mlp_expansion_factor"]
         if misfit := explain_misfit(state_dict, prefix, self.configuration, hidden):
             raise RuntimeError(misfit)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _value_residual_mixes(
-    use_value_residual_learning: bool, learned: bool | str | None
-) -> dict[str, ValueResidualMix | None]:
-    """Return how values mix in the layer groups after the first, for each axis."""
-    if not use_value_residual_learning:
-        return dict.fromkeys(SEQUENCES)
-    if learned is False:
-        return dict.fromkeys(SEQUENCES, "constant")
-    softmax: ValueResidualMix = "swapped" if isinstance(learned, str) else "learned"
-    linear: ValueResidualMix = "swapped" if learned == "swapped_everywhere" else "learned"
-    return {"linear": linear, "time": softmax, "frequency": softmax}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]

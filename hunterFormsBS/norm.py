@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+
+# torch.linalg has no annotations.
+vector_norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -29,8 +35,9 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """
     dtype = at_least_float32(x.dtype)
     wide = x.to(dtype)
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return (wide * (x.shape[-1] ** 0.5 / length.clamp_min(1e-12)) * gamma.to(dtype)).to(x.dtype)
+    length = vector_norm(wide, dim=-1, keepdim=True)
+    normed: Tensor = wide * (x.shape[-1] ** 0.5 / length.clamp_min(1e-12)) * gamma.to(dtype)
+    return normed.to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -41,4 +48,5 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(..., d)`."""
         return rms_norm(x, self.gamma)

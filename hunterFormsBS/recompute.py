@@ -7,6 +7,7 @@ costs nothing worth measuring; `checkpointed` stores nothing inside a whole bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as module_internals
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,17 +39,21 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def checkpointed(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `function`; when gradients are recorded, keep only its arguments and run it again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
-    return cast(R, checkpoint(function, *args, use_reentrant=False, **kwargs))
+def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function` such that the backward pass has only its arguments stored, and runs it again."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        return cast(R, checkpoint(partial(function, **kwargs), *args, use_reentrant=False))
+
+    return run
 
 
 def linear_of(
     cheap: Callable[..., Tensor], inputs: tuple[Tensor, ...], linears: Sequence[nn.Linear]
 ) -> tuple[Tensor, ...]:
-    """Apply each of `linears` to `cheap(*inputs)`, storing `inputs` but not the result of `cheap` for the backward pass.
+    """Apply each of `linears` to `cheap(*inputs)`, storing `inputs`, not the result of `cheap`, for the backward pass.
 
     The caller answers for `linears` being plain (see `is_plain`). Under `torch.compile` the compiler decides what
     to store, and without gradients nothing is stored anyway: then this is the plain composition.
@@ -69,8 +74,7 @@ def linear_of(
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         weights = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
-        outputs = cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, len(inputs), *inputs, *weights))
-        return outputs
+        return cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, len(inputs), *inputs, *weights))  # type: ignore[no-untyped-call]
     hidden = cheap(*inputs)
     return tuple(F.linear(hidden, linear.weight, linear.bias) for linear in linears)
 
@@ -90,8 +94,8 @@ class _LinearOf(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs = ctx.saved_tensors[: ctx.num_inputs]
-        weights = ctx.saved_tensors[ctx.num_inputs :]
+        saved = ctx.saved_tensors  # once: activation checkpointing unpacks them only once
+        inputs, weights = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
         needs = ctx.needs_input_grad[2:]
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]
         with torch.enable_grad():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import hyper_connections as library  # type: ignore[import-untyped, unused-ignore]  # it has no annotations
-from einops import reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 
@@ -57,5 +57,5 @@ def expand_streams(x: Tensor, num_residual_streams: int) -> Tensor:
 
 
 def reduce_streams(x: Tensor, num_residual_streams: int) -> Tensor:
-    """Sum streams: the inverse axis order of `expand_streams`."""
-    return reduce(x, "(b s) ... -> b ...", "sum", s=num_residual_streams) if num_residual_streams > 1 else x
+    """Sum the streams of `(b · streams, ...)`: `(b, ...)`."""
+    return rearrange(x, "(b s) ... -> b s ...", s=num_residual_streams).sum(1) if num_residual_streams > 1 else x

@@ -42,7 +42,7 @@ class PositionEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `Module.to` and its kin end here. Run the change, then undo what it did to the dtype.
         before = {name: tensor.data for name, tensor in self._tensors()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self._tensors():
             if tensor.dtype != before[name].dtype:
                 source = tensor if before[name].is_meta else before[name]
@@ -76,7 +76,9 @@ class RotaryEmbedding(PositionEmbedding):
     def __init__(self, dim_head: int, theta: float = 10000.0) -> None:
         super().__init__()
         if dim_head % 2:
-            raise ValueError(f"dim_head={dim_head} is odd, and rotary embeddings turn pairs: make it even, or use_pope=True.")
+            raise ValueError(
+                f"dim_head={dim_head} is odd, and rotary embeddings turn pairs: make it even, or use_pope=True."
+            )
         exponents = torch.arange(0, dim_head, 2).float() / dim_head
         self.freqs = nn.Parameter(1.0 / theta**exponents, requires_grad=False)
 
@@ -104,7 +106,8 @@ class RotaryEmbedding(PositionEmbedding):
         """
         (vectors,) = table
         if may_overwrite and qkv.dtype == vectors.dtype and not torch.compiler.is_compiling():
-            qkv = cast(Tensor, _RotateInPlace.apply(qkv, vectors)) if qkv.requires_grad else _rotate(qkv, vectors)
+            rotate = cast("Callable[[Tensor, Tensor], Tensor]", _RotateInPlace.apply)
+            qkv = rotate(qkv, vectors) if qkv.requires_grad else _rotate(qkv, vectors)
             q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
             return q, k, v
         pairs = rearrange(qkv[:, :, :2], "b n two h (e c) -> b n two h e c", c=2)
@@ -153,7 +156,7 @@ class PolarEmbedding(PositionEmbedding):
         return unit_vectors(angles), unit_vectors(angles + self.bias.clamp(-2 * pi, 0.0))
 
     def place(self, qkv: Tensor, table: tuple[Tensor, ...], *, may_overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """As `RotaryEmbedding.place`; queries and keys come out as real and imaginary parts, `(b, h, n, 2 · dim_head)`."""
+        """As `RotaryEmbedding.place`, but queries and keys are real and imaginary parts, `(b, h, n, 2 · dim_head)`."""
         q, k, v = qkv.unbind(2)
 
         def polar(x: Tensor, vectors: Tensor) -> Tensor:
@@ -164,7 +167,8 @@ class PolarEmbedding(PositionEmbedding):
 
 
 def _rotate(qkv: Tensor, vectors: Tensor) -> Tensor:
-    torch.view_as_complex(qkv[:, :, :2].unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(vectors))
+    pairs = rearrange(qkv[:, :, :2], "b n two h (e c) -> b n two h e c", c=2)
+    torch.view_as_complex(pairs).mul_(torch.view_as_complex(vectors))
     return qkv
 
 

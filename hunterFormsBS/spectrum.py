@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,6 +12,9 @@ from torch import Tensor
 
 from hunterFormsBS.norm import at_least_float32
 from hunterFormsBS.theTypes import WindowFunction
+
+# torch.istft has no annotations.
+istft = cast("Callable[..., Tensor]", torch.istft)  # pyright: ignore[reportUnknownMemberType]
 
 
 def lacks_fft(device: torch.device) -> bool:
@@ -65,7 +71,7 @@ class SpectralTransform:
             normalized=self.stft_normalized,
             return_complex=True,
         )
-        return torch.view_as_real(spectrum).unflatten(0, audio.shape[:-1]).to(device)
+        return torch.view_as_real(spectrum.reshape(*audio.shape[:-1], *spectrum.shape[1:])).to(device)
 
     def inverse(self, spectrum: Tensor, length: int | None = None) -> Tensor:
         """Transform a spectrum `(..., f, t, c)` to audio `(..., t)`.
@@ -82,7 +88,7 @@ class SpectralTransform:
         if lacks_fft(device):
             spectrum = spectrum.cpu()
         leading = spectrum.shape[:-3]
-        audio = torch.istft(
+        audio = istft(
             torch.view_as_complex(rearrange(spectrum, "... f t c -> (...) f t c")),
             self.stft_n_fft,
             self.stft_hop_length,
@@ -91,7 +97,7 @@ class SpectralTransform:
             normalized=self.stft_normalized,
             length=length,
         )
-        return audio.unflatten(0, leading).to(device)
+        return audio.reshape(*leading, audio.shape[-1]).to(device)
 
     def _window(self, like: Tensor) -> Tensor:
         return self.stft_window_fn(self.stft_win_length, device=like.device, dtype=like.dtype)

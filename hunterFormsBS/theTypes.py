@@ -7,15 +7,14 @@ of these records, and each record unpacks into a signature that has the same nam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
+from typing import NamedTuple, Required, TypeAlias, TypedDict
 
 from torch import Tensor
 
+from hunterFormsBS.valueResidual import LearnedValueResidualMix
+
 WindowFunction: TypeAlias = Callable[..., Tensor]
 """A function of a length in samples, such as `torch.hann_window`, that also takes `device` and `dtype`."""
-
-ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
-"""How one attention block mixes its values with the first layer's; see `hunterFormsBS.attend.mix_values`."""
 
 
 class FlashAttentionConfig(NamedTuple):
@@ -36,8 +35,8 @@ class FlashAttentionConfig(NamedTuple):
     enable_mem_efficient: bool = True
 
 
-class ParametersAttention(TypedDict, total=False):
-    """Arguments of `Attention` and `LinearAttention` that are the same in every layer."""
+class ParametersAttention(TypedDict):
+    """Arguments of `Attention` that are the same in every layer."""
 
     heads: int
     dim_head: int
@@ -47,7 +46,7 @@ class ParametersAttention(TypedDict, total=False):
     scale: float | None
 
 
-class ParametersTransformer(ParametersAttention, total=False):
+class ParametersTransformer(ParametersAttention):
     """Arguments of `Transformer` that are the same on every axis and in every layer group."""
 
     ff_dropout: float
@@ -93,7 +92,7 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     freq_transformer_depth: int
     freqs_per_bands: Sequence[int]
     heads: int
-    learned_value_residual_mix: bool | Literal["swapped", "swapped_everywhere"] | None
+    learned_value_residual_mix: LearnedValueResidualMix | None
     linear_transformer_depth: int
     mask_estimator_depth: int | None
     mask_filter_bank: Tensor | None

@@ -48,7 +48,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_integer("linear_transformer_depth", arguments["linear_transformer_depth"], lowest=0)
     for name in ("attn_dropout", "ff_dropout"):
         if not 0 <= arguments[name] < 1:
-            raise ValueError(f"{name}={arguments[name]} is not a probability that leaves something: pass a number from 0 up to, not including, 1.")
+            raise ValueError(
+                f"{name}={arguments[name]} is no probability, or drops everything: pass a number from 0 to less than 1."
+            )
     if arguments["scale"] is not None and not arguments["scale"] > 0:
         raise ValueError(f"scale={arguments['scale']} is not positive: leave it out for dim_head ** -0.5.")
     _check_stft(arguments)
@@ -70,29 +72,31 @@ def _check_stft(arguments: Mapping[str, Any]) -> None:
     n_fft, window, hop = (arguments[name] for name in ("stft_n_fft", "stft_win_length", "stft_hop_length"))
     if window > n_fft:
         raise ValueError(f"stft_win_length={window} exceeds stft_n_fft={n_fft}: a window must fit in a frame.")
-    if hop > window // 2:
+    if hop > window:
         raise ValueError(
-            f"stft_hop_length={hop} exceeds half of stft_win_length={window}: windows would not overlap enough to invert "
-            "the transform. A quarter of the window is usual."
+            f"stft_hop_length={hop} exceeds stft_win_length={window}: samples between windows would be lost. A "
+            "quarter of the window is usual."
         )
     bins = n_fft // 2 + 1
     if arguments["dim_freqs_in"] != bins:
         warnings.warn(
-            f"dim_freqs_in={arguments['dim_freqs_in']} disagrees with stft_n_fft={n_fft}, which has {bins} frequency bins. "
-            f"{bins} is used: pass dim_freqs_in={bins}.",
+            f"dim_freqs_in={arguments['dim_freqs_in']} disagrees with stft_n_fft={n_fft}, which has {bins} frequency "
+            f"bins. {bins} is used: pass dim_freqs_in={bins}.",
             stacklevel=4,
         )
     sizes = arguments["multi_stft_resolutions_window_sizes"]
     if isinstance(sizes, (str, Tensor)) or not isinstance(sizes, Sequence) or not sizes:
         raise ValueError(
-            f"multi_stft_resolutions_window_sizes={sizes!r} names no window size: pass a sequence of sample counts, and "
-            "multi_stft_resolution_loss_weight=0 for a loss on waveforms alone."
+            f"multi_stft_resolutions_window_sizes={sizes!r} names no window size: pass a sequence of sample counts, "
+            "and multi_stft_resolution_loss_weight=0 for a loss on waveforms alone."
         )
     for size in sizes:  # pyright: ignore[reportUnknownVariableType]
         _check_integer("multi_stft_resolutions_window_sizes: window size", size, lowest=1)  # pyright: ignore[reportUnknownArgumentType]
     weight = arguments["multi_stft_resolution_loss_weight"]
     if not weight >= 0:
-        raise ValueError(f"multi_stft_resolution_loss_weight={weight} is negative: the loss would reward wrong spectra.")
+        raise ValueError(
+            f"multi_stft_resolution_loss_weight={weight} is negative: the loss would reward wrong spectra."
+        )
 
 
 def _check_combinations(arguments: Mapping[str, Any]) -> None:
@@ -109,23 +113,31 @@ def _check_combinations(arguments: Mapping[str, Any]) -> None:
         )
     if arguments["learned_value_residual_mix"] not in (None, True, False, "swapped", "swapped_everywhere"):
         raise ValueError(
-            f"learned_value_residual_mix={arguments['learned_value_residual_mix']!r} is none of True, False, 'swapped', 'swapped_everywhere'."
+            f"learned_value_residual_mix={arguments['learned_value_residual_mix']!r} is none of True, False, 'swapped' "
+            "and 'swapped_everywhere'."
         )
     if arguments["skip_connection"] and arguments["depth"] == 1:
-        raise ValueError("skip_connection=True with depth=1: there is no earlier layer group to add. Pass a depth of at least 2.")
+        raise ValueError(
+            "skip_connection=True with depth=1: there is no earlier layer group to add. Pass a depth of at least 2."
+        )
     fracs = arguments["num_residual_fracs"] or 1
     if arguments["dim"] % fracs:
-        raise ValueError(f"dim={arguments['dim']} is not a multiple of num_residual_fracs={fracs}, which divides the features.")
+        raise ValueError(
+            f"dim={arguments['dim']} is not a multiple of num_residual_fracs={fracs}, which divides the features."
+        )
     if arguments["mc_hyper_conn_sinkhorn_iters"] is not None and fracs == arguments["num_residual_streams"] == 1:
         raise ValueError(
-            f"mc_hyper_conn_sinkhorn_iters={arguments['mc_hyper_conn_sinkhorn_iters']} constrains how residual streams mix, "
-            "and there is one: pass num_residual_streams or num_residual_fracs above 1, or leave it out."
+            f"mc_hyper_conn_sinkhorn_iters={arguments['mc_hyper_conn_sinkhorn_iters']} constrains how residual streams "
+            "mix, and there is one: pass num_residual_streams or num_residual_fracs above 1, or leave it out."
         )
     if arguments["sage_attention"] and not arguments["flash_attn"]:
-        raise ValueError("sage_attention=True with flash_attn=False asks for a fused kernel and for none: pass one of them.")
+        raise ValueError(
+            "sage_attention=True with flash_attn=False asks for a fused kernel and for none: pass one of them."
+        )
     if arguments["dim_head"] % 2 and not arguments["use_pope"]:
         raise ValueError(
-            f"dim_head={arguments['dim_head']} is odd, and rotary embeddings turn pairs of features: make it even, or pass use_pope=True."
+            f"dim_head={arguments['dim_head']} is odd, and rotary embeddings turn pairs of features: make it even, or "
+            "pass use_pope=True."
         )
 
 
@@ -154,14 +166,16 @@ def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> lis
     if len(set(stem_ids)) < len(stem_ids):
         raise ValueError(f"active_stem_ids={stem_ids} names a stem twice.")
     if not all(0 <= stem_id < num_stems for stem_id in stem_ids):
-        raise ValueError(f"active_stem_ids={stem_ids}: the model's {num_stems} stems are numbered 0 to {num_stems - 1}.")
+        raise ValueError(
+            f"active_stem_ids={stem_ids}: the model's {num_stems} stems are numbered 0 to {num_stems - 1}."
+        )
     return stem_ids
 
 
 def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
     """Refuse true stems that do not fit the mixture `audio`, `(b, s, t)`."""
     batch, channels, length = audio.shape
-    shapes = [(batch, num_stems, channels)]
+    shapes: list[tuple[int, ...]] = [(batch, num_stems, channels)]
     if num_stems == 1:
         shapes.append((batch, channels))
         if channels == 1:
@@ -176,7 +190,9 @@ def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
         )
 
 
-def explain_misfit(state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any], dim_hidden: int) -> str | None:
+def explain_misfit(
+    state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any], dim_hidden: int
+) -> str | None:
     """Say which constructor arguments would make the mask estimators of a state dict fit, None if they do.
 
     Parameters
@@ -205,6 +221,6 @@ def explain_misfit(state_dict: Mapping[str, Any], prefix: str, arguments: Mappin
     mine = ", ".join(f"{name}={arguments[name] or 1}" for name in misfits)
     return (
         f"This state dict needs a model built with {remedy}; this one has {mine}.\n"
-        "mask_estimator_depth counts hidden layers here, one less than in upstream BS-RoFormer configurations and the same "
-        "as in upstream Mel-Band RoFormer ones; hunterFormsBS.checkpoint.from_checkpoint translates."
+        "mask_estimator_depth counts hidden layers here, one less than in upstream BS-RoFormer configurations and the "
+        "same as in upstream Mel-Band RoFormer ones; hunterFormsBS.checkpoint.from_checkpoint translates."
     )

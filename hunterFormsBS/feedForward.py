@@ -1,0 +1,54 @@
+"""The feedforward half of a transformer layer."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hunterFormsBS.norm import RMSNorm, rms_norm
+from hunterFormsBS.recompute import is_plain, linear_of
+
+
+class FeedForward(nn.Module):
+    """RMSNorm, Linear, GELU [1]_, Linear, with a dropout after the activation and after the second Linear.
+
+    Parameters
+    ----------
+    dim : int
+        Features in and out.
+    ff_mult : int
+        The hidden layer has `dim * ff_mult` features.
+    ff_dropout : float
+        Dropout probability.
+
+    References
+    ----------
+    .. [1] Hendrycks & Gimpel, Gaussian Error Linear Units, 2016, arXiv 1606.08415.
+    """
+
+    def __init__(self, dim: int, *, ff_mult: int = 4, ff_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            RMSNorm(dim),
+            nn.Linear(dim, dim * ff_mult),
+            nn.GELU(),
+            nn.Dropout(ff_dropout),
+            nn.Linear(dim * ff_mult, dim),
+            nn.Dropout(ff_dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., d)` to `(..., d)`."""
+        norm, expand, _gelu, dropout, contract, _ = self.net
+        if (
+            (self.training and cast(nn.Dropout, dropout).p > 0)
+            or not all(map(is_plain, self.net, (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)))
+            or not is_plain(self.net, nn.Sequential)
+        ):
+            return cast(Tensor, self.net(x))
+        # Stores x and what enters GELU; norm and GELU outputs, four times dim more, are recomputed.
+        (hidden,) = linear_of(rms_norm, (x, cast(RMSNorm, norm).gamma), (cast(nn.Linear, expand),))
+        (out,) = linear_of(F.gelu, (hidden,), (cast(nn.Linear, contract),))
+        return out

@@ -1,0 +1,40 @@
+"""Value residual learning: later layers mix their values with those of the first."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
+"""How one attention layer mixes: halfway, by a learned factor, or by a learned factor in the wrong place."""
+
+LearnedValueResidualMix: TypeAlias = bool | Literal["swapped", "swapped_everywhere"]
+"""The same choice for a whole model."""
+
+
+def mix_values(v: Tensor, first: Tensor, mix: Tensor | float, how: ValueResidualMix) -> Tensor:
+    """Move values toward those of the first layer: value residual learning [1]_.
+
+    `v + mix · (first - v)`; when `how` is 'swapped', `v + first · (mix - v)`, which is what BS-RoFormer's Mel models
+    compute, their `lerp` arguments being the other way round, and so what their checkpoints were trained with.
+
+    References
+    ----------
+    .. [1] Zhou et al., Value Residual Learning, ACL 2025, arXiv 2410.17897.
+    """
+    if how == "swapped":
+        return v + first * (mix - v)
+    return v + mix * (first - v)
+
+
+def mixes_of_axes(
+    use_value_residual_learning: bool, learned_value_residual_mix: LearnedValueResidualMix | None
+) -> dict[str, ValueResidualMix | None]:
+    """Return how values mix on each axis in the layer groups after the first; None: they do not."""
+    softmax: ValueResidualMix | None = None
+    if use_value_residual_learning:
+        softmax = "learned" if learned_value_residual_mix in (None, True) else "swapped"
+        softmax = softmax if learned_value_residual_mix is not False else "constant"
+    linear = "learned" if learned_value_residual_mix == "swapped" else softmax
+    return {"linear": linear, "time": softmax, "frequency": softmax}
