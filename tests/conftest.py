@@ -1,0 +1,84 @@
+"""One seed and one thread for every test, and small models."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hunterFormsBS import BandSplitRotator
+
+# 33 bins in 6 bands: a forward pass takes milliseconds, and no two axes have the same length.
+TINY: dict[str, Any] = {
+    "dim": 12,
+    "depth": 2,
+    "heads": 2,
+    "dim_head": 4,
+    "time_transformer_depth": 1,
+    "freq_transformer_depth": 1,
+    "freqs_per_bands": (2, 3, 4, 5, 7, 12),
+    "dim_freqs_in": 33,
+    "stft_n_fft": 64,
+    "stft_win_length": 64,
+    "stft_hop_length": 16,
+    "mlp_expansion_factor": 2,
+    "multi_stft_resolutions_window_sizes": (128, 64, 32),
+    "multi_stft_hop_size": 20,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_model(overlapping_mask: torch.Tensor) -> Callable[..., BandSplitRotator]:
+    """Return a function that builds a small model; `overlapping=True` gives it bands that overlap."""
+
+    def build(
+        kind: type[BandSplitRotator] = BandSplitRotator, *, overlapping: bool = False, **overrides: Any
+    ) -> BandSplitRotator:
+        arguments = TINY | overrides
+        if overlapping:
+            del arguments["freqs_per_bands"]
+            arguments["mask_filter_bank"] = overlapping_mask
+        return kind(**arguments)
+
+    return build
+
+
+@pytest.fixture
+def overlapping_mask() -> torch.Tensor:
+    """Return a layout in which some bins are in one band, some in two, and some in three, not all side by side."""
+    mask = torch.zeros(5, 33, dtype=torch.bool)
+    for band, (low, high) in enumerate([(0, 4), (2, 9), (7, 20), (8, 33), (15, 30)]):
+        mask[band, low:high] = True
+    mask[0, 32] = True
+    return mask
+
+
+@pytest.fixture
+def randomise() -> Callable[[nn.Module], None]:
+    """Return a function that moves every trained parameter away from its initial value, also where that is 0 or 1."""
+
+    def move(module: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+
+    return move
