@@ -1,0 +1,398 @@
+"""Checkpoints and configurations of every upstream family, read into `BandSplitRotator`.
+
+What the shapes of tensors determine is taken from there, what a configuration states from there, and what the caller
+states above both. What nothing determines is named in a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from operator import index
+from pathlib import Path
+from typing import Any, Final, SupportsIndex, cast
+
+import torch
+from torch import Tensor, nn
+
+from hunterFormsBS.bandsOfCheckpoint import BAND_ARGUMENTS, contradictions, resolve_bands
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.configuration import (
+    Configuration,
+    PathFilename,
+    StatedArguments,
+    flash_attn_remarks,
+    is_overlapping,
+    load_configuration,
+    model_section,
+    plain,
+    read_configuration,
+    resolve_values,
+    translate_arguments,
+)
+from hunterFormsBS.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
+from hunterFormsBS.stateDict import (
+    InferredConfiguration,
+    band_widths,
+    infer_configuration,
+    list_some,
+    translate_state_dict,
+)
+from hunterFormsBS.weightsFile import read_file, unwrap, write_file
+
+__all__ = [
+    "CheckpointError",
+    "InferredConfiguration",
+    "from_checkpoint",
+    "from_configuration",
+    "infer_configuration",
+    "read_configuration",
+    "read_state_dict",
+    "save_checkpoint",
+    "translate_state_dict",
+]
+
+_AUDIBLE: Final = (
+    "stft_win_length",
+    "stft_window_fn",
+    "stft_normalized",
+    "skip_connection",
+    "zero_dc",
+    "mc_hyper_conn_sinkhorn_iters",
+)
+"""What no shape tells and a listener hears, beside `stft_hop_length`. What a configuration leaves out of these is as
+upstream's default; the hop length is left out of none that is whole."""
+
+_OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
+"""What decides how a model computes with parameters that look the same."""
+
+
+def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read the weights of a model, running nothing that is in the file.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        What `torch.save` or safetensors wrote, or the .index.json of several safetensors files.
+    map_location : torch.device | str = 'cpu'
+        The device of the tensors.
+
+    Returns
+    -------
+    state_dict : dict[str, Tensor]
+        The model's tensors, taken out of the dictionaries that trainers put around them, without the prefixes
+        `module.`, `model.` and `_orig_mod.`; in the file's dtype, and with the keys of the family that made it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is empty, damaged or of another kind, holds no weights, or needs unpickling of anything but tensors
+        and plain containers.
+    OSError
+        If the file cannot be opened.
+    """
+    path = Path(pathFilename)
+    state_dict, remarks = unwrap(read_file(path, map_location), path)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+    return state_dict
+
+
+def from_configuration(
+    configuration: Configuration, *, upstream: Upstream = "msst", **overrides: Any
+) -> BandSplitRotator:
+    """Build the model that a configuration describes, with new weights.
+
+    Parameters
+    ----------
+    configuration : str | PathLike[str] | Mapping[str, Any]
+        A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
+    upstream : Upstream = 'msst'
+        Whose counting and whose defaults they follow: `'msst'`, `'lucidrains'` or `'hunterFormsBS'`.
+    **overrides : Any
+        Arguments of `BandSplitRotator`, in its counting, that replace those of the configuration.
+
+    Returns
+    -------
+    model : BandSplitRotator
+        In eval mode, on the default device.
+
+    Raises
+    ------
+    CheckpointError
+        If an argument is unknown or missing.
+    """
+    section = model_section(load_configuration(configuration))
+    # This package's own configurations state every argument, whatever the layout.
+    overlapping = check_upstream(upstream) != "hunterFormsBS" and is_overlapping(section)
+    family = newest_family(upstream, overlapping=overlapping)
+    stated = translate_arguments(section, family).arguments
+    given = _given(overrides)
+    defaults = dict(family.defaults)
+    if not given.keys().isdisjoint({"freqs_per_bands", "mask_filter_bank"}):
+        stated.pop("num_bands", None)
+        defaults.pop("num_bands", None)
+    if "freqs_per_bands" in given:
+        stated.pop("mask_filter_bank", None)
+    arguments = {**defaults, **stated, **given}
+    missing = [name for name in ("dim", "depth") if name not in arguments]
+    if missing:
+        raise CheckpointError(f"the configuration lacks {' and '.join(missing)}: state it in the section model")
+    for remark in flash_attn_remarks(section):
+        warnings.warn(remark, stacklevel=2)
+    return _build(arguments).eval()
+
+
+def from_checkpoint(
+    pathFilename: PathFilename,
+    configuration: Configuration | None = None,
+    *,
+    upstream: Upstream | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    stems: Sequence[int] | None = None,
+    **overrides: Any,
+) -> BandSplitRotator:
+    """Load a model from a checkpoint of any known family.
+
+    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
+    are followed, and one that names the arguments which change the audio and which nothing determined.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        The checkpoint; see `read_state_dict`.
+    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, if any.
+    upstream : Upstream | None = None
+        Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
+        `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
+    device : torch.device | str = 'cpu'
+        Where the model goes.
+    dtype : torch.dtype = torch.float32
+        Of the model's parameters, whatever that of the file.
+    stems : Sequence[int] | None = None
+        Load only these heads, in this order. `None`: all.
+    **overrides : Any
+        Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
+
+    Returns
+    -------
+    model : BandSplitRotator
+        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that the estimates are as
+        long as the mixture where upstream's are rounded down to a multiple of the hop length.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be used, if keys are unknown or missing, or if an argument is unknown or cannot belong to
+        these weights.
+    OSError
+        If a file cannot be opened.
+    """
+    path = Path(pathFilename)
+    content = read_file(path, "cpu")
+    original, remarks = unwrap(content, path)
+    if configuration is None:
+        configuration, upstream_within = _configuration_within(content)
+        upstream = upstream or upstream_within
+    family = recognise(original, None if upstream is None else check_upstream(upstream))
+    section = model_section(load_configuration(configuration))
+    stated = translate_arguments(section, family)
+    given = _given(overrides)
+
+    state_dict = translate_state_dict(original)
+    inferred = infer_configuration(original).arguments
+    # What the keys leave open of value residuals and streams is as in the family of the keys, whatever the upstream.
+    open_defaults = {name: recognise(original).defaults.get(name) for name in _OPEN}
+    arguments, undetermined = _merge(
+        {**open_defaults, **family.defaults}, inferred, stated, given, band_widths(state_dict), remarks
+    )
+    if stems is not None:
+        state_dict = _select_heads(state_dict, stems, cast("int", arguments["num_stems"]))
+        arguments["num_stems"] = len(stems)
+    if "stft_hop_length" in undetermined:
+        arguments["stft_hop_length"] = min(512, _win_length(arguments) // 4)
+    model = _build(arguments)
+    if undetermined:
+        values = ", ".join(f"{name}={plain(model.configuration[name])!r}" for name in undetermined)
+        remarks.append(
+            f"nothing determines these arguments for {path}, so those of {family.name} are taken: {values}. "
+            "Pass the configuration of the checkpoint, or the arguments that differ"
+        )
+    for remark in [*remarks, *flash_attn_remarks(section)]:
+        warnings.warn(remark, stacklevel=2)
+
+    _load(model, state_dict, path)
+    return model.to(device, dtype).eval()
+
+
+def save_checkpoint(
+    pathFilename: PathFilename, model: nn.Module, *, configuration: Mapping[str, Any] | None = None
+) -> None:
+    """Save a model so that `from_checkpoint` needs no other file to load it.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        Written by `torch.save`, and only once it is complete.
+    model : nn.Module
+        A `BandSplitRotator`, compiled or wrapped for several devices or not.
+    configuration : Mapping[str, Any] | None = None
+        Sections such as `audio`, `training` and `inference` to keep beside the model's own.
+
+    Raises
+    ------
+    TypeError
+        If `model` is something else, or a configuration holds more than plain values.
+    """
+    bare: object = model
+    while not isinstance(bare, BandSplitRotator):
+        inner = getattr(bare, "_orig_mod", None) or getattr(bare, "module", None)
+        if inner is None:
+            raise TypeError(f"model must be a BandSplitRotator, but is a {type(model).__name__}")
+        bare = inner
+    if Path(pathFilename).suffix == ".safetensors":
+        raise CheckpointError(f"{pathFilename} would not be a safetensors file: use the suffix .ckpt or .pt")
+    sections = {**(configuration or {}), "model": bare.configuration}
+    content = {"state_dict": bare.state_dict(), "configuration": plain(sections), "upstream": "hunterFormsBS"}
+    write_file(content, pathFilename)
+
+
+def _merge(
+    defaults: Mapping[str, object],
+    inferred: Mapping[str, object],
+    stated: StatedArguments,
+    given: Mapping[str, object],
+    widths: Sequence[int],
+    remarks: list[str],
+) -> tuple[dict[str, object], list[str]]:
+    """Choose the constructor arguments, and name those that nothing determined; contradictions go to `remarks`."""
+    for name, value in inferred.items():
+        if name in BAND_ARGUMENTS:
+            continue
+        if name in given and not _agrees(name, given, inferred):
+            raise CheckpointError(f"{name}={given[name]!r} cannot be: the shapes of the tensors need {name}={value!r}")
+        if name in stated.arguments and name not in given and not _agrees(name, stated.arguments, inferred):
+            remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {name}={value!r}")
+
+    known = {**stated.arguments, **given}
+    overlapping = bool(inferred["norm_output"]) and not inferred["final_norm"]
+    bands, assumed = resolve_bands(widths, known, overlapping=overlapping)
+    for name in contradictions(bands, known):
+        if name in given:
+            raise CheckpointError(
+                f"{name}={plain(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
+            )
+        remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {_state(name, bands)}")
+
+    arguments = {**defaults, **known}
+    for name, value in inferred.items():
+        if name not in known or not _agrees(name, known, inferred):
+            arguments[name] = value
+    arguments = {name: value for name, value in arguments.items() if name not in BAND_ARGUMENTS} | bands
+    if not arguments.get("use_value_residual_learning"):
+        arguments.pop("learned_value_residual_mix", None)
+
+    unstated = ["stft_hop_length", *assumed]
+    if not stated.arguments:
+        unstated += [*_AUDIBLE, *(name for name in ("sample_rate",) if name in bands)]
+    undetermined = [name for name in unstated if name not in known and name not in inferred]
+    if inferred.get("use_value_residual_learning") and "learned_value_residual_mix" not in {**inferred, **known}:
+        undetermined.append("learned_value_residual_mix")
+    return arguments, undetermined
+
+
+def _agrees(name: str, stated: Mapping[str, object], inferred: Mapping[str, object]) -> bool:
+    """Tell whether a stated argument can be that of the state dict from which the others were inferred."""
+    value, by_shape = stated[name], inferred[name]
+    if name == "use_value_residual_learning" and value and not by_shape:
+        return stated.get("learned_value_residual_mix") is False  # a constant has no parameters
+    if name == "learned_value_residual_mix":
+        return value is not False  # how a learned mix is applied leaves no trace in its parameters
+    if name == "mc_hyper_conn_sinkhorn_iters":
+        return inferred["num_residual_streams"] == inferred["num_residual_fracs"] == 1
+    return value == by_shape
+
+
+def _state(name: str, bands: Mapping[str, object]) -> str:
+    if name in bands:
+        return f"{name}={plain(bands[name])!r}"
+    return f"there is no {name}: {', '.join(f'{known}={plain(value)!r}' for known, value in bands.items())}"
+
+
+def _given(overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return the overrides that state something, ready for the constructor."""
+    return {name: value for name, value in resolve_values(overrides).items() if value is not None}
+
+
+def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int], num_stems: int) -> dict[str, Tensor]:
+    """Keep the mask estimators of these stems, numbered anew, and everything else."""
+    integers = all(isinstance(cast("object", stem), SupportsIndex) for stem in stems)
+    numbers = {index(stem) for stem in stems} if integers else set[int]()
+    if not numbers or not numbers <= set(range(num_stems)) or len(numbers) < len(stems):
+        raise CheckpointError(
+            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {num_stems - 1}, each once"
+        )
+    renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{place}." for place, stem in enumerate(stems)}
+    selected: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if not key.startswith("mask_estimators."):
+            selected[key] = tensor
+            continue
+        head = key[: key.index(".", len("mask_estimators.")) + 1]
+        if head in renumbered:
+            selected[renumbered[head] + key.removeprefix(head)] = tensor
+    return selected
+
+
+def _win_length(arguments: Mapping[str, object]) -> int:
+    """Return the window's length: as stated, or upstream's default where that fits into the Fourier transform."""
+    stated, stft_n_fft = arguments.get("stft_win_length"), arguments.get("stft_n_fft")
+    return stated if isinstance(stated, int) else min(2048, stft_n_fft if isinstance(stft_n_fft, int) else 2048)
+
+
+def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
+    complete = dict(arguments)
+    complete.setdefault("stft_win_length", _win_length(complete))
+    stft_n_fft = complete.get("stft_n_fft")
+    if isinstance(stft_n_fft, int):
+        complete.setdefault("dim_freqs_in", stft_n_fft // 2 + 1)
+    # What follows upstream accepts where it has no effect, and the constructor does not.
+    if complete.get("num_residual_streams", 1) == complete.get("num_residual_fracs", 1) == 1:
+        complete.pop("mc_hyper_conn_sinkhorn_iters", None)
+    if complete.get("depth") == 1:
+        for name in ("skip_connection", "use_value_residual_learning", "learned_value_residual_mix"):
+            complete.pop(name, None)
+    return BandSplitRotator(**cast("dict[str, Any]", complete))
+
+
+def _load(model: BandSplitRotator, state_dict: Mapping[str, Tensor], path: Path) -> None:
+    """Load strictly, with one message that says all that does not fit."""
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    missing = [key for key in expected if key not in state_dict]
+    extra = [key for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key} with the shape {tuple(state_dict[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state_dict and tuple(state_dict[key].shape) != shape
+    ]
+    problems = [
+        f"{what} {len(keys)} tensors: {list_some(keys)}"
+        for what, keys in (("it lacks", missing), ("it has in excess", extra), ("it has misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"the weights of {path} do not make a whole model: {'; '.join(problems)}")
+    model.load_state_dict(state_dict, strict=True)
+
+
+def _configuration_within(content: object) -> tuple[Mapping[str, Any] | None, Upstream | None]:
+    """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
+    if not isinstance(content, Mapping):
+        return None, None
+    entries = cast("Mapping[str, object]", content)
+    configuration, upstream = entries.get("configuration"), entries.get("upstream")
+    if not isinstance(configuration, Mapping) or upstream != "hunterFormsBS":
+        return None, None
+    return cast("Mapping[str, Any]", configuration), "hunterFormsBS"

@@ -1,0 +1,296 @@
+"""Configurations of upstream projects: reading the files, and translating their arguments into this package's."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
+from hunterFormsBS.stateDict import constructor_arguments
+
+PathFilename: TypeAlias = str | PathLike[str]
+"""Path and name of a file."""
+
+Configuration: TypeAlias = PathFilename | Mapping[str, Any]
+"""A configuration file, or what is in one."""
+
+_WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
+    function.__name__: function
+    for function in (
+        torch.bartlett_window,
+        torch.blackman_window,
+        torch.hamming_window,
+        torch.hann_window,
+        torch.kaiser_window,
+        torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
+    )
+}
+_TUPLES: Final = frozenset({"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes"})
+
+
+class StatedArguments(NamedTuple):
+    """The model arguments of a configuration.
+
+    Parameters
+    ----------
+    arguments : dict[str, object]
+        Under this package's names and in its counting.
+    spelled : dict[str, str]
+        How the configuration wrote each of them, for messages.
+    """
+
+    arguments: dict[str, object]
+    spelled: dict[str, str]
+
+
+def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
+    """Read a YAML or JSON configuration.
+
+    The YAML of Music-Source-Separation-Training has `!!python/tuple`, which is read as a tuple. Every other tag for
+    Python objects is refused, and nothing in the file is run.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        A file whose name ends in .json is JSON; all others are YAML.
+
+    Returns
+    -------
+    configuration : dict[str, Any]
+        The whole file, with the sections that it has.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not text, is neither YAML nor JSON, holds no mapping, states a key twice, or asks for Python
+        objects.
+    OSError
+        If the file cannot be opened.
+    """
+    path = Path(pathFilename)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a configuration, because it is not text in UTF-8: {error}") from error
+    try:
+        parsed: object = _parse_json(text) if path.suffix.lower() == ".json" else _parse_yaml(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the configuration {path} cannot be read: {error}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(
+            f"the configuration {path} holds {'nothing' if parsed is None else type(parsed).__name__}, "
+            'but must hold a mapping such as "model: {dim: 384, depth: 6}"'
+        )
+    return cast("dict[str, Any]", parsed)
+
+
+def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
+    """Return a configuration's mapping, reading the file where it is one; an empty mapping for `None`."""
+    if configuration is None:
+        return {}
+    if isinstance(configuration, Mapping):
+        return configuration
+    return read_configuration(configuration)
+
+
+def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of the model: the `model` section, or all of a configuration without sections."""
+    section: object = configuration.get("model", configuration)
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {section!r}")
+    return cast("Mapping[str, Any]", section)
+
+
+def is_overlapping(section: Mapping[str, Any]) -> bool:
+    """Tell from the arguments of a model whether they are meant for upstream's Mel-Band RoFormer."""
+    stated = {name for name, value in section.items() if value is not None}
+    mel = sorted(stated & NAMES_OF_MEL_ONLY)
+    if mel and "freqs_per_bands" in stated:
+        raise CheckpointError(
+            f"the configuration states freqs_per_bands, as for a BS-RoFormer, and {', '.join(mel)}, as for a "
+            "Mel-Band RoFormer: keep those of one of the two"
+        )
+    return bool(mel)
+
+
+def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArguments:
+    """Translate the arguments of an upstream model into those of `BandSplitRotator`.
+
+    Parameters
+    ----------
+    section : Mapping[str, Any]
+        Arguments as upstream names and counts them, or as this package does.
+    family : Family
+        Whose counting it is.
+
+    Returns
+    -------
+    stated : StatedArguments
+        Without the arguments whose value is `None`, which states nothing.
+
+    Raises
+    ------
+    CheckpointError
+        If an argument has an unknown name, has both its names, or names an unknown window function.
+    """
+    arguments: dict[str, object] = {}
+    spelled: dict[str, str] = {}
+    _refuse_unknown_names(section)
+    for key, value in section.items():
+        name = UPSTREAM_NAMES.get(key, key)
+        if value is None or name == "linear_flash_attn":
+            continue
+        if name in arguments:
+            raise CheckpointError(f"the configuration states {spelled[name]} and {key}={value!r}: keep one of them")
+        arguments[name] = _translate_value(name, value, family)
+        spelled[name] = f"{key}={_shorten(value)}"
+        if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
+            spelled[name] += f" (which upstream counts so that it is {arguments[name]} here)"
+    return StatedArguments(arguments, spelled)
+
+
+def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Turn values as files hold them into values as the constructor takes them, and check the names.
+
+    Raises
+    ------
+    CheckpointError
+        If a name is unknown, or names an unknown window function.
+    """
+    _refuse_unknown_names(arguments, known=constructor_arguments())
+    return {name: _resolve_value(name, value) for name, value in arguments.items()}
+
+
+def plain(value: object, where: str = "the configuration") -> object:
+    """Turn a value into plain containers, numbers, strings and tensors, with functions by their names.
+
+    Raises
+    ------
+    TypeError
+        If that is not possible; `where` says which value it is.
+    """
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return value
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value)
+        return {str(key): plain(entry, f"{where}[{key!r}]") for key, entry in entries.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain(item, where) for item in cast("Sequence[object]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if callable(value) and getattr(value, "__name__", None) in _WINDOW_FUNCTIONS:
+        return getattr(value, "__name__", None)
+    item = getattr(value, "item", None)  # a NumPy number
+    if callable(item):
+        return plain(item(), where)
+    raise TypeError(f"{where} is {value!r}, which a checkpoint cannot hold: state a plain value, or a window of torch")
+
+
+def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
+    """Say what becomes of `linear_flash_attn`, where upstream's two flags differ."""
+    linear, flash = section.get("linear_flash_attn"), section.get("flash_attn")
+    flash = True if flash is None else flash
+    if linear is None or linear == flash:
+        return []
+    return [
+        f"linear_flash_attn={linear!r} differs from flash_attn={flash!r}, but here one flag serves both kinds of "
+        f"attention: flash_attn={flash!r} is used, which computes the same"
+    ]
+
+
+def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) -> None:
+    names_known = known or [*constructor_arguments(), *UPSTREAM_NAMES, "linear_flash_attn"]
+    for name in names:
+        if name in names_known:
+            continue
+        nearest = difflib.get_close_matches(str(name), names_known, n=1, cutoff=0.0)
+        raise CheckpointError(
+            f"{name!r} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
+            "Is this the configuration of a RoFormer, and its arguments in a section called model?"
+        )
+
+
+def _translate_value(name: str, value: object, family: Family) -> object:
+    if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
+        if isinstance(value, bool) or not isinstance(value, int) or value < family.mask_estimator_depth_excess:
+            raise CheckpointError(
+                f"mask_estimator_depth={value!r} cannot be: for {family.name} it must be an integer "
+                f"of at least {family.mask_estimator_depth_excess}"
+            )
+        return value - family.mask_estimator_depth_excess
+    return _resolve_value(name, value)
+
+
+def _resolve_value(name: str, value: object) -> object:
+    if name in _TUPLES and isinstance(value, list):
+        return tuple(cast("list[object]", value))
+    if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
+        return torch.tensor(value) > 0
+    if name.endswith("_window_fn") and isinstance(value, str):
+        function = _WINDOW_FUNCTIONS.get(value.removeprefix("torch."))
+        if function is None:
+            names = ", ".join(_WINDOW_FUNCTIONS)
+            raise CheckpointError(f"{name}={value!r} names no window function that is known; known are {names}")
+        return function
+    return value
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _parse_json(text: str) -> object:
+    def refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is stated twice")
+        return mapping
+
+    return json.loads(text, object_pairs_hook=refuse_twice)
+
+
+def _parse_yaml(text: str) -> object:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError('to read YAML, install PyYAML: pip install "hunterFormsBS[separation]"') from error
+
+    class Loader(yaml.SafeLoader):
+        """Plain values and tuples."""
+
+    def construct_tuple(loader: Loader, node: yaml.Node) -> tuple[object, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise yaml.constructor.ConstructorError(None, None, "a tuple must be written as a list", node.start_mark)
+        return tuple(loader.construct_sequence(node, deep=True))
+
+    def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        construct = cast("Callable[..., object]", loader.construct_object)
+        keys = [construct(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} is stated twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", construct_tuple)
+    Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.constructor.ConstructorError as error:
+        if error.problem and "tag:yaml.org,2002:python" in error.problem:
+            raise ValueError(
+                f"it asks for Python objects, which is refused because it could run code ({error}). "
+                "Of the Python tags only !!python/tuple is read: replace the others by plain values"
+            ) from error
+        raise ValueError(str(error)) from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
