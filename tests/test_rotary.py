@@ -204,9 +204,7 @@ def test_polar_magnitude_is_softplus_and_angle_is_position_times_frequency() -> 
 def test_polar_half_types_are_turned_in_float32_and_come_back(dtype: torch.dtype) -> None:
     qkv, embedding = packed(400, dtype=dtype), PolarEmbedding(DIM_HEAD, HEADS)
     expected = reference_polar(qkv.float(), embedding.bias.detach())
-    for actual, wanted in zip(
-        embedding.place(qkv, embedding.table(400), may_overwrite=False), expected, strict=True
-    ):
+    for actual, wanted in zip(embedding.place(qkv, embedding.table(400), may_overwrite=False), expected, strict=True):
         assert actual.dtype == dtype
         torch.testing.assert_close(actual.float(), wanted, rtol=1e-2, atol=1e-2)
 
