@@ -1,0 +1,162 @@
+"""Export a model to ONNX, for runtimes that are not PyTorch.
+
+    python examples/export_onnx.py model.ckpt model.onnx [--configuration model.yaml]
+    python examples/separate_onnx.py model.onnx song.wav --output stems
+
+ONNX has no complex numbers and no inverse short-time Fourier transform to speak of, so the file holds what is between
+the two transforms: `spectrum`, `(b, s, f, t, c)`, goes in and `spectra`, `(b, n, s, f, t, c)`, come out, any number of
+items and frames. What the transforms need to know is in the file's metadata.
+
+Needs `pip install "hunterFormsBS[export,separation]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
+from hunterFormsBS.weightsFile import read_file
+
+METADATA = "hunterFormsBS"
+"""The key of the file's metadata; the value is JSON."""
+
+
+class MaskSpectrum(nn.Module):
+    """`model.mask_spectrum` as the forward pass of a module, which is what exporters take."""
+
+    def __init__(self, model: BandSplitRotator) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Return the spectra of all stems, `(b, n, s, f, t, c)`."""
+        return self.model.mask_spectrum(spectrum)
+
+
+def random_spectrum(model: BandSplitRotator, *, batch: int, frames: int) -> Tensor:
+    """Return `(b, s, f, t, c)` of the size that the model takes."""
+    parameter = next(model.parameters())
+    num_freqs = model.mask_filter_bank.shape[1]
+    size = (batch, model.audio_channels, num_freqs, frames, 2)
+    return torch.randn(size, device=parameter.device)
+
+
+def export_program(model: BandSplitRotator) -> torch.export.ExportedProgram:
+    """Trace mask estimation with `torch.export`, leaving the number of items and of frames open."""
+    shapes = {"spectrum": {0: torch.export.Dim("batch"), 3: torch.export.Dim("frames")}}
+    # An axis of one item would be taken for a constant.
+    example = random_spectrum(model, batch=2, frames=3)
+    with torch.no_grad():
+        return torch.export.export(MaskSpectrum(model), (example,), dynamic_shapes=shapes)
+
+
+def export_onnx(
+    model: BandSplitRotator,
+    pathFilename: Path,
+    *,
+    sample_rate: int = 44100,
+    chunk_size: int = 352800,
+    stem_names: Sequence[str] = (),
+) -> None:
+    """Write mask estimation and what separation needs to know beside it to one ONNX file.
+
+    Parameters
+    ----------
+    model : BandSplitRotator
+        In eval mode.
+    pathFilename : Path
+        Weights of 2 GB and more go to a second file beside it.
+    sample_rate : int
+        Samples per second that the model was trained on.
+    chunk_size : int
+        Samples to separate at a time.
+    stem_names : sequence of str
+        One for each stem; numbers by default.
+    """
+    program = torch.onnx.export(
+        export_program(model),
+        input_names=["spectrum"],
+        output_names=["spectra"],
+        dynamo=True,
+        # The first with an operator for attention; without it graphs are a tenth larger.
+        opset_version=23,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("This PyTorch exports nothing with dynamo=True: install a newer one.")
+    # Half of a small file would be the Python call stack of each operator, with the paths of this machine.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    stft = {name: value for name, value in model.configuration.items() if name.startswith("stft_")}
+    window = stft["stft_window_fn"](stft["stft_win_length"])
+    settings: Mapping[str, Any] = {
+        "sample_rate": sample_rate,
+        "chunk_size": chunk_size,
+        "stem_names": list(stem_names) or [f"stem_{number}" for number in range(1, model.num_stems + 1)],
+        "audio_channels": model.audio_channels,
+        **{name: stft[name] for name in ("stft_n_fft", "stft_hop_length", "stft_normalized")},
+        "stft_window": window.tolist(),
+    }
+    program.model.metadata_props[METADATA] = json.dumps(settings)
+    program.save(str(pathFilename))
+
+
+def relative_error(pathFilename: Path, model: BandSplitRotator, *, batch: int = 1, frames: int = 50) -> float:
+    """Return how far onnxruntime is from the model: the largest difference, relative to the largest value."""
+    spectrum = random_spectrum(model, batch=batch, frames=frames)
+    session = onnxruntime.InferenceSession(pathFilename, providers=["CPUExecutionProvider"])
+    (received,) = session.run(["spectra"], {"spectrum": spectrum.cpu().numpy()})
+    with torch.no_grad():
+        expected = model.mask_spectrum(spectrum).cpu()
+    return float((torch.from_numpy(received) - expected).abs().max() / expected.abs().max())
+
+
+def names_of_stems(configuration: Mapping[str, Any], num_stems: int) -> Sequence[str]:
+    """Return the instruments of the model's stems, as configurations of Music-Source-Separation-Training name them."""
+    training: Mapping[str, Any] = configuration.get("training") or {}
+    target = training.get("target_instrument")
+    names = [target] if target else list(training.get("instruments") or ())
+    return names if len(names) == num_stems else ()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Export a model to ONNX, for runtimes that are not PyTorch.")
+    parser.add_argument("checkpoint", type=Path, help="what hunterFormsBS.checkpoint.from_checkpoint loads")
+    parser.add_argument("output", type=Path, help="the ONNX file to write")
+    parser.add_argument("--configuration", type=Path, help="YAML or JSON file, unless it is within the checkpoint")
+    options = parser.parse_args(arguments)
+
+    model = from_checkpoint(options.checkpoint, options.configuration)
+    if options.configuration is not None:
+        configuration = read_configuration(options.configuration)
+    else:
+        content = read_file(options.checkpoint, "meta")
+        configuration = content.get("configuration", {}) if isinstance(content, Mapping) else {}
+    audio: Mapping[str, Any] = configuration.get("audio") or {}
+    export_onnx(
+        model,
+        options.output,
+        sample_rate=audio.get("sample_rate") or 44100,
+        chunk_size=audio.get("chunk_size") or 352800,
+        stem_names=names_of_stems(configuration, model.num_stems),
+    )
+    size = options.output.stat().st_size / 2**20
+    error = relative_error(options.output, model)
+    print(f"{options.output}: {size:.1f} MiB, {error:.1e} from the model in onnxruntime")
+
+
+if __name__ == "__main__":
+    main()
