@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hunterFormsBS.feedForward import FeedForward
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.recompute import checkpointed, is_plain, linear_of
+from hunterFormsBS.recompute import can_recompute, checkpointed, is_eager_on_cpu, is_plain, linear_of
 from hunterFormsBS.residual import has_streams, residual_wrapper
 from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
 from hunterFormsBS.theTypes import FlashAttentionConfig
@@ -217,7 +217,7 @@ class Attention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the three (or two) linear maps of the normed input: qkv, gates and, if learned, mixing factors."""
         heads = [m for m in (self.to_qkv, self.to_gates, self.to_value_residual_mix) if m is not None]
-        if is_plain(self.norm, RMSNorm) and all(is_plain(m, nn.Linear) for m in heads):
+        if can_recompute((self.norm, RMSNorm), *((m, nn.Linear) for m in heads)):
             return linear_of(rms_norm, (x, self.norm.gamma), heads)
         normed = self.norm(x)
         return tuple(m(normed) for m in heads)
@@ -233,7 +233,7 @@ class Attention(nn.Module):
     def _gate_and_merge(self, out: Tensor, gates: Tensor) -> Tensor:
         """Scale each head, `out` `(b, n, h, e)`, by the sigmoid of `gates`, `(b, n, h)`, and project to `(b, n, d)`."""
         project, dropout = self.to_out
-        if is_plain(self.to_out, nn.Sequential) and is_plain(project, nn.Linear) and is_plain(dropout, nn.Dropout):
+        if can_recompute((self.to_out, nn.Sequential), (project, nn.Linear), (dropout, nn.Dropout)):
             (merged,) = linear_of(gated_heads, (out, gates), (cast(nn.Linear, project),))
             return cast(Tensor, dropout(merged))
         return cast(Tensor, self.to_out(gated_heads(out, gates)))
@@ -422,7 +422,7 @@ class Transformer(nn.Module):
 
     def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
         """Divide the sequences into cache-sized blocks on a CPU; elsewhere launches cost more than memory traffic."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not is_eager_on_cpu(x):
             return (x,)
         streams = self.num_residual_streams
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams

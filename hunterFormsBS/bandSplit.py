@@ -7,12 +7,14 @@ band the order is (f s c).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from more_itertools import run_length
 from torch import Tensor, nn
 
 from hunterFormsBS.layout import (
@@ -22,7 +24,8 @@ from hunterFormsBS.layout import (
     mask_filter_bank_mel_band_default,
     mask_filter_bank_non_overlapping,
 )
-from hunterFormsBS.norm import RMSNorm, at_least_float32
+from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
+from hunterFormsBS.recompute import are_plain, constant_when_compiled, is_eager_on_cpu
 from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
 from hunterFormsBS.theTypes import ParametersComputeLoss
 
@@ -57,8 +60,24 @@ class BandSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, sum of widths)` to `(b, t, band, d)`."""
-        bands = torch.split(x, list(self.dim_inputs), dim=-1)
-        return torch.stack([band_net(band) for band, band_net in zip(bands, self.to_features, strict=True)], dim=-2)
+        if is_eager_on_cpu(x) or not self.is_plain():
+            bands = torch.split(x, list(self.dim_inputs), dim=-1)
+            return torch.stack([net(band) for band, net in zip(bands, self.to_features, strict=True)], dim=-2)
+        # One product for each run of bands of one width, instead of one for each band.
+        tokens: list[Tensor] = []
+        for run, width in runs_of_equal_width(self.dim_inputs):
+            columns = slice(sum(self.dim_inputs[: run.start]), sum(self.dim_inputs[: run.stop]))
+            frames = rearrange(x[..., columns], "b t (f w) -> b t f w", w=width)
+            norms, linears = zip(*cast("Iterable[tuple[RMSNorm, nn.Linear]]", self.to_features[run]), strict=True)
+            normed = rms_norm(frames, torch.stack([norm.gamma for norm in norms]))
+            weight, bias = _stacked(linears)
+            tokens.append(torch.einsum("btfw,fdw->btfd", normed, weight) + bias)
+        return torch.cat(tokens, dim=-2)
+
+    @constant_when_compiled
+    def is_plain(self) -> bool:
+        """Tell whether every layer is as constructed, so that products may be shared among bands."""
+        return are_plain(self, {BandSplit, nn.ModuleList, nn.Sequential, RMSNorm, nn.Linear})
 
 
 def MLP(dim_in: int, dim_out: int, *, dim_hidden: int, depth: int = 1) -> nn.Sequential:
@@ -100,7 +119,57 @@ class MaskEstimator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
-        return torch.cat([band_net(band) for band, band_net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
+        return torch.cat([net(band) for band, net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
+
+    @constant_when_compiled
+    def is_plain(self) -> bool:
+        """As `BandSplit.is_plain`."""
+        return are_plain(self, {MaskEstimator, nn.ModuleList, nn.Sequential, nn.Linear, nn.Tanh, nn.GLU})
+
+
+def masks_of_stems(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+    """Apply the mask estimators of several stems at once: `(b, t, band, d)` to `(b, n, t, sum of widths)`.
+
+    All stems and all bands of one width share a product, where each estimator by itself has one for each band.
+    """
+    # mlps[stem][band][layer]
+    mlps = [[list(net[0]) for net in cast("Iterable[Any]", estimator.to_freqs)] for estimator in estimators]
+    hidden = x.unsqueeze(1)
+    for layer in range(0, len(mlps[0][0]) - 1, 2):
+        hidden = _linear_of_stems(hidden, [[mlp[layer] for mlp in stem] for stem in mlps]).tanh()
+    masks: list[Tensor] = []
+    for run, _ in runs_of_equal_width(estimators[0].dim_inputs):
+        out = _linear_of_stems(hidden[..., run, :], [[mlp[-1] for mlp in stem[run]] for stem in mlps])
+        masks.append(F.glu(out, dim=-1).flatten(-2))
+    return torch.cat(masks, dim=-1)
+
+
+def can_share_products(estimators: Sequence[nn.Module], x: Tensor) -> bool:
+    """Tell whether `masks_of_stems` is both right and faster than one estimator after another."""
+    return not is_eager_on_cpu(x) and all(isinstance(e, MaskEstimator) and e.is_plain() for e in estimators)
+
+
+def runs_of_equal_width(dim_inputs: Sequence[int]) -> list[tuple[slice, int]]:
+    """Return the bands and the width of each run of neighbouring bands of one width."""
+    runs: list[tuple[slice, int]] = []
+    start = 0
+    for width, length in run_length.encode(dim_inputs):
+        runs.append((slice(start, start + length), width))
+        start += length
+    return runs
+
+
+def _linear_of_stems(x: Tensor, linears: Sequence[Sequence[nn.Linear]]) -> Tensor:
+    """Apply `linears[stem][band]` to `(b, n or 1, t, band, in)`: `(b, n, t, band, out)`."""
+    weights, biases = zip(*(_stacked(stem) for stem in linears), strict=True)
+    if x.shape[1] == 1:
+        x = x.expand(-1, len(linears), -1, -1, -1)
+    return torch.einsum("bntfw,nfdw->bntfd", x, torch.stack(weights)) + torch.stack(biases)[:, None]
+
+
+def _stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Return the weights, `(band, out, in)`, and biases, `(band, out)`, of layers of one shape."""
+    return torch.stack([linear.weight for linear in linears]), torch.stack([linear.bias for linear in linears])
 
 
 @overload

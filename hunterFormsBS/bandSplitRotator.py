@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -11,7 +12,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hunterFormsBS.attend import Transformer, Values
-from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, MaskEstimator, lossComputation
+from hunterFormsBS.bandSplit import (
+    DEFAULT_FREQS_PER_BANDS,
+    BandSplit,
+    MaskEstimator,
+    can_share_products,
+    lossComputation,
+    masks_of_stems,
+)
 from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.norm import RMSNorm, at_least_float32
 from hunterFormsBS.recompute import checkpointed
@@ -293,7 +301,7 @@ class BandSplitRotator(nn.Module):
         self.register_buffer("num_bands_per_freq", layout.sum(0), persistent=False)
         # Bands side by side need neither gather nor scatter: they are one slice of the bins.
         low, high = int(freq_indices[0]), int(freq_indices[-1]) + 1
-        contiguous = torch.equal(freq_indices, torch.arange(low, high))
+        contiguous = torch.equal(freq_indices, torch.arange(low, high, device=freq_indices.device))
         self.freq_slice = slice(low, high) if contiguous else None
 
     @overload
@@ -432,8 +440,12 @@ class BandSplitRotator(nn.Module):
 
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""
-        masks = [self._maybe_checkpointed(self.mask_estimators[stem_id], x) for stem_id in stem_ids]
-        mask = rearrange(torch.stack(masks, dim=1), "b n t (f s c) -> b n t f s c", s=self.audio_channels, c=2)
+        estimators = [self.mask_estimators[stem_id] for stem_id in stem_ids]
+        if can_share_products(estimators, x):
+            masks = self._maybe_checkpointed(partial(masks_of_stems, cast("list[MaskEstimator]", estimators)), x)
+        else:
+            masks = torch.stack([self._maybe_checkpointed(estimator, x) for estimator in estimators], dim=1)
+        mask = rearrange(masks, "b n t (f s c) -> b n t f s c", s=self.audio_channels, c=2)
         return mask.to(at_least_float32(mask.dtype))
 
     def average_overlaps(self, band_masks: Tensor) -> Tensor:
@@ -454,8 +466,8 @@ class BandSplitRotator(nn.Module):
             spectra[..., 0, :] = 0
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
-    def _maybe_checkpointed(self, module: nn.Module, x: Tensor) -> Tensor:
-        return cast(Tensor, (checkpointed(module) if self.use_torch_checkpoint else module)(x))
+    def _maybe_checkpointed(self, stage: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return (checkpointed(stage) if self.use_torch_checkpoint else stage)(x)
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hunterFormsBS.norm import RMSNorm, rms_norm
-from hunterFormsBS.recompute import is_plain, linear_of
+from hunterFormsBS.recompute import can_recompute, linear_of
 
 
 class FeedForward(nn.Module):
@@ -42,11 +42,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., d)` to `(..., d)`."""
         norm, expand, _gelu, dropout, contract, _ = self.net
-        if (
-            (self.training and cast(nn.Dropout, dropout).p > 0)
-            or not all(map(is_plain, self.net, (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)))
-            or not is_plain(self.net, nn.Sequential)
-        ):
+        drops = self.training and cast(nn.Dropout, dropout).p > 0
+        kinds = (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)
+        if drops or not can_recompute((self.net, nn.Sequential), *zip(self.net, kinds, strict=True)):
             return cast(Tensor, self.net(x))
         # Stores x and what enters GELU; norm and GELU outputs, four times dim more, are recomputed.
         (hidden,) = linear_of(rms_norm, (x, cast(RMSNorm, norm).gamma), (cast(nn.Linear, expand),))

@@ -6,7 +6,7 @@ costs nothing worth measuring; `checkpointed` stores nothing inside a whole bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -33,10 +33,24 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return (
         type(module) is kind
         and "forward" not in state
-        and not any(state[name] for name in HOOKS)
-        and not cast("Callable[[], bool]", module_internals._has_any_global_hook)()  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        and not any(state[name] or getattr(module_internals, f"_global{name}") for name in HOOKS)
         and all(type(p) in (nn.Parameter, Tensor) for p in state["_parameters"].values() if p is not None)
     )
+
+
+def are_plain(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
+    """Tell whether `module` and everything inside it is plain, and of one of `kinds`."""
+    return all(type(part) in kinds and is_plain(part, type(part)) for part in module.modules())
+
+
+def constant_when_compiled(method: Callable[P, R]) -> Callable[P, R]:
+    """Make the compiler call `method` instead of tracing it: walking over hundreds of layers would take it long."""
+    return cast("Callable[P, R]", torch.compiler.assume_constant_result(method))  # type: ignore[no-untyped-call]
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Tell whether small pieces are best: on a CPU calls are cheap and cache is dear; elsewhere it is the reverse."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,13 +64,22 @@ def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def can_recompute(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:
+    """Tell whether `linear_of` may stand for calls of these modules, and is of use.
+
+    Without gradients nothing is stored anyway, and a compiler decides by itself what to store.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return all(is_plain(module, kind) for module, kind in modules)
+
+
 def linear_of(
     cheap: Callable[..., Tensor], inputs: tuple[Tensor, ...], linears: Sequence[nn.Linear]
 ) -> tuple[Tensor, ...]:
     """Apply each of `linears` to `cheap(*inputs)`, storing `inputs`, not the result of `cheap`, for the backward pass.
 
-    The caller answers for `linears` being plain (see `is_plain`). Under `torch.compile` the compiler decides what
-    to store, and without gradients nothing is stored anyway: then this is the plain composition.
+    The layers are not called, only their weights are used: ask `can_recompute` first.
 
     Parameters
     ----------
@@ -72,11 +95,8 @@ def linear_of(
     tuple of Tensor
         One output for each layer.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        weights = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
-        return cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, len(inputs), *inputs, *weights))  # type: ignore[no-untyped-call]
-    hidden = cheap(*inputs)
-    return tuple(F.linear(hidden, linear.weight, linear.bias) for linear in linears)
+    weights = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+    return cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, len(inputs), *inputs, *weights))  # type: ignore[no-untyped-call]
 
 
 class _LinearOf(torch.autograd.Function):

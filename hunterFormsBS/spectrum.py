@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from hunterFormsBS.norm import at_least_float32
-from hunterFormsBS.theTypes import WindowFunction
+from hunterFormsBS.theTypes import ParametersSTFT
 
 # torch.istft has no annotations.
 istft = cast("Callable[..., Tensor]", torch.istft)  # pyright: ignore[reportUnknownMemberType]
@@ -40,35 +40,23 @@ class SpectralTransform:
         Makes the window from its length.
     """
 
-    def __init__(
-        self,
-        *,
-        stft_n_fft: int,
-        stft_hop_length: int,
-        stft_win_length: int,
-        stft_normalized: bool,
-        stft_window_fn: WindowFunction,
-    ) -> None:
-        self.stft_n_fft = stft_n_fft
-        self.stft_hop_length = stft_hop_length
-        self.stft_win_length = stft_win_length
-        self.stft_normalized = stft_normalized
-        self.stft_window_fn = stft_window_fn
+    def __init__(self, **parameters: Unpack[ParametersSTFT]) -> None:
+        self.parameters = parameters
 
     def forward(self, audio: Tensor) -> Tensor:
         """Transform audio `(..., t)` to `(..., f, t, c)`."""
-        audio = padded_for_stft(audio.to(at_least_float32(audio.dtype)), self.stft_n_fft)
+        audio = padded_for_stft(audio.to(at_least_float32(audio.dtype)), self.parameters["stft_n_fft"])
         device = audio.device
         if lacks_fft(device):
             audio = audio.cpu()
         rows = audio.reshape(-1, audio.shape[-1])
         spectrum = torch.stft(
             rows,
-            self.stft_n_fft,
-            self.stft_hop_length,
-            self.stft_win_length,
+            self.parameters["stft_n_fft"],
+            self.parameters["stft_hop_length"],
+            self.parameters["stft_win_length"],
             self._window(audio),
-            normalized=self.stft_normalized,
+            normalized=self.parameters["stft_normalized"],
             return_complex=True,
         )
         return torch.view_as_real(spectrum.reshape(*audio.shape[:-1], *spectrum.shape[1:])).to(device)
@@ -90,14 +78,15 @@ class SpectralTransform:
         leading = spectrum.shape[:-3]
         audio = istft(
             torch.view_as_complex(rearrange(spectrum, "... f t c -> (...) f t c")),
-            self.stft_n_fft,
-            self.stft_hop_length,
-            self.stft_win_length,
+            self.parameters["stft_n_fft"],
+            self.parameters["stft_hop_length"],
+            self.parameters["stft_win_length"],
             self._window(spectrum),
-            normalized=self.stft_normalized,
+            normalized=self.parameters["stft_normalized"],
             length=length,
         )
         return audio.reshape(*leading, audio.shape[-1]).to(device)
 
     def _window(self, like: Tensor) -> Tensor:
-        return self.stft_window_fn(self.stft_win_length, device=like.device, dtype=like.dtype)
+        make_window = self.parameters["stft_window_fn"]
+        return make_window(self.parameters["stft_win_length"], device=like.device, dtype=like.dtype)

@@ -21,7 +21,6 @@ POSITIVE = (
     "ff_mult",
     "freq_transformer_depth",
     "heads",
-    "mask_estimator_depth",
     "mc_hyper_conn_sinkhorn_iters",
     "mlp_expansion_factor",
     "multi_stft_hop_size",
@@ -45,7 +44,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name in POSITIVE:
         _check_integer(name, arguments[name], lowest=1)
-    _check_integer("linear_transformer_depth", arguments["linear_transformer_depth"], lowest=0)
+    for name in ("linear_transformer_depth", "mask_estimator_depth"):
+        _check_integer(name, arguments[name], lowest=0)
     for name in ("attn_dropout", "ff_dropout"):
         if not 0 <= arguments[name] < 1:
             raise ValueError(
@@ -214,13 +214,14 @@ def explain_misfit(
     }
     if (width := found[min(found)].shape[0]) != dim_hidden and wanted["mask_estimator_depth"]:
         wanted["mlp_expansion_factor"] = width // arguments["dim"]
-    misfits = {name: value for name, value in wanted.items() if (arguments[name] or 1) != value}
+    mine = {name: 1 if arguments[name] is None else arguments[name] for name in wanted}
+    misfits = {name: value for name, value in wanted.items() if mine[name] != value}
     if not misfits:
         return None
     remedy = ", ".join(f"{name}={value}" for name, value in misfits.items())
-    mine = ", ".join(f"{name}={arguments[name] or 1}" for name in misfits)
+    present = ", ".join(f"{name}={mine[name]}" for name in misfits)
     return (
-        f"This state dict needs a model built with {remedy}; this one has {mine}.\n"
+        f"This state dict needs a model built with {remedy}; this one has {present}.\n"
         "mask_estimator_depth counts hidden layers here, one less than in upstream BS-RoFormer configurations and the "
         "same as in upstream Mel-Band RoFormer ones; hunterFormsBS.checkpoint.from_checkpoint translates."
     )
