@@ -1,0 +1,51 @@
+"""How often a function has the device do something: launches as the profiler sees them, operators without one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hunterFormsBS import attend
+
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+"""Calls of the CUDA runtime and driver that start a kernel or a recorded graph of kernels."""
+
+
+def launches(function: Callable[[], object]) -> int:
+    """Return how many kernels, and recorded graphs of kernels, one call of `function` starts on a CUDA device."""
+    function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profiler.key_averages() if event.key in LAUNCHES)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count operators that compute something: views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 0 if func.is_view else 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(function: Callable[[], object]) -> int:
+    """Return how many operators one call of `function` runs, about what it launches, or would launch, on a GPU."""
+    function()
+    # On a CPU hunterFormsBS runs its transformers in blocks; on a GPU it does not.
+    counter = _Operators()
+    with patch.object(attend, "TOKENS_PER_BLOCK", sys.maxsize), counter:
+        function()
+    return counter.count
