@@ -45,23 +45,24 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model(overlapping_mask: torch.Tensor) -> Callable[..., BandSplitRotator]:
     """Return a function that builds a small model; `overlapping=True` gives it bands that overlap."""
 
     def build(
         kind: type[BandSplitRotator] = BandSplitRotator, *, overlapping: bool = False, **overrides: Any
     ) -> BandSplitRotator:
-        arguments = TINY | overrides
         if overlapping:
+            overrides["mask_filter_bank"] = overlapping_mask
+        arguments = TINY | overrides
+        if {"mask_filter_bank", "num_bands"} & overrides.keys():
             del arguments["freqs_per_bands"]
-            arguments["mask_filter_bank"] = overlapping_mask
         return kind(**arguments)
 
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def overlapping_mask() -> torch.Tensor:
     """Return a layout in which some bins are in one band, some in two, and some in three, not all side by side."""
     mask = torch.zeros(5, 33, dtype=torch.bool)
@@ -71,7 +72,7 @@ def overlapping_mask() -> torch.Tensor:
     return mask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomise() -> Callable[[nn.Module], None]:
     """Return a function that moves every trained parameter away from its initial value, also where that is 0 or 1."""
 
