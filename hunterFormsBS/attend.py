@@ -417,7 +417,8 @@ class Transformer(nn.Module):
             out, value = run(block, first_values[index] if first_values else None, table)
             outs.append(out)
             if self.keep_values:
-                values.append(value)
+                # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
+                values.append(value if value.requires_grad else value.contiguous())
         return torch.cat(outs) if len(outs) > 1 else outs[0], tuple(values)
 
     def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
