@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.attend import Transformer, Values
+from hunterFormsBS.attend import Values
+from hunterFormsBS.axes import SEQUENCES, layer_groups
 from hunterFormsBS.bandSplit import (
     DEFAULT_FREQS_PER_BANDS,
     BandSplit,
@@ -24,19 +25,15 @@ from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.norm import RMSNorm, at_least_float32
 from hunterFormsBS.recompute import checkpointed
 from hunterFormsBS.residual import expand_streams, reduce_streams
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding, complex_product
+from hunterFormsBS.rotary import complex_product
 from hunterFormsBS.spectrum import SpectralTransform
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersComputeLoss,
-    ParametersTransformer,
     WindowFunction,
 )
 from hunterFormsBS.validate import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
-from hunterFormsBS.valueResidual import LearnedValueResidualMix, ValueResidualMix, mixes_of_axes
-
-SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d"}
-"""How tokens, `b t f d`, line up for the transformer of each axis, in the order of the axes in a layer group."""
+from hunterFormsBS.valueResidual import LearnedValueResidualMix, mixes_of_axes
 
 
 class BandSplitRotator(nn.Module):
@@ -221,14 +218,16 @@ class BandSplitRotator(nn.Module):
 
         dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
         self.band_split = BandSplit(dim, dim_inputs)
-        self.layers = self._layer_groups(
+        axis_depths = {
+            "linear": linear_transformer_depth,
+            "time": time_transformer_depth,
+            "frequency": freq_transformer_depth,
+        }
+        self.axes = tuple(axis for axis, axis_depth in axis_depths.items() if axis_depth)
+        self.layers = layer_groups(
             dim,
             depth,
-            {
-                "linear": linear_transformer_depth,
-                "time": time_transformer_depth,
-                "frequency": freq_transformer_depth,
-            },
+            axis_depths,
             use_pope,
             mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
             {
@@ -257,41 +256,6 @@ class BandSplitRotator(nn.Module):
             )
             for _stem in range(num_stems)
         )
-
-    def _layer_groups(
-        self,
-        dim: int,
-        depth: int,
-        axis_depths: Mapping[str, int],
-        use_pope: bool,
-        mixes: Mapping[str, ValueResidualMix | None],
-        shared: ParametersTransformer,
-    ) -> nn.ModuleList:
-        """Build `depth` groups of one transformer for each axis, those of an axis sharing one position embedding."""
-        self.axes = tuple(axis for axis, axis_depth in axis_depths.items() if axis_depth)
-        positions: dict[str, dict[str, Any]] = {"linear": {"linear_attn": True}}
-        for axis in ("time", "frequency"):
-            positions[axis] = (
-                {"pope_embed": PolarEmbedding(shared["dim_head"], shared["heads"])}
-                if use_pope
-                else {"rotary_embed": RotaryEmbedding(shared["dim_head"])}
-            )
-        groups = nn.ModuleList()
-        for group in range(depth):
-            groups.append(
-                nn.ModuleList(
-                    Transformer(
-                        dim,
-                        depth=axis_depths[axis],
-                        value_residual_mix=mixes[axis] if group else None,
-                        keep_values=not group and mixes[axis] is not None,
-                        **positions[axis],
-                        **shared,
-                    )
-                    for axis in self.axes
-                )
-            )
-        return groups
 
     def _register_layout(self, layout: Tensor) -> None:
         """Keep the layout, and what gathering and averaging bands need of it, in buffers that no state dict holds."""
