@@ -1,0 +1,200 @@
+"""Train a small separator on one song for three minutes, separate that song, and measure, draw and save the result.
+
+    python examples/quickstart.py
+
+This shows that the whole path works: decoding, training, separation, checkpoint. The model is measured on the very
+song that it was trained on, six seconds of music from the package stempeg, so the numbers tell nothing about others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import soundfile
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.separation import separate
+
+SAMPLE_RATE = 44100
+STEMS = ("drums", "bass", "other", "vocals")
+SEGMENT = 131072  # samples that the model sees at a time, in training and in separation
+NUM_OVERLAP = 4
+LEARNING_RATE = 3e-3
+# Bins in each band, of 10.8 Hz: narrow bands at the bottom, wide ones at the top.
+FREQS_PER_BANDS = (*(4,) * 10, 8, 16, 16, 24, 32, 40, 56, 72, 96, 128, 160, 208, 272, 368, 513)
+
+
+def find_song() -> Path:
+    """Return the song that stempeg ships."""
+    package = find_spec("stempeg")  # not imported: that would need the program ffmpeg, and only the file is wanted
+    if package is None or package.origin is None:
+        raise SystemExit('The song is in the package stempeg: python -m pip install -e ".[examples]"')
+    return next(Path(package.origin).parent.glob("data/*.stem.mp4"))
+
+
+def decode(pathFilename: Path) -> tuple[Tensor, Tensor]:
+    """Read a file of five audio streams: the mixture, `(s, t)`, and its stems, `(n, s, t)`."""
+    import av
+
+    with av.open(str(pathFilename)) as container:
+        streams = container.streams.audio
+        frames: dict[int, list[Tensor]] = {stream.index: [] for stream in streams}
+        for packet in container.demux(*streams):
+            for frame in packet.decode():
+                frames[packet.stream.index].append(torch.from_numpy(frame.to_ndarray()))
+    mixture, *stems = (torch.cat(parts, dim=-1) for parts in frames.values())
+    return mixture, torch.stack(stems)
+
+
+def build_model() -> BandSplitRotator:
+    """Return a model that two CPU cores can train: few bands, few frames a second, few features."""
+    return BandSplitRotator(
+        48,
+        depth=2,
+        time_transformer_depth=1,
+        freq_transformer_depth=1,
+        heads=4,
+        dim_head=16,
+        ff_mult=2,
+        mlp_expansion_factor=1,
+        freqs_per_bands=FREQS_PER_BANDS,
+        dim_freqs_in=2049,
+        stft_n_fft=4096,
+        stft_win_length=4096,
+        stft_hop_length=2048,
+        num_stems=len(STEMS),
+        stereo=True,
+    )
+
+
+def signal_to_distortion(stems: Tensor, estimates: Tensor) -> Tensor:
+    """Return the SDR of each stem, `(n)`, in dB: its energy over that of the error. Silence scores 0 dB."""
+    energy, error = (audio.square().sum((-2, -1)) for audio in (stems, stems - estimates))
+    return 10 * torch.log10(energy / error)
+
+
+def train(
+    model: BandSplitRotator, mixture: Tensor, stems: Tensor, seconds: float, steps: int | None = None, seed: int = 0
+) -> None:
+    """Train on random segments of one song until the time, or instead the number of steps, is used up.
+
+    The loss is the logarithm of each stem's mean squared error, so that a quiet stem counts as much as a loud one.
+    `model(mixture, target=stems)` is the loss for serious training.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+    last_start = mixture.shape[-1] - SEGMENT
+    model.train()
+    begin = time.monotonic()
+    done = count = 0
+    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, desc="training", bar_format=bar_format, mininterval=0.5) as bar:
+        while done < 1:
+            # Warm up for a twentieth of the training, then fall to zero like a cosine.
+            rate = min(20 * done + 1e-2, 0.5 + 0.5 * math.cos(math.pi * done))
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
+            # A start beyond either end becomes that end, which random segments would otherwise seldom reach.
+            start = int(torch.randint(-SEGMENT // 4, last_start + SEGMENT // 4, (), generator=generator))
+            start = min(max(start, 0), last_start)
+            segment = slice(start, start + SEGMENT)
+            error = model(mixture[None, :, segment]) - stems[None, ..., segment]  # (b, n, s, t)
+            loss = error.square().mean((0, 2, 3)).add(1e-8).log10().mean() * 10
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+            count += 1
+            before, done = done, count / steps if steps else (time.monotonic() - begin) / seconds
+            bar.set_postfix_str(f"step {count}, loss {loss.item():.1f} dB", refresh=False)
+            bar.update(min(1.0, done) - before)
+    model.eval()
+
+
+def draw(pathFilename: Path, mixture: Tensor, stems: Tensor, estimates: Tensor) -> None:
+    """Draw spectrograms: the mixture on top, then the stems on the left and their estimates on the right."""
+    n_fft, hop_length = 4096, 1024
+    kilohertz = torch.linspace(0, SAMPLE_RATE / 2000, n_fft // 2 + 1)[3:]  # from 32 Hz: a logarithm has no 0
+    pictures = [("mixture", mixture), ("sum of the estimates", estimates.sum(0))]
+    for name, stem, estimate in zip(STEMS, stems, estimates, strict=True):
+        pictures += [(f"{name}, true", stem), (f"{name}, estimate", estimate)]
+
+    figure = Figure(figsize=(13, 15), layout="constrained")
+    axes = figure.subplots(5, 2, sharex=True, sharey=True)
+    for place, (title, audio) in zip(axes.flat, pictures, strict=True):
+        spectrum = torch.stft(audio, n_fft, hop_length, window=torch.hann_window(n_fft), return_complex=True)[:, 3:]
+        power = spectrum.abs().square().mean(0) / (n_fft / 4) ** 2  # 1 for a sine of full scale
+        decibels = 10 * power.clamp_min(1e-12).log10()
+        seconds = torch.arange(power.shape[-1]) * (hop_length / SAMPLE_RATE)
+        grid = seconds.numpy(), kilohertz.numpy(), decibels.numpy()
+        image = place.pcolormesh(*grid, vmin=-90, vmax=-10, cmap="magma", shading="nearest")
+        place.set(title=title, yscale="log")
+        place.yaxis.set_major_formatter("{x:g}")
+    figure.supxlabel("time (s)")
+    figure.supylabel("frequency (kHz)")
+    figure.colorbar(image, ax=axes, label="power in dB, 0 for a sine of full scale", aspect=60, pad=0.01)
+    figure.savefig(pathFilename, dpi=100)
+
+
+def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
+    """Return a table of what the estimates score, and what silence and the mixture score in their place."""
+    scores = signal_to_distortion(stems, estimates)
+    untouched = signal_to_distortion(stems, mixture.expand_as(stems))
+    lines = ["SDR in dB    silence  mixture  estimate  |    peak      RMS       DC"]
+    for name, plain, score, estimate in zip(STEMS, untouched, scores, estimates, strict=True):
+        levels = f"{estimate.abs().max():8.3f} {estimate.square().mean().sqrt():8.4f} {estimate.mean():8.5f}"
+        lines.append(f"{name:12} {0:7.2f} {plain:8.2f} {score:9.2f}  |{levels}")
+    return "\n".join([*lines, f"{'mean':12} {0:7.2f} {untouched.mean():8.2f} {scores.mean():9.2f}  |"])
+
+
+def main() -> None:
+    """Run the whole path."""
+    reader = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    reader.add_argument("--minutes", type=float, default=3.0, help="time to train (default: 3)")
+    reader.add_argument("--steps", type=int, help="train that many steps instead, for the same result every time")
+    reader.add_argument("--seed", type=int, default=0)
+    reader.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU cores (default: 2)")
+    reader.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder for the results")
+    options = reader.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    song = find_song()
+    mixture, stems = decode(song)
+    model = build_model()
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{song.name}: {mixture.shape[-1] / SAMPLE_RATE:.1f} s; a model of {size:.1f} million parameters")
+    train(model, mixture, stems, 60 * options.minutes, options.steps, options.seed)
+
+    inference = {"chunk_size": SEGMENT, "num_overlap": NUM_OVERLAP, "batch_size": 1}
+    sections = {
+        "audio": {"sample_rate": SAMPLE_RATE, "num_channels": 2, "chunk_size": SEGMENT},
+        "training": {"instruments": list(STEMS), "target_instrument": None},
+        "inference": inference,
+    }
+    checkpoint = options.output / "quickstart.ckpt"
+    save_checkpoint(checkpoint, model, configuration=sections)
+    estimates = separate(model, mixture, **inference)
+    print(report(mixture, stems, estimates))
+    print("This is the song that the model was trained on: a demonstration, which says nothing about other songs.")
+
+    for name, audio in [("mixture", mixture), *zip(STEMS, estimates, strict=True)]:
+        soundfile.write(options.output / f"{name}.wav", audio.T.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    draw(options.output / "spectrograms.png", mixture, stems, estimates)
+    print(f"Stems and spectrograms.png are in {options.output}. The same stems from the command line:")
+    print(f"python -m hunterFormsBS {options.output}/mixture.wav --checkpoint {checkpoint} --output {options.output}")
+
+
+if __name__ == "__main__":
+    main()
