@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hunterFormsBS import attend
+from hunterFormsBS import attend, bandSplit
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 """Calls of the CUDA runtime and driver that start a kernel or a recorded graph of kernels."""
@@ -44,8 +44,11 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def operators(function: Callable[[], object]) -> int:
     """Return how many operators one call of `function` runs, about what it launches, or would launch, on a GPU."""
     function()
-    # On a CPU hunterFormsBS runs its transformers in blocks; on a GPU it does not.
     counter = _Operators()
-    with patch.object(attend, "TOKENS_PER_BLOCK", sys.maxsize), counter:
+    with ExitStack() as stack:
+        # Small pieces, which hunterFormsBS prefers on a CPU, are not what it launches on a GPU.
+        for module in (attend, bandSplit):
+            stack.enter_context(patch.object(module, "is_eager_on_cpu", lambda _x: False))
+        stack.enter_context(counter)
         function()
     return counter.count

@@ -61,7 +61,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layout", choices=LAYOUTS, default="bs")
     parser.add_argument("--seconds", type=float, default=4.0, help="audio, except for lengths (default 4)")
     parser.add_argument("--chunk-seconds", type=float, default=4.0, help="chunk of a long song (default 4)")
-    parser.add_argument("--lengths", nargs="+", type=float, default=[10, 20, 40, 80], help="seconds of long songs")
+    parser.add_argument("--lengths", nargs="+", type=float, default=[8, 16, 32, 64], help="seconds of long songs")
     parser.add_argument("--stems", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
