@@ -1,0 +1,122 @@
+"""The pages of the site and the README: their code runs, their links lead somewhere, their names are right."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import soundfile
+import torch
+import yaml
+
+from hunterFormsBS import BandSplitRotator
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
+LANGUAGES = {"bash", "output", "python", "text", "yaml", "{toctree}"}
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+documentation = load(ROOT / "docs" / "codeBlocks.py")
+
+
+def pages(some: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", some, ids=[page.relative_to(ROOT).as_posix() for page in some])
+
+
+every_page = pages(PAGES)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [block.code for block in documentation.code_blocks(page) if block.language == language]
+
+
+@pytest.fixture
+def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder that holds what the pages take for granted: a song, a checkpoint of MSST, its configuration."""
+    arguments = {"dim": 8, "depth": 1, "stereo": True, "num_stems": 2, "heads": 1, "freqs_per_bands": [25, 1000]}
+    torch.manual_seed(0)
+    model = BandSplitRotator(**arguments)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    configuration = {
+        "audio": {"chunk_size": 44100, "sample_rate": 44100},
+        "model": {**arguments, "mask_estimator_depth": 2, "stft_hop_length": 512, "stft_win_length": 2048},
+        "training": {"instruments": ["vocals", "other"]},
+    }
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(configuration))
+    soundfile.write(tmp_path / "song.wav", torch.randn(30000, 2).numpy() / 10, 44100)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    return tmp_path
+
+
+@pages([page for page in PAGES if blocks(page, "python")])
+def test_python_blocks_run_and_print_what_the_page_says(page: Path, users_folder: Path) -> None:
+    documentation.run_python(page)
+
+
+@every_page
+def test_every_block_names_its_language(page: Path) -> None:
+    assert {block.language for block in documentation.code_blocks(page)} <= LANGUAGES
+    assert page.read_text().count("\n```") % 2 == 0
+
+
+@every_page
+def test_yaml_blocks_are_yaml(page: Path) -> None:
+    assert [code for code in blocks(page, "yaml") if yaml.safe_load(code) is None] == []
+
+
+@every_page
+def test_commands_name_files_and_extras_that_exist(page: Path) -> None:
+    commands = "\n".join(blocks(page, "bash"))
+    files = re.findall(r"\b(?:examples|benchmarks)/[\w/]+\.\w+", commands)
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [
+        extra for extras in re.findall(r"(?:hunterFormsBS|\.)\[([\w,]+)\]", commands) for extra in extras.split(",")
+    ]
+    assert [extra for extra in named if extra not in known] == []
+
+
+@every_page
+def test_relative_links_lead_to_files(page: Path) -> None:
+    prose = documentation.FENCE.sub("", page.read_text())
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", prose)
+    # The site's pictures are drawn when it is built.
+    assert [link for link in links if not link.startswith("_pictures/") and not (page.parent / link).exists()] == []
+
+
+def test_reference_holds_every_module_but_those_behind_others() -> None:
+    reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.rst"))
+    documented = set(re.findall(r"automodule:: hunterFormsBS\.(\w+)", reference))
+    # What these do for users is documented with `checkpoint`, `separation` and the command line's --help.
+    behind = {"__init__", "__main__", "audioFile", "bandsOfCheckpoint", "commandLine", "configuration", "families"}
+    behind |= {"stateDict", "validate", "weightsFile"}
+    assert documented == {module.stem for module in (ROOT / "hunterFormsBS").glob("*.py")} - behind
+
+
+def test_a_block_that_prints_something_else_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```output\n2\n```\n")
+    with pytest.raises(ValueError, match=r"page.md:10 is not what the block above prints, which is:\n1"):
+        documentation.run_python(page)
+
+
+def test_errors_in_a_block_have_the_lines_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Text.\n\n```python\nx = 1\nx / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        documentation.run_python(page)
+    assert error.traceback[-1].lineno == 4  # counted from 0
