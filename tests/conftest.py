@@ -55,7 +55,7 @@ def tiny_model(overlapping_mask: torch.Tensor) -> Callable[..., BandSplitRotator
         if overlapping:
             overrides["mask_filter_bank"] = overlapping_mask
         arguments = TINY | overrides
-        if {"mask_filter_bank", "num_bands"} & overrides.keys():
+        if any(overrides.get(name) is not None for name in ("mask_filter_bank", "num_bands")):
             del arguments["freqs_per_bands"]
         return kind(**arguments)
 

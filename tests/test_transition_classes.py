@@ -1,0 +1,182 @@
+"""BSRoformer and MelBandRoformer: defaults of their own and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import hunterFormsBS
+from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.bandSplit import mask_filter_bank_bs_roformer_default, mask_filter_bank_mel_band_default
+from hunterFormsBS.bs_roformer import BSRoformer
+from hunterFormsBS.mel_band_roformer import MelBandRoformer
+
+SMALL: dict[str, Any] = {
+    "depth": 1,
+    "heads": 1,
+    "dim_head": 2,
+    "time_transformer_depth": 1,
+    "freq_transformer_depth": 1,
+    "ff_mult": 1,
+    "mlp_expansion_factor": 1,
+}
+
+# The constructor surface: every name and default, by hand.
+DEFAULTS: dict[str, Any] = {
+    "attn_dropout": 0.0,
+    "dim_freqs_in": 1025,
+    "dim_head": 64,
+    "ff_dropout": 0.0,
+    "ff_mult": None,
+    "final_norm": None,
+    "flash_attn": True,
+    "freq_range": None,
+    "freq_transformer_depth": 2,
+    "freqs_per_bands": (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129),
+    "heads": 8,
+    "learned_value_residual_mix": None,
+    "linear_transformer_depth": 0,
+    "mask_estimator_depth": None,
+    "mask_filter_bank": None,
+    "match_input_audio_length": True,
+    "mc_hyper_conn_sinkhorn_iters": None,
+    "mlp_expansion_factor": 4,
+    "multi_stft_hop_size": 147,
+    "multi_stft_normalized": False,
+    "multi_stft_resolution_loss_weight": 1.0,
+    "multi_stft_resolutions_window_sizes": (4096, 2048, 1024, 512, 256),
+    "multi_stft_window_fn": torch.hann_window,
+    "norm_output": None,
+    "num_bands": None,
+    "num_residual_fracs": None,
+    "num_residual_streams": 1,
+    "num_stems": 1,
+    "sage_attention": False,
+    "sample_rate": None,
+    "scale": None,
+    "skip_connection": False,
+    "stereo": False,
+    "stft_hop_length": 512,
+    "stft_n_fft": 2048,
+    "stft_normalized": False,
+    "stft_win_length": 2048,
+    "stft_window_fn": torch.hann_window,
+    "time_transformer_depth": 2,
+    "use_pope": False,
+    "use_torch_checkpoint": False,
+    "use_value_residual_learning": False,
+    "zero_dc": None,
+}
+MEL_DEFAULTS = DEFAULTS | {"attn_dropout": 0.1, "ff_dropout": 0.1, "num_bands": 60, "sample_rate": 44100}
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"), [(BandSplitRotator, DEFAULTS), (BSRoformer, DEFAULTS), (MelBandRoformer, MEL_DEFAULTS)]
+)
+def test_defaults_are_as_documented(kind: type[BandSplitRotator], defaults: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        configuration = kind(2, depth=1).configuration
+    assert configuration == {"dim": 2, "depth": 1} | defaults
+
+
+def test_arguments_but_dim_are_keyword_only_and_named_as_documented() -> None:
+    parameters = inspect.signature(BandSplitRotator).parameters
+    assert {name: p.default for name, p in parameters.items() if name not in ("dim", "depth")} == DEFAULTS
+    assert [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY] == ["dim"]
+    assert [name for name, p in parameters.items() if p.default is p.empty] == ["dim", "depth"]
+
+
+@pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
+def test_transition_classes_have_no_forward_nor_stage_of_their_own(kind: type[BandSplitRotator]) -> None:
+    assert issubclass(kind, BandSplitRotator)
+    assert set(vars(kind)) <= {"__init__", "__doc__", "__module__", "__static_attributes__", "__firstlineno__"}
+
+
+@pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
+def test_transition_classes_refuse_unknown_and_positional_arguments(kind: Any) -> None:
+    with pytest.raises(TypeError, match="dimension"):
+        kind(4, depth=1, dimension=3)
+    with pytest.raises(TypeError, match="positional"):
+        kind(4, 1)
+
+
+def test_package_exports_the_model_by_itself() -> None:
+    assert hunterFormsBS.BandSplitRotator is BandSplitRotator
+    public = [name for name in vars(hunterFormsBS) if not name.startswith("_")]
+    modules = [name for name in public if inspect.ismodule(getattr(hunterFormsBS, name))]
+    assert [name for name in public if name not in modules] == ["BandSplitRotator"]
+
+
+def test_bs_roformer_is_the_model_with_its_defaults() -> None:
+    model, other = BSRoformer(4, **SMALL), BandSplitRotator(4, **SMALL)
+    assert torch.equal(model.mask_filter_bank, mask_filter_bank_bs_roformer_default)
+    other.load_state_dict(model.state_dict())
+    audio = torch.randn(1, 3000)
+    assert torch.equal(model(audio), other(audio))
+
+
+def test_mel_band_roformer_is_the_model_with_mel_bands_and_dropout() -> None:
+    model, other = MelBandRoformer(4, **SMALL), BandSplitRotator(4, **SMALL, num_bands=60, sample_rate=44100)
+    assert torch.equal(model.mask_filter_bank, mask_filter_bank_mel_band_default)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.1}
+    other.load_state_dict(model.state_dict())
+    audio = torch.randn(1, 3000)
+    assert torch.equal(model.eval()(audio), other.eval()(audio))
+
+
+@pytest.mark.parametrize(
+    ("kind", "final_norm", "norm_output", "zero_dc"),
+    [(BSRoformer, True, False, True), (MelBandRoformer, False, True, False)],
+)
+def test_norms_and_zero_dc_follow_the_layout(
+    kind: type[BandSplitRotator], final_norm: bool, norm_output: bool, zero_dc: bool
+) -> None:
+    assert resolved(kind(4, **SMALL)) == (final_norm, norm_output, zero_dc)
+
+
+@pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
+@pytest.mark.parametrize("value", [True, False])
+def test_norms_and_zero_dc_obey_when_given(kind: type[BandSplitRotator], value: bool) -> None:
+    assert resolved(kind(4, **SMALL, final_norm=value, norm_output=value, zero_dc=value)) == (value, value, value)
+
+
+def test_side_by_side_layouts_given_as_masks_count_as_side_by_side(tiny_model: Callable[..., Any]) -> None:
+    mask = torch.zeros(2, 33, dtype=torch.bool)
+    mask[0, 20:], mask[1, :20] = True, True
+    assert resolved(tiny_model(mask_filter_bank=mask)) == (True, False, True)
+    mask[1, 20] = True
+    assert resolved(tiny_model(mask_filter_bank=mask)) == (False, True, False)
+
+
+def resolved(model: BandSplitRotator) -> tuple[bool, bool, bool]:
+    """Return whether there are a final norm and norms of transformers, and whether the output has a lowest bin."""
+    keys = model.state_dict().keys()
+    norms = [f"layers.{group}.{axis}.norm.gamma" in keys for group in range(len(model.layers)) for axis in range(2)]
+    assert len(set(norms)) == 1
+    for estimator in model.mask_estimators:
+        for net in estimator.to_freqs:  # type: ignore[union-attr]
+            nn.init.ones_(net[0][-1].bias)
+    spectrum = torch.ones(1, 1, model.mask_filter_bank.shape[1], 3, 2)
+    lowest = model.mask_spectrum(spectrum)[..., 0, :, :]
+    return "final_norm.gamma" in keys, norms[0], bool(lowest.eq(0).all())
+
+
+@pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
+def test_keys_have_no_prefix(kind: type[BandSplitRotator]) -> None:
+    with torch.device("meta"):
+        keys = kind(4, **SMALL).state_dict().keys()
+    tops = {"band_split", "layers", "mask_estimators"} | ({"final_norm"} if kind is BSRoformer else set())
+    assert {key.split(".")[0] for key in keys} == tops
+
+
+def test_mel_bands_of_another_setting_are_computed() -> None:
+    model = MelBandRoformer(
+        4, **SMALL, num_bands=20, sample_rate=22050, stft_n_fft=1024, stft_win_length=1024, dim_freqs_in=513
+    )
+    assert model.mask_filter_bank.shape == (20, 513)
+    assert resolved(model) == (False, True, False)
