@@ -1,0 +1,132 @@
+"""Train a model on a folder of songs with stems.
+
+    python examples/train.py --configuration examples/train.yaml --songs MUSDB18-HQ --output runs/first
+
+The folder holds `train/SONG/{vocals,drums,bass,other}.wav`, and `test/SONG/…`, if any, to validate on. Give the same
+command again to continue a run that was killed. Several GPUs of a machine: `--devices 8`, or `torchrun` in place of
+`python`. Weights sharded over them: `--strategy fsdp2`. See docs/training.md.
+
+The loop runs on Lightning Fabric, because its FSDP2 strategy calls a function of ours to shard the model, on a CPU
+too: all transformers of an axis share a position embedding, which automatic wrapping cannot give an owner.
+
+Needs `pip install "hunterFormsBS[train]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from training.engine import STRATEGIES, make_fabric
+from training.run import Run
+from training.segments import Song, find_songs
+from training.settings import Settings, settings_from
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--configuration", type=Path, required=True, help="YAML or JSON; see examples/train.yaml")
+    parser.add_argument("--songs", type=Path, required=True, help="folder with train/ and, to validate, test/")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run; an existing run is continued")
+    parser.add_argument("--checkpoint", type=Path, help="start from these weights instead of random ones")
+    parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
+    parser.add_argument("--num-nodes", type=int, default=1, help="machines")
+    parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="fsdp2 shards the weights")
+    return parser.parse_args(arguments)
+
+
+def build_model(configuration: Mapping[str, Any], settings: Settings, checkpoint: Path | None) -> BandSplitRotator:
+    """Build the model of the configuration, with random weights or those of a checkpoint."""
+    torch.manual_seed(settings.seed)
+    upstream = configuration.get("upstream", "msst")
+    if checkpoint is None:
+        model = from_configuration(configuration, upstream=upstream)
+    else:
+        model = from_checkpoint(checkpoint, configuration, upstream=upstream)
+    if model.num_stems != len(settings.stems):
+        raise ValueError(
+            f"the model has num_stems={model.num_stems}, and the configuration names {len(settings.stems)} stems to "
+            f"train, {', '.join(settings.stems)}: change model.num_stems or training.instruments"
+        )
+    return model
+
+
+def train(run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], writer: SummaryWriter | None) -> None:
+    """Update the weights to the end of the run, logging, validating and saving on the way."""
+    settings, fabric = run.settings, run.fabric
+    batches = run.batches(songs)
+    with tqdm(
+        total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
+    ) as bar:
+        while run.updates < settings.updates:
+            logged = run.update(batches)
+            bar.update()
+            at_end = run.updates == settings.updates
+            if run.updates % settings.log_every == 0 or at_end:
+                means = {name: float(fabric.all_reduce(value, reduce_op="mean")) for name, value in logged.items()}
+                bar.set_postfix(loss=f"{means['loss/total']:.4f}")
+                if writer is not None:
+                    for name, value in means.items():
+                        writer.add_scalar(name, value, run.updates)
+            if validation_songs and (run.updates % settings.validation_every == 0 or at_end):
+                scores = run.validate(validation_songs, writer)
+                if writer is not None:
+                    bar.write("SDR " + ", ".join(f"{stem} {score:.2f} dB" for stem, score in scores.items()))
+            if run.updates % settings.checkpoint_every == 0 or at_end:
+                if writer is not None:
+                    writer.flush()  # what is logged up to a state is on disk when the state is
+                run.save()
+
+
+def main() -> None:
+    """Train as the command line says."""
+    arguments = parse_arguments()
+    configuration = read_configuration(arguments.configuration)
+    settings = settings_from(configuration)
+    songs = find_songs(arguments.songs / "train", settings.instruments, settings.sample_rate)
+    validation_folder = arguments.songs / "test"
+    validation_songs: list[Song] = []
+    if validation_folder.is_dir():
+        found = find_songs(validation_folder, settings.instruments, settings.sample_rate)
+        validation_songs = found[: settings.validation_songs]
+
+    fabric = make_fabric(
+        accelerator=arguments.accelerator,
+        devices=arguments.devices,
+        num_nodes=arguments.num_nodes,
+        strategy=arguments.strategy,
+        precision=settings.precision,
+        use_amp=settings.use_amp,
+    )
+    fabric.launch()
+    model = build_model(configuration, settings, arguments.checkpoint)
+    run = Run(fabric, model, settings, configuration, arguments.output)
+    resumed = run.resume()
+    writer: SummaryWriter | None = None
+    if fabric.is_global_zero:
+        # What a killed process logged after the state it left is taken back.
+        writer = SummaryWriter(str(arguments.output / "tensorboard"), purge_step=run.updates + 1 if resumed else None)
+        trained = sum(parameter.numel() for parameter in model.parameters())
+        print(
+            f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
+            f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
+            f"{'continuing after' if resumed else 'starting at'} update {run.updates} of {settings.updates}",
+            flush=True,
+        )
+    train(run, songs, validation_songs, writer)
+    if writer is not None:
+        writer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""One training run: its weights, how they change, and the folder in which all of that survives the process."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import save_checkpoint
+from training.averaging import AveragedWeights, copy_weights
+from training.engine import compile_transformers
+from training.pictures import log_excerpt
+from training.segments import Positions, Segments, Song, read_song
+from training.settings import Settings
+from training.validation import DTYPES, channels_of, separate_with, signal_to_distortion
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Run:
+    """A model in training.
+
+    All randomness comes from the seed and the number of updates so far, so that this number is the whole position of a
+    run: nothing else of the reader or of random number generators has to be saved, with any number of workers.
+
+    Parameters
+    ----------
+    fabric : Fabric
+        Launched.
+    model : BandSplitRotator
+    settings : Settings
+    configuration : mapping
+        Where model and settings come from; it goes into the checkpoints.
+    folder : Path
+        `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
+        `tensorboard` the log.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: BandSplitRotator,
+        settings: Settings,
+        configuration: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        self.fabric = fabric
+        self.settings = settings
+        self.configuration = configuration
+        self.folder = folder
+        self.arguments = model.configuration
+        compile_transformers(model, settings.compile)
+        self.wrapped = fabric.setup_module(model)
+        self.model: nn.Module = model  # the module itself, whatever surrounds it
+        self.optimizer = fabric.setup_optimizers(make_optimizer(model, settings))
+        self.scheduler = LambdaLR(self.optimizer, lambda update: learning_rate_factor(update, settings))
+        self.average = AveragedWeights(model, settings.ema_momentum)
+        self.updates = 0
+        self.best = -math.inf
+
+    def resume(self) -> bool:
+        """Continue from the newest state in the folder, if there is one."""
+        if (path := newest_state(self.folder)) is None:
+            return False
+        state: dict[str, Any] = {"model": self.wrapped, "optimizer": self.optimizer, "progress": {}}
+        self.fabric.load(path, state)
+        progress = state["progress"]
+        if progress["model"] != self.configuration["model"]:
+            raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
+        self.average.load(progress["average"])
+        self.scheduler.load_state_dict(progress["scheduler"])
+        self.fabric.strategy.precision.load_state_dict(progress["precision"])
+        self.updates = progress["updates"]
+        self.best = progress["best"]
+        return True
+
+    def save(self) -> None:
+        """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
+        average = self.average.gather()
+        progress = {
+            "model": dict(self.configuration["model"]),
+            "average": average,
+            "scheduler": self.scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "updates": self.updates,
+            "best": self.best,
+        }
+        path = self.folder / "resume" / f"{self.updates:09}"
+        unfinished = path.with_suffix(".unfinished")
+        if self.fabric.is_global_zero:
+            remove(unfinished)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.fabric.barrier()
+        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": self.optimizer, "progress": progress})
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            remove(path)
+            unfinished.rename(path)
+            for older in path.parent.iterdir():
+                if older != path:
+                    remove(older)
+            self.write_checkpoint("last.ckpt", average)
+
+    def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Write a file that `hunterFormsBS.checkpoint.from_checkpoint` reads without any other."""
+        sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
+        save_checkpoint(self.folder / name, self.whole_model(weights), configuration=sections)
+
+    def whole_model(self, weights: Mapping[str, Tensor]) -> BandSplitRotator:
+        """Return a model on the CPU that is neither sharded nor compiled, with these weights."""
+        model = BandSplitRotator(**self.arguments)
+        copy_weights(weights, model)
+        return model.eval()
+
+    def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
+        """Yield this process's batches, from where the run is to its end."""
+        settings = self.settings
+        segments = Segments(
+            songs,
+            chunk_size=settings.chunk_size,
+            channels=channels_of(self.model),
+            seed=settings.seed,
+            targets=[settings.instruments.index(stem) for stem in settings.stems],
+            remix=settings.remix,
+            gains=settings.gains,
+            min_mean_abs=settings.min_mean_abs,
+        )
+        positions = Positions(
+            self.updates * settings.gradient_accumulation_steps,
+            settings.updates * settings.gradient_accumulation_steps,
+            batch_size=settings.batch_size,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        loader: DataLoader[Batch] = DataLoader(
+            segments,
+            batch_sampler=positions,
+            num_workers=settings.num_workers,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Update the weights once, and return what to log, averaged over what this process saw."""
+        settings = self.settings
+        # Dropout: different in each process and update, the same when the update is repeated.
+        torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
+        sums = torch.zeros(3, device=self.fabric.device)
+        self.wrapped.train()
+        for batch in range(settings.gradient_accumulation_steps):
+            mixture, stems = self.fabric.to_device(next(batches))
+            last = batch + 1 == settings.gradient_accumulation_steps
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
+                loss, terms = self.wrapped(mixture, stems, return_loss_breakdown=True)
+                self.fabric.backward(loss / settings.gradient_accumulation_steps)
+            sums += torch.stack((loss, *terms)).detach() / settings.gradient_accumulation_steps
+        logged = dict(zip(("loss/total", "loss/waveform", "loss/spectra"), sums, strict=True))
+        logged["learning_rate"] = sums.new_tensor(self.scheduler.get_last_lr()[0])
+        if settings.grad_clip:
+            logged["gradient_norm"] = self.clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.updates += 1
+        self.average.update(self.updates)
+        return logged
+
+    def clip(self) -> Tensor:
+        """Limit the norm of the gradient, and return what it was."""
+        norm: Any = self.fabric.clip_gradients(
+            self.wrapped,
+            self.optimizer,
+            max_norm=self.settings.grad_clip,
+            # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
+            error_if_nonfinite=self.precision != "16-mixed",
+        )
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    @property
+    def precision(self) -> str:
+        """Fabric's name for the precision."""
+        return str(self.fabric.strategy.precision.precision)
+
+    def validate(self, songs: Sequence[Song], writer: SummaryWriter | None) -> dict[str, float]:
+        """Score the averaged weights on whole songs; keep them as `best.ckpt` when no earlier ones scored better."""
+        weights = self.average.gather()
+        model = self.whole_model(weights).to(self.fabric.device)
+        dtype = DTYPES.get(self.precision)
+        scores = signal_to_distortion(self.fabric, model, songs, self.settings, dtype)
+        mean = sum(scores.values()) / len(scores) if scores else -math.inf
+        if mean > self.best:
+            self.best = mean
+            if self.fabric.is_global_zero:
+                self.write_checkpoint("best.ckpt", weights)
+        if writer is not None:
+            for stem, score in {**scores, "mean": mean}.items():
+                writer.add_scalar(f"sdr/{stem}", score, self.updates)
+            self._log_excerpt(model, songs[0], writer, dtype)
+        self.fabric.barrier()
+        return scores
+
+    def _log_excerpt(
+        self, model: BandSplitRotator, song: Song, writer: SummaryWriter, dtype: torch.dtype | None
+    ) -> None:
+        settings = self.settings
+        targets = [settings.instruments.index(stem) for stem in settings.stems]
+        mixture, truth = read_song(song, targets, channels_of(model))
+        # From a third on: songs seldom begin with everyone.
+        length = min(mixture.shape[-1], round(settings.validation_excerpt * settings.sample_rate))
+        start = (mixture.shape[-1] - length) // 3
+        mixture, truth = mixture[:, start : start + length], truth[..., start : start + length]
+        estimates = separate_with(model, mixture, settings, dtype)
+        truth_by_stem = dict(zip(settings.stems, truth, strict=True))
+        estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
+        log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
+    """Return AdamW that decays matrices, and not the vectors: gains, biases and rotary frequencies."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return AdamW(groups, lr=settings.lr)
+
+
+def learning_rate_factor(update: int, settings: Settings) -> float:
+    """Return what to multiply the peak learning rate by: a linear rise, then half a cosine down to zero."""
+    if update < settings.warmup_steps:
+        return (update + 1) / (settings.warmup_steps + 1)
+    done = (update - settings.warmup_steps) / max(1, settings.updates - settings.warmup_steps)
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+
+
+def newest_state(folder: Path) -> Path | None:
+    """Return the complete state with the most updates, if there is one."""
+    states = [path for path in (folder / "resume").glob("*") if path.name.isdigit()]
+    return max(states, default=None)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

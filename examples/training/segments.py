@@ -1,0 +1,224 @@
+"""Songs with stems: random segments to train on, and whole songs to validate on.
+
+A folder holds one folder for each song, and that one file for each stem: MUSDB18-HQ's layout. The mixture is the sum
+of all stems; `mixture.wav` is read for validation only.
+
+Axis letters: b batch, n stem, s audio channel, t sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+Audio = NDArray[np.float32]
+
+SUFFIXES = (".wav", ".flac")
+TAKES_THE_REST = ("other", "instrumental")
+DRAWS = 10
+
+
+class Song(NamedTuple):
+    """Files of a song.
+
+    Parameters
+    ----------
+    folder : Path
+    length : int
+        Samples of its shortest stem.
+    parts : tuple of tuple of Path
+        Files that make up each instrument, then those, if any, of which only the mixture knows.
+    """
+
+    folder: Path
+    length: int
+    parts: tuple[tuple[Path, ...], ...]
+
+    @property
+    def mixture(self) -> Path | None:
+        """The file of the mixture, if there is one."""
+        return next((path for suffix in SUFFIXES if (path := self.folder / f"mixture{suffix}").exists()), None)
+
+
+def find_songs(folder: Path, instruments: Sequence[str], sample_rate: int) -> list[Song]:
+    """List the songs in a folder, reading only the headers of their files.
+
+    Parameters
+    ----------
+    folder : Path
+    instruments : sequence of str
+        Names of files without suffix. `other` and `instrumental` also take the files that are not named here.
+    sample_rate : int
+        Hz.
+
+    Raises
+    ------
+    ValueError
+        If there are no songs, or one lacks an instrument or has another sample rate.
+    """
+    songs: list[Song] = []
+    for song in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
+        files = {path.stem: path for path in sorted(song.iterdir()) if path.suffix.lower() in SUFFIXES}
+        files.pop("mixture", None)
+        rest = tuple(path for name, path in files.items() if name not in instruments)
+        taker = next((name for name in TAKES_THE_REST if name in instruments), None)
+        parts: list[tuple[Path, ...]] = []
+        for name in instruments:
+            own = (*([files[name]] if name in files else []), *(rest if name == taker else ()))
+            if not own:
+                raise ValueError(f"{song} has no file {name}.wav: its stems are {', '.join(files) or 'none'}")
+            parts.append(own)
+        headers = {path: soundfile.info(str(path)) for path in files.values()}
+        for path, header in headers.items():
+            if header.samplerate != sample_rate:
+                raise ValueError(
+                    f"{path} has {header.samplerate} Hz, and the configuration {sample_rate} Hz: convert the file, "
+                    "or change audio.sample_rate"
+                )
+        length = min(header.frames for header in headers.values())
+        songs.append(Song(song, length, tuple(parts) if taker or not rest else (*parts, rest)))
+    if not songs:
+        stems = ", ".join(f"{name}.wav" for name in instruments)
+        raise ValueError(f"{folder} holds no songs: put a folder for each song there, with {stems} in it")
+    return songs
+
+
+def read(path: Path, start: int, length: int, channels: int) -> Audio:
+    """Read `length` samples from `start` on, `(s, t)`, with silence after the end of the file.
+
+    A stereo file becomes mono by the mean of its channels, a mono file stereo by repetition.
+    """
+    with soundfile.SoundFile(str(path)) as file:
+        file.seek(min(start, file.frames))
+        samples = file.read(length, dtype="float32", always_2d=True)
+    audio: Audio = np.pad(samples, ((0, length - len(samples)), (0, 0))).T
+    if audio.shape[0] == channels:
+        return audio
+    return audio.mean(axis=0, keepdims=True).repeat(channels, axis=0)
+
+
+def read_parts(paths: Sequence[Path], start: int, length: int, channels: int) -> Audio:
+    """Read and sum files, `(s, t)`."""
+    return np.sum([read(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
+
+
+class Segments(Dataset[tuple[Tensor, Tensor]]):
+    """Endless random segments. What an index gives depends on it and the seed alone: a position is a number.
+
+    Parameters
+    ----------
+    songs : sequence of Song
+    chunk_size : int
+        Samples of a segment.
+    channels : int
+    seed : int
+    targets : sequence of int
+        Instruments to return, of those that the songs have.
+    remix : float
+        Probability of drawing every stem by itself, from any song.
+    gains : (float, float)
+        Bounds of the random factor of each stem.
+    min_mean_abs : float
+        A stem drawn by itself that is quieter is drawn again, `DRAWS` times at most.
+    """
+
+    def __init__(
+        self,
+        songs: Sequence[Song],
+        *,
+        chunk_size: int,
+        channels: int,
+        seed: int,
+        targets: Sequence[int],
+        remix: float = 0.0,
+        gains: tuple[float, float] = (1.0, 1.0),
+        min_mean_abs: float = 0.0,
+    ) -> None:
+        self.songs = songs
+        self.chunk_size = chunk_size
+        self.channels = channels
+        self.seed = seed
+        self.targets = list(targets)
+        self.remix = remix
+        self.gains = gains
+        self.min_mean_abs = min_mean_abs
+        lengths = np.array([song.length for song in songs], dtype=np.float64)
+        self.probabilities = lengths / lengths.sum()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the mixture, `(s, t)`, and the targets, `(n, s, t)`."""
+        random = np.random.default_rng((self.seed, index))
+        remix = random.random() < self.remix
+        song, start = self._place(random)
+        stems: list[Audio] = []
+        for part in range(len(song.parts)):
+            stem = self._draw(random, part) if remix else self._read(song, part, start)
+            stems.append(stem * np.float32(random.uniform(*self.gains)))
+        mixture = np.sum(stems, axis=0, dtype=np.float32)
+        return torch.from_numpy(mixture), torch.from_numpy(np.stack([stems[target] for target in self.targets]))
+
+    def _place(self, random: np.random.Generator) -> tuple[Song, int]:
+        """Choose a song, in proportion to its length, and where the segment starts."""
+        song = self.songs[int(random.choice(len(self.songs), p=self.probabilities))]
+        return song, int(random.integers(max(1, song.length - self.chunk_size + 1)))
+
+    def _draw(self, random: np.random.Generator, part: int) -> Audio:
+        stem = np.zeros((self.channels, self.chunk_size), np.float32)
+        for _ in range(DRAWS):
+            song, start = self._place(random)
+            stem = self._read(song, part, start)
+            if np.abs(stem).mean() >= self.min_mean_abs:
+                break
+        return stem
+
+    def _read(self, song: Song, part: int, start: int) -> Audio:
+        # A song whose stems are all named has no part for the rest.
+        paths = song.parts[part] if part < len(song.parts) else ()
+        if not paths:
+            return np.zeros((self.channels, self.chunk_size), np.float32)
+        return read_parts(paths, start, self.chunk_size, self.channels)
+
+
+class Positions(Sampler[list[int]]):
+    """The indices of each batch of one process, from any batch on; together the processes take every index once.
+
+    Parameters
+    ----------
+    first, last : int
+        The first batch, and the one after the last.
+    batch_size : int
+        Of one process.
+    rank, world_size : int
+        Which process this is, of how many.
+    """
+
+    def __init__(self, first: int, last: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.first = first
+        self.last = last
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first, self.last):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+
+def read_song(song: Song, targets: Sequence[int], channels: int) -> tuple[Tensor, Tensor]:
+    """Read a whole song: the mixture, `(s, t)`, from its own file where there is one, and stems, `(n, s, t)`."""
+    stems = np.stack([read_parts(paths, 0, song.length, channels) for paths in song.parts])
+    path = song.mixture
+    mixture = stems.sum(0) if path is None else read(path, 0, song.length, channels)
+    return torch.from_numpy(mixture), torch.from_numpy(stems[list(targets)])

@@ -1,0 +1,195 @@
+"""What a training configuration says besides the model, in the words of Music-Source-Separation-Training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, get_type_hints
+
+SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
+    "training": (
+        "instruments",
+        "target_instrument",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "num_epochs",
+        "num_steps",
+        "lr",
+        "warmup_steps",
+        "weight_decay",
+        "grad_clip",
+        "ema_momentum",
+        "use_amp",
+        "precision",
+        "compile",
+        "remix",
+        "num_workers",
+        "seed",
+        "log_every",
+        "checkpoint_every",
+    ),
+    "augmentations": ("enable", "loudness", "loudness_min", "loudness_max"),
+    "validation": ("every", "songs", "excerpt"),
+    "inference": ("batch_size", "num_overlap"),
+}
+"""The settings of each section of a configuration. Fields of `Settings` have the same names but for `FIELDS`."""
+
+FIELDS: Final[Mapping[tuple[str, str], str]] = {
+    ("inference", "batch_size"): "inference_batch_size",
+    ("validation", "every"): "validation_every",
+    ("validation", "songs"): "validation_songs",
+    ("validation", "excerpt"): "validation_excerpt",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Parameters
+    ----------
+    instruments : tuple of str
+        Stems in the order of the model's heads. `other` or `instrumental` also takes whatever is not named.
+    target_instrument : str, optional
+        Train a model of one stem for this one.
+    sample_rate, chunk_size : int
+        Of the songs, in Hz, and of a training segment, in samples.
+    min_mean_abs : float
+        A remixed stem quieter than this is drawn again, ten times at most.
+    batch_size, gradient_accumulation_steps : int
+        Segments that a process takes at a time, and how many times it does so for each update of the weights.
+    num_epochs, num_steps : int
+        Their product is the number of batches of the whole run.
+    lr, weight_decay : float
+        Peak learning rate, and decay of matrices; biases and gains are not decayed.
+    warmup_steps : int
+        Updates in which the learning rate rises to `lr`; then it falls to zero along a cosine.
+    grad_clip : float
+        Largest norm of the gradient; 0 leaves it as it is.
+    ema_momentum : float
+        Of the averaged weights, which are validated and saved; 0 takes the weights as they are.
+    precision : str, optional
+        `32-true`, `bf16-mixed` or `16-mixed`. None: as `use_amp` says.
+    use_amp : bool
+        bfloat16 on a GPU, float32 on a CPU.
+    compile : bool or str
+        Compile the transformers; a string names the backend of `torch.compile`.
+    remix : float
+        Probability of taking each stem of a segment from another place of another song.
+    enable, loudness : bool
+        Scale each stem by a random factor between `loudness_min` and `loudness_max`.
+    num_workers : int
+        Processes that read songs, for each process that trains.
+    seed : int
+        Of everything random.
+    log_every, checkpoint_every, validation_every : int
+        Updates between entries of the log, files to resume from, and validations.
+    validation_songs : int, optional
+        How many songs to validate on; all by default.
+    validation_excerpt : float
+        Seconds of audio and pictures in the log.
+    inference_batch_size, num_overlap : int
+        See `hunterFormsBS.separation.separate`.
+    """
+
+    instruments: tuple[str, ...]
+    target_instrument: str | None = None
+    sample_rate: int = 44100
+    chunk_size: int
+    min_mean_abs: float = 0.0
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    num_epochs: int = 1
+    num_steps: int
+    lr: float
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    grad_clip: float = 0.0
+    ema_momentum: float = 0.999
+    precision: str | None = None
+    use_amp: bool = True
+    compile: bool | str = False
+    remix: float = 0.5
+    enable: bool = True
+    loudness: bool = False
+    loudness_min: float = 1.0
+    loudness_max: float = 1.0
+    num_workers: int = 2
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    validation_every: int = 2000
+    validation_songs: int | None = None
+    validation_excerpt: float = 6.0
+    inference_batch_size: int = 1
+    num_overlap: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if self.updates < 1:
+            raise ValueError(
+                f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}: there would be no update"
+            )
+        if self.target_instrument is not None and self.target_instrument not in self.instruments:
+            raise ValueError(f"target_instrument={self.target_instrument!r} is none of instruments={self.instruments}")
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the model's stems."""
+        return self.instruments if self.target_instrument is None else (self.target_instrument,)
+
+    @property
+    def updates(self) -> int:
+        """How often the weights are updated in the whole run."""
+        return self.num_epochs * self.num_steps // self.gradient_accumulation_steps
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """Smallest and largest random factor of a stem."""
+        return (self.loudness_min, self.loudness_max) if self.enable and self.loudness else (1.0, 1.0)
+
+
+def settings_from(configuration: Mapping[str, Any]) -> Settings:
+    """Take the settings out of a configuration, and warn of those that this program does not have.
+
+    Raises
+    ------
+    ValueError
+        If a setting is missing, or has a value that cannot be used.
+    """
+    values: dict[str, Any] = {}
+    unused: list[str] = []
+    for section, content in configuration.items():
+        if section in ("model", "upstream"):
+            continue
+        known = SECTIONS.get(section, ())
+        for name, value in (content or {}).items():
+            if name in known:
+                values[FIELDS.get((section, name), name)] = value
+            else:
+                unused.append(f"{section}.{name}")
+    optimizer = configuration.get("training", {}).get("optimizer", "adamw")
+    if optimizer not in ("adam", "adamw"):
+        raise ValueError(f"training.optimizer={optimizer!r} is not offered: remove it, AdamW is used")
+    if unused := [name for name in unused if name not in ("training.optimizer", "audio.num_channels")]:
+        warnings.warn(f"These settings have no effect here: {', '.join(unused)}", stacklevel=2)
+    needed = ("instruments", "chunk_size", "num_steps", "lr")
+    if missing := [name for name in needed if values.get(name) is None]:
+        raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
+    values["instruments"] = tuple(values["instruments"])
+    return Settings(**{name: _number(name, value) for name, value in values.items()})
+
+
+def _number(name: str, value: Any) -> Any:
+    """Accept `1e-5`, which YAML reads as text, and refuse values of the wrong type."""
+    wanted = get_type_hints(Settings)[name]
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (int, float, bool) and not isinstance(value, wanted):
+        raise ValueError(f"{name}={value!r} must be {wanted.__name__}")
+    return value

@@ -1,0 +1,677 @@
+"""The training example: its reader, its pieces, and whole runs in processes of their own, killed and resumed too."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hunterFormsBS.checkpoint import from_checkpoint
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from training.averaging import AveragedWeights, copy_weights  # noqa: E402
+from training.pictures import band_masks  # noqa: E402
+from training.run import learning_rate_factor, make_optimizer, newest_state  # noqa: E402
+from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
+from training.settings import Settings, settings_from  # noqa: E402
+from training.stempegSong import write_songs  # noqa: E402
+
+RATE = 8000
+
+
+# ---- songs
+
+
+def write_song(folder: Path, **stems: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for name, samples in stems.items():
+        soundfile.write(str(folder / f"{name}.wav"), samples, RATE, subtype="PCM_16")
+
+
+def ramp(length: int, offset: int) -> np.ndarray:
+    """Return stereo audio in which every sample says where it is, (t, s), in steps of 16 bits."""
+    position = (np.arange(length) + offset).astype(np.int16)
+    return np.stack([position, -position], axis=1)
+
+
+def positions_of(audio: torch.Tensor) -> np.ndarray:
+    """Return what `ramp` put into the first channel of (s, t)."""
+    return np.rint(audio[0].numpy() * 32768).astype(int)
+
+
+@pytest.fixture
+def ramps(tmp_path: Path) -> list[Any]:
+    for song, offset in (("A", 1000), ("B", 10000)):
+        write_song(tmp_path / song, vocals=ramp(3000, offset), drums=ramp(3000, offset + 4000))
+    return find_songs(tmp_path, ["vocals", "drums"], RATE)
+
+
+def segments(songs: list[Any], **settings: Any) -> Segments:
+    return Segments(songs, **{"chunk_size": 200, "channels": 2, "seed": 7, "targets": [0, 1], **settings})
+
+
+def test_without_remixing_a_segment_is_the_same_place_of_every_stem_and_their_sum(ramps: list[Any]) -> None:
+    reader = segments(ramps)
+    for index in range(20):
+        mixture, stems = reader[index]
+        vocals, drums = (positions_of(stem) for stem in stems)
+        start = vocals[0]
+        np.testing.assert_array_equal(vocals, np.arange(start, start + 200))
+        np.testing.assert_array_equal(drums, vocals + 4000)
+        torch.testing.assert_close(mixture, stems.sum(0))
+        torch.testing.assert_close(stems[:, 1], -stems[:, 0])
+
+
+def test_segments_come_from_everywhere_in_every_song(ramps: list[Any]) -> None:
+    reader = segments(ramps)
+    starts = {int(positions_of(reader[index][1][0])[0]) for index in range(400)}
+    for offset in (1000, 10000):
+        inside = sorted(start - offset for start in starts if 0 <= start - offset <= 2800)
+        assert len(inside) > 120
+        assert inside[0] < 100
+        assert inside[-1] > 2700
+
+
+def test_remixing_draws_each_stem_by_itself(ramps: list[Any]) -> None:
+    reader = segments(ramps, remix=1.0)
+    apart = 0
+    for index in range(20):
+        mixture, stems = reader[index]
+        vocals, drums = (int(positions_of(stem)[0]) for stem in stems)
+        apart += drums - vocals != 4000
+        torch.testing.assert_close(mixture, stems.sum(0))
+    assert apart >= 19
+
+
+def test_gains_scale_each_stem_by_its_own_factor_within_the_bounds(ramps: list[Any]) -> None:
+    plain, scaled = segments(ramps), segments(ramps, gains=(0.5, 1.5))
+    factors = []
+    for index in range(20):
+        mixture, stems = scaled[index]
+        ratio = stems / plain[index][1]
+        assert ratio.std(dim=(1, 2)).max() < 1e-6
+        factors += ratio.mean(dim=(1, 2)).tolist()
+        torch.testing.assert_close(mixture, stems.sum(0))
+    assert len(set(factors)) == 40
+    assert 0.5 <= min(factors) < 0.7
+    assert 1.3 < max(factors) <= 1.5
+
+
+def test_an_index_gives_the_same_segment_in_any_order_and_another_seed_gives_another(ramps: list[Any]) -> None:
+    settings = {"remix": 0.5, "gains": (0.5, 1.5)}
+    forward = [segments(ramps, **settings)[index][0] for index in range(8)]
+    reader = segments(ramps, **settings)
+    backward = [reader[index][0] for index in reversed(range(8))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+    assert not torch.equal(forward[0], segments(ramps, **settings, seed=8)[0][0])
+
+
+def test_reading_a_segment_takes_the_memory_of_a_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minute = np.zeros((60 * RATE, 2), np.int16)
+    write_song(tmp_path / "A", vocals=minute, drums=minute)
+    reader = segments(find_songs(tmp_path, ["vocals", "drums"], RATE), chunk_size=RATE, remix=0.5)
+    asked: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def recorded(file: soundfile.SoundFile, frames: int = -1, **keywords: Any) -> Any:
+        asked.append(frames)
+        return read(file, frames, **keywords)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", recorded)
+    tracemalloc.start()
+    for index in range(10):
+        reader[index]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert set(asked) == {RATE}
+    # A segment of a stem has 64 kB, and a few are alive at a time; a stem of the song has 3.8 MB.
+    assert peak < 600_000
+
+
+def test_a_song_shorter_than_a_segment_is_followed_by_silence(tmp_path: Path) -> None:
+    write_song(tmp_path / "A", vocals=ramp(150, 1000))
+    _, stems = segments(find_songs(tmp_path, ["vocals"], RATE), targets=[0])[3]
+    np.testing.assert_array_equal(positions_of(stems[0]), [*range(1000, 1150), *[0] * 50])
+
+
+def test_other_takes_the_stems_without_a_name_and_without_it_only_the_mixture_does(tmp_path: Path) -> None:
+    levels = {"vocals": 1000, "drums": 200, "bass": 30, "other": 4}
+    constant = {name: np.full((300, 2), level, np.int16) for name, level in levels.items()}
+    write_song(tmp_path / "A", **constant, mixture=np.full((300, 2), 5, np.int16))
+
+    def one(instruments: list[str], targets: list[int]) -> list[int]:
+        mixture, stems = segments(find_songs(tmp_path, instruments, RATE), targets=targets)[0]
+        return [int(positions_of(audio)[0]) for audio in (mixture, *stems)]
+
+    assert one(["vocals", "other"], [0, 1]) == [1234, 1000, 234]
+    assert one(["vocals", "other"], [0]) == [1234, 1000]
+    assert one(["vocals", "drums"], [0, 1]) == [1234, 1000, 200]
+    assert one(["vocals", "drums", "bass", "other"], [3]) == [1234, 4]
+
+
+def test_channels_are_averaged_for_mono_and_repeated_for_stereo(tmp_path: Path) -> None:
+    write_song(tmp_path / "A", vocals=np.stack([np.full(300, 100), np.full(300, 300)], 1).astype(np.int16))
+    write_song(tmp_path / "B", vocals=np.full(300, 200, np.int16))
+    songs = find_songs(tmp_path, ["vocals"], RATE)
+    mono, repeated = (segments([song], channels=c, targets=[0])[0][1][0] for song, c in zip(songs, (1, 2), strict=True))
+    assert mono.shape == (1, 200)
+    assert repeated.shape == (2, 200)
+    assert (mono * 32768 == 200).all()
+    assert (repeated * 32768 == 200).all()
+
+
+def test_a_remixed_stem_that_is_too_quiet_is_drawn_again(tmp_path: Path) -> None:
+    half = np.concatenate([np.zeros(3000), np.full(3000, 8000)]).astype(np.int16)
+    write_song(tmp_path / "A", vocals=np.stack([half, half], 1))
+    songs = find_songs(tmp_path, ["vocals"], RATE)
+    reader = segments(songs, targets=[0], remix=1.0, min_mean_abs=0.001)
+    assert all(reader[index][0].abs().mean() >= 0.001 for index in range(50))
+    reader = segments(songs, targets=[0], remix=1.0)
+    assert any(reader[index][0].abs().mean() < 0.001 for index in range(50))
+
+
+def test_a_whole_song_has_its_own_mixture(tmp_path: Path) -> None:
+    write_song(tmp_path / "A", vocals=ramp(300, 0), drums=ramp(300, 50), mixture=ramp(300, 70))
+    mixture, stems = read_song(find_songs(tmp_path, ["vocals", "drums"], RATE)[0], [1], 2)
+    assert stems.shape == (1, 2, 300)
+    assert positions_of(stems[0])[0] == 50
+    assert positions_of(mixture)[0] == 70
+
+
+@pytest.mark.parametrize(
+    ("instruments", "sample_rate", "message"),
+    [
+        (["vocals", "bass"], RATE, r"A has no file bass\.wav: its stems are drums, vocals"),
+        (["vocals", "drums"], 44100, r"drums\.wav has 8000 Hz, and the configuration 44100 Hz"),
+    ],
+)
+def test_songs_that_do_not_fit_the_configuration_are_refused(
+    tmp_path: Path, instruments: list[str], sample_rate: int, message: str
+) -> None:
+    write_song(tmp_path / "A", vocals=ramp(300, 0), drums=ramp(300, 0))
+    with pytest.raises(ValueError, match=message):
+        find_songs(tmp_path, instruments, sample_rate)
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_a_folder_without_songs_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(ValueError, match="holds no songs: put a folder for each song there"):
+        find_songs(tmp_path / folder, ["vocals"], RATE)
+
+
+def test_processes_share_the_indices_out_and_a_resumed_run_goes_on_where_it_was() -> None:
+    def of(rank: int, world_size: int, batch_size: int, first: int = 0) -> list[list[int]]:
+        return list(Positions(first, 4, batch_size=batch_size, rank=rank, world_size=world_size))
+
+    together = [first + second for first, second in zip(of(0, 2, 3), of(1, 2, 3), strict=True)]
+    assert together == of(0, 1, 6) == [list(range(start, start + 6)) for start in (0, 6, 12, 18)]
+    assert of(1, 2, 3, first=2) == of(1, 2, 3)[2:]
+
+
+def test_a_state_that_was_not_completed_does_not_count(tmp_path: Path) -> None:
+    assert newest_state(tmp_path) is None
+    for name in ("000000009", "000000010", "000000011.unfinished"):
+        (tmp_path / "resume" / name).mkdir(parents=True)
+    assert newest_state(tmp_path) == tmp_path / "resume" / "000000010"
+
+
+# ---- settings, schedule, averages
+
+MSST = """
+audio: {chunk_size: 4096, dim_f: 1024, hop_length: 441, num_channels: 2, sample_rate: 44100, min_mean_abs: 0.001}
+model: {dim: 8}
+training:
+  batch_size: 3
+  gradient_accumulation_steps: 2
+  grad_clip: 0
+  instruments: [vocals, other]
+  lr: 5.0e-5
+  patience: 2
+  target_instrument: vocals
+  num_epochs: 4
+  num_steps: 5
+  ema_momentum: 0.99
+  optimizer: adam
+  use_amp: true
+augmentations: {enable: true, loudness: true, loudness_min: 0.5, loudness_max: 1.5, mixup: true}
+inference: {batch_size: 8, dim_t: 256, num_overlap: 4}
+"""
+
+
+def test_settings_of_an_upstream_configuration_are_taken_and_those_without_effect_named() -> None:
+    with pytest.warns(UserWarning, match="no effect here: ") as caught:
+        settings = settings_from(yaml.safe_load(MSST))
+    assert settings.stems == ("vocals",)
+    assert (settings.batch_size, settings.inference_batch_size, settings.num_overlap) == (3, 8, 4)
+    assert settings.updates == 10
+    assert settings.gains == (0.5, 1.5)
+    assert settings.lr == 5e-5
+    unused = str(caught[0].message).partition(": ")[2].split(", ")
+    assert unused == [
+        "audio.dim_f", "audio.hop_length", "training.patience", "augmentations.mixup", "inference.dim_t",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": None}, "lacks lr"),
+        ({"optimizer": "prodigy"}, "optimizer='prodigy' is not offered"),
+        ({"target_instrument": "bass"}, "target_instrument='bass' is none of"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 1.5}, r"batch_size=1\.5 must be int"),
+        ({"gradient_accumulation_steps": 21}, "there would be no update"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:These settings have no effect")
+def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], message: str) -> None:
+    configuration = yaml.safe_load(MSST)
+    configuration["training"] |= change
+    with pytest.raises(ValueError, match=message):
+        settings_from(configuration)
+
+
+def test_example_configuration_is_complete_and_its_model_can_be_built() -> None:
+    from hunterFormsBS.checkpoint import from_configuration, read_configuration
+
+    configuration = read_configuration(EXAMPLES / "train.yaml")
+    settings = settings_from(configuration)
+    configuration["model"] |= {"dim": 8, "depth": 1}
+    model = from_configuration(configuration, upstream=configuration["upstream"])
+    assert model.num_stems == len(settings.stems) == 4
+    assert model.stereo
+
+
+def some_settings(**changes: Any) -> Settings:
+    required = {"instruments": ("vocals",), "chunk_size": 1, "num_steps": 100, "lr": 1.0}
+    return Settings(**{**required, **changes})
+
+
+def test_learning_rate_rises_in_a_line_and_falls_to_zero_as_a_cosine() -> None:
+    settings = some_settings(warmup_steps=9)
+    factors = [learning_rate_factor(update, settings) for update in range(101)]
+    np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(factors[9:], 0.5 + 0.5 * np.cos(np.pi * np.arange(92) / 91), atol=1e-12)
+
+
+def test_optimizer_decays_matrices_only(tiny_model: Callable[..., nn.Module]) -> None:
+    model = tiny_model()
+    optimizer = make_optimizer(model, some_settings(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {(p.ndim >= 2, decay[id(p)]) for p in model.parameters() if p.requires_grad} == {(True, 0.1), (False, 0.0)}
+    assert all(id(p) not in decay for p in model.parameters() if not p.requires_grad)
+
+
+def test_averaged_weights_are_those_of_torch(tiny_model: Callable[..., nn.Module]) -> None:
+    model = tiny_model()
+    # Late in a run, where the momentum is no longer limited; torch copies the weights at its first update.
+    reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    reference.update_parameters(model)
+    average = AveragedWeights(model, 0.9)
+    for update in range(1000, 1003):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(update)
+        reference.update_parameters(model)
+    copy = tiny_model()
+    copy_weights(average.gather(), copy)
+    torch.testing.assert_close(copy.state_dict(), reference.module.state_dict())
+
+
+def test_early_averages_forget_the_beginning() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(weight.weight)
+    average = AveragedWeights(weight, 0.999)
+    nn.init.ones_(weight.weight)
+    for update in range(1, 31):
+        average.update(update)
+    assert float(average.gather()["weight"]) > 0.99
+
+
+def test_band_masks_show_what_each_stem_keeps_of_each_band(
+    tiny_model: Callable[..., nn.Module], overlapping_mask: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(num_stems=2, stereo=True, overlapping=True)
+    widths = overlapping_mask.sum(1).tolist()
+    # The mask of bin i, counted over all bands, has modulus i in stem 0 and 2 i in stem 1.
+    bins = torch.arange(float(sum(widths)))
+
+    def masks(tokens: torch.Tensor, _stems: Any) -> torch.Tensor:
+        unit = torch.tensor([0.6, -0.8])
+        return (
+            torch.stack([bins, 2 * bins])[None, :, None, :, None, None].expand(1, 2, tokens.shape[1], -1, 2, 1) * unit
+        )
+
+    monkeypatch.setattr(model, "estimate_masks", masks)
+    drawn = band_masks(model, torch.randn(2, 160))
+    assert drawn.shape == (2, 5, 11)
+    means = torch.stack([band.mean() for band in bins.split(widths)])
+    torch.testing.assert_close(drawn[0], means[:, None].expand(-1, 11))
+    torch.testing.assert_close(drawn[1], 2 * drawn[0])
+
+
+def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
+    from lightning_fabric import Fabric
+    from training.validation import signal_to_distortion
+
+    random = np.random.default_rng(0)
+    stems = [
+        {name: (random.uniform(-9000, 9000, (2000, 2))).astype(np.int16) for name in ("vocals", "drums")}
+        for _ in range(2)
+    ]
+    stems[1]["drums"][:] = 0
+    for song, audio in zip("AB", stems, strict=True):
+        write_song(tmp_path / song, **audio)
+
+    class Halves(nn.Module):
+        stereo = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([0.5 * x, 0.5 * x], dim=1)
+
+    settings = some_settings(instruments=("vocals", "drums"), chunk_size=500, sample_rate=RATE)
+    songs = find_songs(tmp_path, settings.instruments, RATE)
+    scores = signal_to_distortion(Fabric(accelerator="cpu", devices=1), Halves(), songs, settings, None)
+
+    def ratio(song: dict[str, np.ndarray], name: str) -> float:
+        true = song[name] / 32768
+        error = true - (song["vocals"] / 32768 + song["drums"] / 32768) / 2
+        return 10 * math.log10((true**2).sum() / (error**2).sum())
+
+    assert scores["vocals"] == pytest.approx((ratio(stems[0], "vocals") + ratio(stems[1], "vocals")) / 2, abs=1e-3)
+    # Silent in the second song, where there is no ratio.
+    assert scores["drums"] == pytest.approx(ratio(stems[0], "drums"), abs=1e-3)
+
+
+# ---- whole runs, on the music that stempeg brings along
+
+TINY_RUN: dict[str, Any] = {
+    "upstream": "hunterFormsBS",
+    "audio": {"sample_rate": 44100, "chunk_size": 4096},
+    "model": {
+        "dim": 8,
+        "depth": 2,
+        "stereo": True,
+        "num_stems": 4,
+        "time_transformer_depth": 1,
+        "freq_transformer_depth": 1,
+        "heads": 2,
+        "dim_head": 4,
+        "freqs_per_bands": [5, 8, 16, 36],
+        "stft_n_fft": 128,
+        "stft_win_length": 128,
+        "stft_hop_length": 64,
+        "dim_freqs_in": 65,
+        "multi_stft_resolutions_window_sizes": [128],
+        "multi_stft_hop_size": 64,
+        "mlp_expansion_factor": 1,
+        "use_pope": True,
+    },
+    "training": {
+        "instruments": ["vocals", "drums", "bass", "other"],
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_steps": 24,
+        "lr": 0.003,
+        "warmup_steps": 4,
+        "weight_decay": 0.01,
+        "grad_clip": 0.05,
+        "ema_momentum": 0.9,
+        "remix": 0.5,
+        "num_workers": 0,
+        "log_every": 1,
+        "checkpoint_every": 2,
+    },
+    "augmentations": {"loudness": True, "loudness_min": 0.5, "loudness_max": 1.5},
+    "validation": {"every": 8, "excerpt": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("songs")
+    write_songs(folder)
+    return folder
+
+
+def configured(folder: Path, **sections: dict[str, Any]) -> Path:
+    configuration = {
+        name: {**value, **sections.get(name, {})} for name, value in TINY_RUN.items() if name != "upstream"
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump({"upstream": TINY_RUN["upstream"], **configuration}))
+    return path
+
+
+class Launched:
+    """The training program in one process, or in several as `torchrun` starts them.
+
+    Importing everything takes longer than these runs: a server does that once, and forks itself for each process.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.run"])
+    program = """
+import os, runpy, sys, torch
+os.environ.update(environment)
+for stream in (sys.stdout, sys.stderr):
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+torch.set_num_threads(1)
+sys.argv = arguments
+runpy.run_path(arguments[0], run_name="__main__")
+"""
+
+    def __init__(self, configuration: Path, songs: Path, output: Path, *options: str, processes: int = 1) -> None:
+        self.output = output
+        self.log = output / f"log{time.monotonic_ns()}.txt"
+        arguments = command(configuration, songs, output, *options)[1:]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self.processes = []
+        for rank in range(processes):
+            environment = {}
+            if processes > 1:
+                ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+                environment = {name: str(value) for name, value in {**ranks, **address}.items()}
+            names = {"environment": environment, "log": str(self.log), "arguments": arguments}
+            self.processes.append(self.context.Process(target=exec, args=(self.program, names)))
+        for process in self.processes:
+            process.start()
+
+    def finish(self) -> str:
+        """Wait for the end, and return what was printed."""
+        for process in self.processes:
+            process.join(300)
+        printed = self.log.read_text()
+        assert [process.exitcode for process in self.processes] == [0] * len(self.processes), printed[-3000:]
+        return printed
+
+    def kill(self) -> int:
+        """Kill all processes once there is a state to continue from, and return the updates of that state."""
+        deadline = time.monotonic() + 300
+        while newest_state(self.output) is None and time.monotonic() < deadline:
+            assert all(process.is_alive() for process in self.processes), self.log.read_text()[-3000:]
+            time.sleep(0.002)
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        assert [process.exitcode for process in self.processes] == [-signal.SIGKILL] * len(self.processes)
+        state = newest_state(self.output)
+        assert state is not None
+        return int(state.name)
+
+
+def command(configuration: Path, songs: Path, output: Path, *options: str) -> list[str]:
+    program = [sys.executable, str(EXAMPLES / "train.py"), "--accelerator", "cpu", *options]
+    return [*program, "--configuration", str(configuration), "--songs", str(songs), "--output", str(output)]
+
+
+def curve(output: Path, tag: str = "loss/total") -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = events.Scalars(tag)
+    assert len({event.step for event in scalars}) == len(scalars)
+    return {event.step: event.value for event in scalars}
+
+
+@pytest.fixture(scope="module")
+def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train to the end without interruption, with dropout."""
+    output = tmp_path_factory.mktemp("whole")
+    dropout = {"attn_dropout": 0.1, "ff_dropout": 0.1}
+    Launched(configured(output, model=dropout), songs, output).finish()
+    return output
+
+
+def test_a_killed_run_continues_with_the_same_loss_curve(whole_run: Path, songs: Path, tmp_path: Path) -> None:
+    updates = Launched(whole_run / "train.yaml", songs, tmp_path).kill()
+    assert 0 < updates < 12
+    report = Launched(whole_run / "train.yaml", songs, tmp_path).finish()
+    assert f"continuing after update {updates} of 12" in report
+    for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
+        assert curve(tmp_path, tag) == curve(whole_run, tag)
+    assert list(curve(tmp_path)) == list(range(1, 13))
+    weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
+    torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> None:
+    before = curve(whole_run)
+    assert "continuing after update 12 of 12" in Launched(whole_run / "train.yaml", songs, whole_run).finish()
+    assert curve(whole_run) == before
+
+
+def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, tmp_path: Path) -> None:
+    other = configured(tmp_path, model={"zero_dc": False, "attn_dropout": 0.1, "ff_dropout": 0.1})
+    launched = Launched(other, songs, whole_run)
+    launched.processes[0].join(300)
+    assert launched.processes[0].exitcode == 1
+    assert "holds the run of another model: choose another --output" in launched.log.read_text()
+
+
+def test_checkpoints_load_without_any_other_file(whole_run: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        model = from_checkpoint(whole_run / name)
+        arguments = {**TINY_RUN["model"], "attn_dropout": 0.1}
+        for argument in ("dim", "num_stems", "use_pope", "stft_hop_length", "attn_dropout"):
+            assert model.configuration[argument] == arguments[argument]
+        assert model(torch.randn(1, 2, 1000)).shape == (1, 4, 2, 1000)
+        kept = torch.load(whole_run / name, weights_only=True)["configuration"]
+        assert kept["training"]["instruments"] == TINY_RUN["training"]["instruments"]
+        assert kept["audio"] == TINY_RUN["audio"]
+
+
+def test_log_has_sound_and_pictures(whole_run: Path) -> None:
+    import io
+
+    import soundfile
+    from matplotlib.image import imread
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole_run / "tensorboard"))
+    events.Reload()
+    stems = TINY_RUN["training"]["instruments"]
+    names = ["mixture", *(f"{stem}/{kind}" for stem in stems for kind in ("true", "estimated"))]
+    assert sorted(events.Tags()["audio"]) == sorted(names)
+    for name in names:
+        samples, rate = soundfile.read(io.BytesIO(events.Audio(name)[-1].encoded_audio_string))
+        assert rate == 44100
+        assert len(samples) == 22050
+        assert np.abs(samples).max() > 1e-4
+    assert sorted(events.Tags()["images"]) == ["masks", "spectrograms"]
+    for name in events.Tags()["images"]:
+        picture = imread(io.BytesIO(events.Images(name)[-1].encoded_image_string))
+        assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
+    assert {f"sdr/{stem}" for stem in (*stems, "mean")} <= set(events.Tags()["scalars"])
+
+
+@pytest.fixture(scope="module")
+def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train without dropout in one process, with the double batch of the runs in two."""
+    output = tmp_path_factory.mktemp("one")
+    Launched(configured(output), songs, output).finish()
+    return output
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
+    strategy: str, one_process: Path, songs: Path, tmp_path: Path
+) -> None:
+    configuration = configured(tmp_path, training={"batch_size": 1})
+    assert 0 < Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2).kill() < 12
+    report = Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2).finish()
+    assert "2 processes on cpu" in report
+    for tag, tolerance in (("loss/total", 1e-4), ("gradient_norm", 1e-3), ("sdr/mean", 1e-2)):
+        expected = curve(one_process, tag)
+        assert curve(tmp_path, tag) == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    ours, theirs = (from_checkpoint(output / "last.ckpt").state_dict() for output in (tmp_path, one_process))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_bfloat16(
+    songs: Path, tmp_path: Path
+) -> None:
+    configuration = {key: value for key, value in TINY_RUN.items() if key != "upstream"}
+    model = {name: value for name, value in TINY_RUN["model"].items() if name != "use_pope"}
+    # Upstream counts one hidden layer more.
+    model |= {"num_stems": 1, "mask_estimator_depth": 2, "use_torch_checkpoint": True}
+    training = {"instruments": ["vocals", "other"], "target_instrument": "vocals", "num_steps": 4}
+    training |= {"precision": "bf16-mixed", "compile": "aot_eager", "patience": 2}
+    configuration |= {"model": model, "training": {**TINY_RUN["training"], **training}}
+    path = tmp_path / "msst.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    report = Launched(path, songs, tmp_path).finish()
+    assert "1 processes on cpu, bf16-mixed" in report
+    assert "These settings have no effect here: training.patience" in report
+    loaded = from_checkpoint(tmp_path / "best.ckpt")
+    assert loaded.configuration["mask_estimator_depth"] == 1
+    assert loaded(torch.randn(1, 2, 1000)).shape == (1, 1, 2, 1000)
+    assert all(math.isfinite(loss) for loss in curve(tmp_path).values())
+
+
+def test_the_program_starts_its_own_processes_and_readers(songs: Path, tmp_path: Path) -> None:
+    configuration = configured(tmp_path, training={"num_steps": 4, "num_workers": 1})
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    done = subprocess.run(
+        command(configuration, songs, tmp_path, "--devices", "2"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes on cpu, 32-true; starting at update 0 of 2" in done.stdout
+    assert list(curve(tmp_path)) == [1, 2]
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs: Path, tmp_path: Path) -> None:
+    configuration = configured(tmp_path, training={"num_steps": 2, "lr": 0.0, "weight_decay": 0.0})
+    Launched(configuration, songs, tmp_path, "--checkpoint", str(whole_run / "last.ckpt")).finish()
+    start, end = (from_checkpoint(folder / "last.ckpt").state_dict() for folder in (whole_run, tmp_path))
+    torch.testing.assert_close(end, start, rtol=0, atol=0)
