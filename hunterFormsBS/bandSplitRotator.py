@@ -194,7 +194,7 @@ class BandSplitRotator(nn.Module):
             freqs_per_bands=freqs_per_bands,
             freq_range=freq_range,
         )
-        self._register_layout(layout)
+        self._register_layout(layout, layout.device)
         overlapping = is_overlapping(layout)
         final_norm = not overlapping if final_norm is None else final_norm
         norm_output = overlapping if norm_output is None else norm_output
@@ -257,15 +257,16 @@ class BandSplitRotator(nn.Module):
             for _stem in range(num_stems)
         )
 
-    def _register_layout(self, layout: Tensor) -> None:
+    def _register_layout(self, layout: Tensor, device: torch.device) -> None:
         """Keep the layout, and what gathering and averaging bands need of it, in buffers that no state dict holds."""
         freq_indices = layout.nonzero()[:, 1]  # bands one after another
-        self.register_buffer("mask_filter_bank", layout, persistent=False)
-        self.register_buffer("freq_indices", freq_indices, persistent=False)
-        self.register_buffer("num_bands_per_freq", layout.sum(0), persistent=False)
+        self.register_buffer("mask_filter_bank", layout.to(device), persistent=False)
+        self.register_buffer("freq_indices", freq_indices.to(device), persistent=False)
+        self.register_buffer("num_bands_per_freq", layout.sum(0).to(device), persistent=False)
+        self.layout = layout
         # Bands side by side need neither gather nor scatter: they are one slice of the bins.
         low, high = int(freq_indices[0]), int(freq_indices[-1]) + 1
-        contiguous = torch.equal(freq_indices, torch.arange(low, high, device=freq_indices.device))
+        contiguous = torch.equal(freq_indices, torch.arange(low, high, device=layout.device))
         self.freq_slice = slice(low, high) if contiguous else None
 
     @overload
@@ -436,7 +437,7 @@ class BandSplitRotator(nn.Module):
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        hidden = self.configuration["dim"] * self.configuration["mlp_expansion_factor"]
-        if misfit := explain_misfit(state_dict, prefix, self.configuration, hidden):
+        if misfit := explain_misfit(state_dict, prefix, self.configuration):
             raise RuntimeError(misfit)
+        self._register_layout(self.layout, self.freq_indices.device)  # `to_empty` leaves buffers without content
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]

@@ -41,12 +41,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., d)` to `(..., d)`."""
-        norm, expand, _gelu, dropout, contract, _ = self.net
-        drops = self.training and cast(nn.Dropout, dropout).p > 0
         kinds = (RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout)
-        if drops or not can_recompute((self.net, nn.Sequential), *zip(self.net, kinds, strict=True)):
+        layers = cast("tuple[RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]", tuple(self.net))
+        if (
+            len(layers) != len(kinds)
+            or not can_recompute((self.net, nn.Sequential), *zip(layers, kinds, strict=True))
+            or any(dropout.training and dropout.p > 0 for dropout in (layers[3], layers[5]))
+        ):
             return cast(Tensor, self.net(x))
         # Stores x and what enters GELU; norm and GELU outputs, four times dim more, are recomputed.
-        (hidden,) = linear_of(rms_norm, (x, cast(RMSNorm, norm).gamma), (cast(nn.Linear, expand),))
-        (out,) = linear_of(F.gelu, (hidden,), (cast(nn.Linear, contract),))
+        (hidden,) = linear_of(rms_norm, (x, layers[0].gamma), (layers[1],))
+        (out,) = linear_of(F.gelu, (hidden,), (layers[4],))
         return out

@@ -37,17 +37,29 @@ def complex_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 class PositionEmbedding(nn.Module):
-    """Base of the two embeddings: keeps its tensors in float32."""
+    """Base of the two embeddings: keeps its tensors in the dtype that they were made in."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `Module.to` and its kin end here. Run the change, then undo what it did to the dtype.
         before = {name: tensor.data for name, tensor in self._tensors()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self._tensors():
-            if tensor.dtype != before[name].dtype:
+            dtype = before[name].dtype
+            if tensor.dtype != dtype:
                 source = tensor if before[name].is_meta else before[name]
-                tensor.data = source.to(device=tensor.device, dtype=before[name].dtype)
+                gradient, tensor.grad = tensor.grad, None
+                tensor.data = source.to(device=tensor.device, dtype=dtype)
+                tensor.grad = None if gradient is None else gradient.to(dtype)
         return self
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # With assign=True the tensors of the state dict, whatever their dtype, would become the module's own.
+        for name, tensor in self._tensors():
+            if (key := prefix + name) in state_dict:
+                state_dict[key] = state_dict[key].to(tensor.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]

@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+OPTIONAL = ("ff_mult", "mask_estimator_depth", "mc_hyper_conn_sinkhorn_iters", "num_residual_fracs")
+"""Integers that may be None, for the default."""
+
 POSITIVE = (
     "dim",
     "depth",
@@ -58,12 +61,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_integer(name: str, value: object, *, lowest: int) -> None:
-    if value is None:
+    if value is None and name in OPTIONAL:
         return
     try:
         number = index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     except TypeError:
-        raise TypeError(f"{name}={value!r} is not an integer.") from None
+        raise TypeError(f"{name}={value!r} is not an integer: pass one of at least {lowest}.") from None
     if isinstance(value, bool) or number < lowest:
         raise ValueError(f"{name}={value!r} is out of range: pass an integer of at least {lowest}.")
 
@@ -160,7 +163,12 @@ def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> lis
     """Return the stems to estimate as a list, all of them for None, or refuse the choice."""
     if active_stem_ids is None:
         return list(range(num_stems))
-    stem_ids = [index(stem_id) for stem_id in active_stem_ids]
+    try:
+        if any(isinstance(stem_id, bool) for stem_id in active_stem_ids):
+            raise TypeError
+        stem_ids = [index(stem_id) for stem_id in active_stem_ids]
+    except TypeError:
+        raise TypeError(f"active_stem_ids={active_stem_ids!r}: pass a list of stem numbers, such as [0].") from None
     if not stem_ids:
         raise ValueError("active_stem_ids is empty: name at least one stem, or pass None for all.")
     if len(set(stem_ids)) < len(stem_ids):
@@ -181,6 +189,8 @@ def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
         if channels == 1:
             shapes.append((batch,))
     accepted = " or ".join(f"({', '.join(map(str, shape))}, {length})" for shape in shapes)
+    if not isinstance(target, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"target is a {type(target).__name__}: pass a tensor.")
     if not target.is_floating_point():
         raise TypeError(f"target has dtype {target.dtype}: pass floating point samples.")
     if tuple(target.shape[:-1]) not in shapes or target.shape[-1] < length:
@@ -190,9 +200,7 @@ def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
         )
 
 
-def explain_misfit(
-    state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any], dim_hidden: int
-) -> str | None:
+def explain_misfit(state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any]) -> str | None:
     """Say which constructor arguments would make the mask estimators of a state dict fit, None if they do.
 
     Parameters
@@ -201,8 +209,6 @@ def explain_misfit(
         Upstream keys, under `prefix`.
     arguments : mapping
         The model's `num_stems`, `mask_estimator_depth`, `mlp_expansion_factor` and `dim`.
-    dim_hidden : int
-        Hidden features of its mask estimators.
     """
     pattern = re.compile(re.escape(prefix) + r"mask_estimators\.(\d+)\.to_freqs\.0\.0\.(\d+)\.weight")
     found = {(int(m[1]), int(m[2])): state_dict[m[0]] for m in map(pattern.fullmatch, state_dict) if m}
@@ -212,8 +218,9 @@ def explain_misfit(
         "mask_estimator_depth": max(layer for _, layer in found) // 2,
         "num_stems": 1 + max(stem for stem, _ in found),
     }
-    if (width := found[min(found)].shape[0]) != dim_hidden and wanted["mask_estimator_depth"]:
-        wanted["mlp_expansion_factor"] = width // arguments["dim"]
+    first_layer = found[min(found)]
+    if wanted["mask_estimator_depth"] and first_layer.shape[1] == arguments["dim"]:
+        wanted["mlp_expansion_factor"] = first_layer.shape[0] // arguments["dim"]
     mine = {name: 1 if arguments[name] is None else arguments[name] for name in wanted}
     misfits = {name: value for name, value in wanted.items() if mine[name] != value}
     if not misfits:
