@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
 
@@ -64,6 +65,8 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pages([page for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run_and_print_what_the_page_says(page: Path, users_folder: Path) -> None:
+    if page.name == "export.md" and Version(torch.__version__).release < (2, 13):
+        pytest.skip("export is tested with PyTorch 2.13; the exporters of 2.5 fail")
     documentation.run_python(page)
 
 
