@@ -97,6 +97,80 @@ def test_mask_estimator_is_four_times_as_wide_by_default() -> None:
     assert MaskEstimator(5, (4,)).to_freqs[0][0][0].weight.shape == (20, 5)  # type: ignore[index, union-attr]
 
 
+# Products shared among bands of one width, for devices where launches are dear
+
+UNSORTED = (4, 4, 2, 4, 6, 6, 6)
+
+
+@pytest.fixture
+def _launches_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandSplit, "is_eager_on_cpu", lambda _x: False)
+
+
+@pytest.mark.parametrize("widths", [(), (3,), (3, 3), (3, 2), UNSORTED])
+def test_runs_of_equal_width_cover_all_bands_in_order(widths: tuple[int, ...]) -> None:
+    runs = bandSplit.runs_of_equal_width(widths)
+    assert [band for run, _ in runs for band in range(len(widths))[run]] == list(range(len(widths)))
+    assert all(set(widths[run]) == {width} for run, width in runs)
+    assert all(one != other for (_, one), (_, other) in pairwise(runs))
+
+
+def gradients(out: Tensor, module: nn.Module, x: Tensor) -> list[Tensor]:
+    leaves = [x, *module.parameters()]
+    return list(torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), leaves))
+
+
+def test_band_split_with_shared_products_computes_the_same(
+    randomise: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = BandSplit(5, UNSORTED), torch.randn(2, 3, sum(UNSORTED), requires_grad=True)
+    randomise(block)
+    expected = block(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(bandSplit, "is_eager_on_cpu", lambda _x: False)
+        patch.setattr(nn.Linear, "forward", lambda *_: pytest.fail("a band was computed by itself"))
+        actual = block(x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(actual, block, x), gradients(expected, block, x))
+
+
+@pytest.mark.parametrize("num_stems", [1, 3])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_mask_estimators_with_shared_products_compute_the_same(
+    num_stems: int, depth: int, randomise: Callable[[nn.Module], None]
+) -> None:
+    estimators = nn.ModuleList(MaskEstimator(5, UNSORTED, mask_estimator_depth=depth) for _ in range(num_stems))
+    randomise(estimators)
+    x = torch.randn(2, 3, len(UNSORTED), 5, requires_grad=True)
+    expected = torch.stack([estimator(x) for estimator in estimators], dim=1)
+    actual = bandSplit.masks_of_stems(list(estimators), x)  # type: ignore[arg-type]
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(actual, estimators, x), gradients(expected, estimators, x))
+
+
+@pytest.mark.usefixtures("_launches_are_dear")
+def test_hook_on_a_band_is_called_also_where_products_could_be_shared() -> None:
+    block, estimator, x, seen = BandSplit(5, WIDTHS), MaskEstimator(5, WIDTHS), torch.randn(2, 3, 12), []
+    for module in (block.to_features[1][1], estimator.to_freqs[2][0][0]):  # type: ignore[index]
+        assert bandSplit.can_share_products([estimator], x)
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+    assert not bandSplit.can_share_products([MaskEstimator(5, WIDTHS), estimator], x)
+    block(x)
+    assert seen == [block.to_features[1][1]]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("_launches_are_dear")
+def test_replaced_layers_take_part_also_where_products_could_be_shared() -> None:
+    block, x = BandSplit(5, WIDTHS), torch.randn(2, 3, 12)
+    block.to_features[1][1] = nn.Sequential(block.to_features[1][1], nn.Threshold(1e9, 7.0))  # type: ignore[index, operator]
+    assert block(x)[:, :, 1].eq(7).all()
+    assert not bandSplit.can_share_products([nn.Identity()], x)
+
+
+def test_products_are_not_shared_on_a_cpu() -> None:
+    assert not bandSplit.can_share_products([MaskEstimator(5, WIDTHS)], torch.randn(1))
+
+
 # lossComputation
 
 SETTINGS: ParametersComputeLoss = {

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator
+from hunterFormsBS import BandSplitRotator, attend, bandSplit
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "side by side": {},
@@ -247,6 +247,27 @@ def test_spectrum_is_left_as_it_was(tiny_model: Build) -> None:
     before = spectrum.clone()
     model.mask_spectrum(spectrum)
     assert torch.equal(spectrum, before)
+
+
+@pytest.mark.parametrize("use_torch_checkpoint", [False, True])
+def test_model_with_shared_products_and_whole_batches_computes_the_same(
+    use_torch_checkpoint: bool, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU takes: no blocks of sequences, and one product for all stems and all bands of one width."""
+    model = tiny_model(num_stems=3, freqs_per_bands=(3, 3, 6, 6, 3, 12), use_torch_checkpoint=use_torch_checkpoint)
+    audio, target = torch.randn(2, 1, 100), torch.randn(2, 3, 1, 100)
+    results = []
+    for eager_on_cpu in (True, False):
+        for module in (attend, bandSplit):
+            monkeypatch.setattr(module, "is_eager_on_cpu", lambda _x, answer=eager_on_cpu: answer)
+        model.zero_grad()
+        loss = model(audio, target, active_stem_ids=[2, 0])
+        loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((model(audio, active_stem_ids=[2, 0]), loss, grads))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+    # Heads that are not active have no gradient either way.
+    assert results[1][2].keys() == results[0][2].keys()
 
 
 # Audio in, audio out
