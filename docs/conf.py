@@ -32,6 +32,7 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!hunterFormsBS\.).*"), (r"py:class", r"hu
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
