@@ -14,7 +14,6 @@ from typing import Any, Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from more_itertools import run_length
 from torch import Tensor, nn
 
 from hunterFormsBS.layout import (
@@ -152,10 +151,11 @@ def can_share_products(estimators: Sequence[nn.Module], x: Tensor) -> bool:
 def runs_of_equal_width(dim_inputs: Sequence[int]) -> list[tuple[slice, int]]:
     """Return the bands and the width of each run of neighbouring bands of one width."""
     runs: list[tuple[slice, int]] = []
-    start = 0
-    for width, length in run_length.encode(dim_inputs):
-        runs.append((slice(start, start + length), width))
-        start += length
+    for band, width in enumerate(dim_inputs):
+        if runs and runs[-1][1] == width:
+            runs[-1] = slice(runs[-1][0].start, band + 1), width
+        else:
+            runs.append((slice(band, band + 1), width))
     return runs
 
 

@@ -453,8 +453,11 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_ends_with_the_status_of_shells(
     bench: Bench, number: signal.Signals, status: int
 ) -> None:
     slow = """
-        import runpy, sys, time
+        import runpy, signal, sys, time
         import hunterFormsBS.checkpoint
+
+        # A shell that starts the tests in the background has its children ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         class Slow:
             stereo, num_stems = True, 2

@@ -177,11 +177,12 @@ def test_import_loads_no_optional_or_slow_package() -> None:
         "sageattention",
         "soundfile",
         "soxr",
+        "torch._dynamo",
         "yaml",
     }
     program = (
         "import sys; from hunterFormsBS import BandSplitRotator; "
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), *{'torch._dynamo'}.intersection(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert "hunterFormsBS" in loaded.stdout.split()
