@@ -66,7 +66,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     try:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     except ImportError as error:
-        raise ImportError(f"--strategy fsdp2 needs PyTorch 2.6 or newer: this is {torch.__version__}") from error
+        raise ImportError(f"--strategy fsdp2 needs PyTorch 2.7 or newer: this is {torch.__version__}") from error
 
     data_parallel = mesh["data_parallel"]
     for module in model.modules():
