@@ -146,3 +146,9 @@ def test_dropout_may_be_taken_out(block: FeedForward, layer: int, training: bool
     x = torch.randn(2, 5, 6)
     block.net[layer] = nn.Identity()
     torch.testing.assert_close(block.train(training)(x), expected_output(block, x))
+
+
+def test_layer_added_at_the_end_takes_part(block: FeedForward) -> None:
+    x = torch.randn(2, 5, 6)
+    block.net.append(nn.Tanh())
+    torch.testing.assert_close(block(x), expected_output(block, x).tanh())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -206,6 +208,20 @@ def test_linear_of_stores_its_inputs_and_nothing_else() -> None:
         plain_linear_of(F.gelu, plain_linear_of(F.gelu, (x,), (linear,)), (contract,))
     assert sum(saved.values()) < 0.6 * sum(saved_by_autograd.values())
     assert out.requires_grad
+
+
+def test_result_of_the_cheap_function_does_not_outlive_the_call() -> None:
+    hidden: list[weakref.ref[Tensor]] = []
+
+    def cheap(x: Tensor) -> Tensor:
+        out = F.gelu(x)
+        hidden.append(weakref.ref(out))
+        return out
+
+    (out,) = linear_of(cheap, (torch.randn(3, 5, requires_grad=True),), (nn.Linear(5, 4),))
+    gc.collect()
+    assert out.requires_grad
+    assert [ref() for ref in hidden] == [None]
 
 
 def test_without_gradients_nothing_is_stored() -> None:

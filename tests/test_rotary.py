@@ -14,7 +14,7 @@ from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding, complex_product, unit_vectors
+from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding, _RotateInPlace, complex_product, unit_vectors
 
 LENGTH, HEADS, DIM_HEAD = 9, 3, 8
 
@@ -98,12 +98,15 @@ def test_gradients_equal_those_of_the_reference(may_overwrite: bool) -> None:
 
 
 def test_incoming_gradient_is_not_overwritten() -> None:
-    embedding, qkv = RotaryEmbedding(DIM_HEAD), packed().requires_grad_()
-    placed = torch.stack(embedding.place(qkv * 1, embedding.table(LENGTH), may_overwrite=True))
-    grad = torch.randn_like(placed)
+    vectors, qkv = RotaryEmbedding(DIM_HEAD).table(LENGTH)[0], packed().requires_grad_()
+    grad = torch.randn_like(qkv)
     before = grad.clone()
-    placed.backward(grad)
+    product = qkv * 1
+    rotated = _RotateInPlace.apply(product, vectors)
+    assert rotated is product, "the history of overwritten memory must include the rotation"
+    rotated.backward(grad)
     assert torch.equal(grad, before)
+    assert not torch.equal(qkv.grad, grad)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -206,7 +209,8 @@ def test_polar_half_types_are_turned_in_float32_and_come_back(dtype: torch.dtype
     expected = reference_polar(qkv.float(), embedding.bias.detach())
     for actual, wanted in zip(embedding.place(qkv, embedding.table(400), may_overwrite=False), expected, strict=True):
         assert actual.dtype == dtype
-        torch.testing.assert_close(actual.float(), wanted, rtol=1e-2, atol=1e-2)
+        # Rounded once, at the end: twice would put every tenth number one step off.
+        assert (actual == wanted.to(dtype)).float().mean() > 0.99
 
 
 # Tables
