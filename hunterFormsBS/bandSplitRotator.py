@@ -381,7 +381,9 @@ class BandSplitRotator(nn.Module):
 
     def split_bands(self, bands: Tensor) -> Tensor:
         """Make one token of each band of each frame: `(b, t, band, d)`."""
-        bands = bands.to(next(self.band_split.parameters()).dtype)
+        # Not from `parameters()`, which are none in the replicas of nn.DataParallel.
+        dtype = next((m.gamma.dtype for m in self.band_split.modules() if isinstance(m, RMSNorm)), bands.dtype)
+        bands = bands.to(dtype)
         return self._maybe_checkpointed(self.band_split, bands)
 
     def transform(self, x: Tensor) -> Tensor:
