@@ -23,7 +23,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from training.engine import STRATEGIES, make_fabric
-from training.run import Run
+from training.run import Run, claim
 from training.segments import Song, find_songs
 from training.settings import Settings, settings_from
 
@@ -73,7 +73,9 @@ def train(run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], wri
             bar.update()
             at_end = run.updates == settings.updates
             if run.updates % settings.log_every == 0 or at_end:
-                means = {name: float(fabric.all_reduce(value, reduce_op="mean")) for name, value in logged.items()}
+                names, values = list(logged), torch.stack(list(logged.values()))
+                reduced: Any = fabric.all_reduce(values, reduce_op="mean")
+                means = dict(zip(names, reduced.tolist(), strict=True))
                 bar.set_postfix(loss=f"{means['loss/total']:.4f}")
                 if writer is not None:
                     for name, value in means.items():
@@ -109,6 +111,7 @@ def main() -> None:
         use_amp=settings.use_amp,
     )
     fabric.launch()
+    lock = claim(fabric, arguments.output)
     model = build_model(configuration, settings, arguments.checkpoint)
     run = Run(fabric, model, settings, configuration, arguments.output)
     resumed = run.resume()
@@ -126,6 +129,8 @@ def main() -> None:
     train(run, songs, validation_songs, writer)
     if writer is not None:
         writer.close()
+    if lock is not None:
+        lock.close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import multiprocessing
 import os
@@ -465,6 +466,11 @@ def configured(folder: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
+# Installed modules only: before Python 3.13 the server does not know `sys.path`.
+PRELOADED = ["lightning_fabric", "torchmetrics.audio", "torch.utils.tensorboard", "matplotlib.figure", "soundfile"]
+PRELOADED += ["hunterFormsBS.checkpoint", "hunterFormsBS.separation"]
+
+
 class Launched:
     """The training program in one process, or in several as `torchrun` starts them.
 
@@ -472,7 +478,7 @@ class Launched:
     """
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.run"])
+    context.set_forkserver_preload(PRELOADED)
     program = """
 import os, runpy, sys, torch
 os.environ.update(environment)
@@ -573,6 +579,16 @@ def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, t
     launched.processes[0].join(300)
     assert launched.processes[0].exitcode == 1
     assert "holds the run of another model: choose another --output" in launched.log.read_text()
+
+
+def test_a_folder_takes_one_run_at_a_time(whole_run: Path, songs: Path) -> None:
+    with (whole_run / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        launched = Launched(whole_run / "train.yaml", songs, whole_run, processes=2)
+        for process in launched.processes:
+            process.join(300)
+    assert [process.exitcode for process in launched.processes] == [1, 1]
+    assert launched.log.read_text().count(f"another process trains in {whole_run}: end it, or choose") == 2
 
 
 def test_checkpoints_load_without_any_other_file(whole_run: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class AveragedWeights:
         """Take in the weights after a number of updates."""
         momentum = min(self.momentum, (1 + updates) / (10 + updates))
         weights = [_local(parameter) for parameter in self.model.parameters()]
-        get_ema_multi_avg_fn(momentum)(list(self.averages.values()), weights, updates)
+        update: Callable[..., None] = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call, unused-ignore]
+        update(list(self.averages.values()), weights, updates)
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:

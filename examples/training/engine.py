@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy, Strategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -51,7 +53,11 @@ def make_fabric(
         # The transformers return views, and nothing is done to them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     return Fabric(
-        accelerator=accelerator, devices=num_devices, num_nodes=num_nodes, strategy=chosen, precision=precision
+        accelerator=accelerator,
+        devices=num_devices,
+        num_nodes=num_nodes,
+        strategy=chosen,
+        precision=cast(Any, precision),
     )
 
 

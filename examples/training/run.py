@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning_fabric import Fabric
@@ -63,8 +63,9 @@ class Run:
         compile_transformers(model, settings.compile)
         self.wrapped = fabric.setup_module(model)
         self.model: nn.Module = model  # the module itself, whatever surrounds it
-        self.optimizer = fabric.setup_optimizers(make_optimizer(model, settings))
-        self.scheduler = LambdaLR(self.optimizer, lambda update: learning_rate_factor(update, settings))
+        optimizer: Any = fabric.setup_optimizers(make_optimizer(model, settings))
+        self.optimizer = optimizer
+        self.scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, settings))
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.updates = 0
         self.best = -math.inf
@@ -185,7 +186,8 @@ class Run:
             # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
             error_if_nonfinite=self.precision != "16-mixed",
         )
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
 
     @property
     def precision(self) -> str:
@@ -241,6 +243,35 @@ def learning_rate_factor(update: int, settings: Settings) -> float:
         return (update + 1) / (settings.warmup_steps + 1)
     done = (update - settings.warmup_steps) / max(1, settings.updates - settings.warmup_steps)
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+
+
+def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
+    """Make sure that no other run writes to this folder, for as long as the process lives and keeps what is returned.
+
+    Processes can outlive the program that started them: killed with SIGKILL, `torchrun` takes none of its own along.
+
+    Raises
+    ------
+    RuntimeError
+        In every process, if the folder is taken.
+    """
+    lock: IO[str] | None = None
+    free = True
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+        try:
+            import fcntl
+
+            # Unlike flock, this is not inherited by the processes that read songs.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            free = False
+    if not fabric.broadcast(free):
+        raise RuntimeError(f"another process trains in {folder}: end it, or choose another --output")
+    return lock
 
 
 def newest_state(folder: Path) -> Path | None:

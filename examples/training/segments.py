@@ -102,12 +102,14 @@ def read(path: Path, start: int, length: int, channels: int) -> Audio:
     audio: Audio = np.pad(samples, ((0, length - len(samples)), (0, 0))).T
     if audio.shape[0] == channels:
         return audio
-    return audio.mean(axis=0, keepdims=True).repeat(channels, axis=0)
+    matched: Audio = audio.mean(axis=0, keepdims=True).repeat(channels, axis=0)
+    return matched
 
 
 def read_parts(paths: Sequence[Path], start: int, length: int, channels: int) -> Audio:
     """Read and sum files, `(s, t)`."""
-    return np.sum([read(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
+    total: Audio = np.sum([read(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
+    return total
 
 
 class Segments(Dataset[tuple[Tensor, Tensor]]):
