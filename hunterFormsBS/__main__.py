@@ -41,11 +41,14 @@ class Settings(NamedTuple):
         Keyword arguments of `separate`.
     names : list[str]
         Of the stems; empty if the configuration names none.
+    normalize : bool
+        Give the model songs whose mono mix has mean 0 and standard deviation 1.
     """
 
     sample_rate: int
     sizes: dict[str, Any]
     names: list[str]
+    normalize: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,13 +122,17 @@ def _separate_one(
     on_terminal = sys.stderr.isatty() and not options.quiet
     if on_terminal:
         print(path, file=sys.stderr)
+    song = resample(mixture, sample_rate, settings.sample_rate)
+    level = _level(song) if settings.normalize else None
     stems = separate(
         model,
-        resample(mixture, sample_rate, settings.sample_rate),
+        song if level is None else (song - level.mean) / level.deviation,
         dtype=DTYPES[options.dtype],
         progress=on_terminal,
         **settings.sizes,
     )
+    if level is not None:
+        stems.mul_(level.deviation).add_(level.mean)
     rest = mixture  # What is left of it once the stems are taken out, in the same memory.
     depth = cast("int", options.bit_depth)
     with writing_together(options.output / path.stem, sample_rate, options.format, depth) as folder:
@@ -149,6 +156,18 @@ def _separate_one(
     if not options.quiet:
         for name in _names_written(options, names):
             print(folder.path(name), flush=True)
+
+
+class _Level(NamedTuple):
+    mean: float
+    deviation: float
+
+
+def _level(song: Tensor) -> _Level | None:
+    """Return mean and standard deviation of the mono mix of a song `(s, t)`, or None for silence."""
+    mono = song.double().mean(dim=0)
+    level = _Level(float(mono.mean()), float(mono.std(correction=0)))
+    return level if level.deviation > 1e-8 else None
 
 
 def _configuration(options: Options) -> Mapping[str, Any]:
@@ -183,7 +202,11 @@ def _settings(options: Options, configuration: Mapping[str, Any]) -> Settings:
         names = [_file_name(target)]
     elif isinstance(instruments, Sequence) and len(cast("Sequence[object]", instruments)) == num_stems:
         names = [_file_name(name) for name in cast("Sequence[object]", instruments)]
-    return Settings(sample_rate, {name: size for name, size in sizes.items() if size is not None}, names)
+    normalize: object = inference.get("normalize") or False
+    if not isinstance(normalize, bool):
+        raise CheckpointError(f"normalize in the configuration must be true or false, but is {normalize!r}")
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    return Settings(sample_rate, sizes, names, normalize)
 
 
 def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -132,7 +132,9 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
             raise ImportError(
                 'to convert sample rates, install soxr: pip install "hunterFormsBS[separation]"'
             ) from error
-        converted = soxr.resample(audio.T.contiguous().numpy(), rate_from, rate_to, quality="VHQ")
+        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
+        frames = audio.T.clone(memory_format=torch.contiguous_format)
+        converted = soxr.resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
         audio = torch.as_tensor(converted).T.contiguous()
     return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -135,10 +136,11 @@ def _read_pickled(path: Path, map_location: torch.device | str) -> object:
             # torch.load remarks on the format of a file before it refuses it.
             warnings.simplefilter("ignore")
             content: object = torch.load(file, map_location=map_location, weights_only=True)
-    except OSError:
-        raise
     # What the bytes of a damaged or hostile file raise is as arbitrary as they are.
     except Exception as error:
+        # A damaged file can also ask for a position before its start, which is an invalid argument.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         text = str(error)
         refused = re.search(r"GLOBAL (\S+)", text) or re.search(r"(TorchScript) archive", text)
         if refused or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,26 @@ def test_there_and_back_gives_exactly_the_length(length: int, channels: int, rat
     there = resample(torch.zeros(channels, length), rate_from, rate_to)
     assert there.shape == (channels, -(-length * rate_to // rate_from))
     assert resample(there, rate_to, rate_from, length).shape == (channels, length)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("length", [1, 2, 300])
+def test_soxr_gets_samples_of_all_channels_side_by_side(
+    channels: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is one long: old versions of soxr go by the strides, and refuse others."""
+    import soxr
+
+    strides = []
+    original = soxr.resample
+
+    def recorded(samples: Any, *arguments: Any, **keywords: Any) -> Any:
+        strides.append(samples.strides)
+        return original(samples, *arguments, **keywords)
+
+    monkeypatch.setattr(soxr, "resample", recorded)
+    resample(torch.zeros(channels, length), 8000, 44100)
+    assert strides == [(4 * channels, 4)]
 
 
 def test_the_same_rate_changes_nothing() -> None:

@@ -150,6 +150,37 @@ def test_sizes_come_from_the_command_line_then_from_the_inference_and_audio_sect
     assert shapes() == (1, 352800, 1)
 
 
+@pytest.mark.parametrize("sample_rate", [8000, 16000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_song_is_normalised_for_the_model_and_its_stems_scaled_back_where_the_configuration_says_so(
+    bench: Bench, channels: int, sample_rate: int
+) -> None:
+    bench.configuration.write_text(CONFIGURATION.replace("dim_t: 11", "dim_t: 11, normalize: true"))
+    samples = np.random.default_rng(1).normal(0.1, 0.03, (999, channels)) * [1, 0.5][:channels]
+    soundfile.write(bench.song, samples, sample_rate, subtype="FLOAT")
+    assert bench.run("--chunk-size", 1000) == 0  # one chunk, longer than the song
+    (received,) = bench.model.batches
+    length = -(-999 * RATE // sample_rate)
+    mono = received[0, :, :length].mean(0)
+    assert float(mono.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(mono.square().mean()) == pytest.approx(1, abs=1e-5)
+    if sample_rate == RATE:
+        # The stand-in halves what it gets, deviations from the mean alone, and the mean comes back in every stem.
+        vocals, _ = soundfile.read(bench.output / "song" / "vocals.wav", always_2d=True)
+        mean = samples.mean()
+        np.testing.assert_allclose(vocals, mean + (samples - mean) / 2, atol=1e-6)
+        np.testing.assert_allclose(
+            received[0].T[:999], ((samples - mean) / samples.mean(1).std()).repeat(3 - channels, axis=1), atol=1e-4
+        )
+
+
+def test_silence_is_not_normalised(bench: Bench) -> None:
+    bench.configuration.write_text(CONFIGURATION.replace("dim_t: 11", "dim_t: 11, normalize: true"))
+    soundfile.write(bench.song, np.zeros((3000, 2)), RATE)
+    assert bench.run() == 0
+    assert not read_audio(bench.output / "song" / "vocals.wav")[0].any()
+
+
 def test_only_the_stems_asked_for_are_loaded_and_written_in_that_order(bench: Bench) -> None:
     bench.configuration.write_text(
         CONFIGURATION.replace("[vocals, other]", "[a, b, c, d]").replace("num_stems: 2", "num_stems: 4")
@@ -348,6 +379,7 @@ def test_a_command_line_that_cannot_be_used_is_one_line_and_status_2(
     [
         (CONFIGURATION.replace("num_overlap: 4", "num_overlap: four"), "num_overlap in the configuration must be"),
         (CONFIGURATION.replace("chunk_size: 1000", "chunk_size: 0"), "chunk_size in the configuration must be"),
+        ("inference: {normalize: 2}", "normalize in the configuration must be true or false, but is 2"),
         ("audio: 44100", "the section audio of the configuration must be a mapping, but is 44100"),
         ("- a list", "must hold a mapping"),
         ("a: !!python/object/apply:os.getcwd []", "run code"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import tarfile
@@ -150,11 +151,13 @@ def test_a_tar_archive_is_refused_because_old_versions_of_torch_run_what_it_hold
 
 @pytest.mark.parametrize("keywords", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
 def test_a_truncated_file_is_said_to_be_damaged_wherever_it_ends(tmp_path: Path, keywords: dict[str, Any]) -> None:
-    whole = saved(tmp_path, WEIGHTS, **keywords).read_bytes()
+    # Large enough for the search for the end of the archive to begin in the middle of the file.
+    whole = saved(tmp_path, {**WEIGHTS, "more": torch.zeros(3000)}, **keywords).read_bytes()
     path = tmp_path / "half.ckpt"
-    for length in (1, 5, 20, 100, len(whole) // 2, len(whole) - 4):
+    for length in (1, 5, 20, 100, *range(101, len(whole), 101), len(whole) - 4):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"half\.ckpt.*(damaged or incomplete|not a file of weights)"):
+        # Cut off within the name of a function, it asks for a function that nobody knows.
+        with pytest.raises(CheckpointError, match=r"half\.ckpt.*(damaged or incomplete|not a file of weights|_reb,)"):
             read_state_dict(path)
 
 
@@ -204,6 +207,16 @@ def test_a_dictionary_that_holds_itself_is_no_trap(tmp_path: Path) -> None:
     endless["model"] = endless
     with pytest.raises(CheckpointError, match="holds no weights"):
         read_state_dict(saved(tmp_path, endless))
+
+
+def test_a_disk_that_fails_is_not_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = saved(tmp_path, WEIGHTS)
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_state_dict(path)
 
 
 def test_files_that_cannot_be_opened_are_os_errors_that_name_them(tmp_path: Path) -> None:
