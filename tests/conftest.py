@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +33,38 @@ TINY: dict[str, Any] = {
     "multi_stft_resolutions_window_sizes": (128, 64, 32),
     "multi_stft_hop_size": 20,
 }
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the commands of the pages find in place of programs: everything is installed, and nobody looks at TensorBoard.
+PROGRAMS = {
+    "python": f"""case "$*" in "-m pip install "*) ;; *) exec '{sys.executable}' "$@" ;; esac""",
+    "python3": "mkdir -p .venv/bin && touch .venv/bin/activate",
+    "sleep": "exec /bin/sleep 0.02",
+    "tensorboard": f'''exec '{sys.executable}' -m tensorboard.main --inspect "$@"''',
+}
+
+
+@pytest.fixture
+def run_commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs commands of a page in a folder, as one shell script, all but installing things."""
+    programs = tmp_path_factory.mktemp("programs")
+    for name, program in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{program}\n")
+        (programs / name).chmod(0o755)
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launcher}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+
+    def run(commands: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        script = "\n".join(["set -m", *commands])
+        return subprocess.run(
+            ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,7 @@ import yaml
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
@@ -57,7 +60,9 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "training": {"instruments": ["vocals", "other"]},
     }
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(configuration))
-    soundfile.write(tmp_path / "song.wav", torch.randn(30000, 2).numpy() / 10, 44100)
+    save_checkpoint(tmp_path / "complete.ckpt", model, configuration=configuration)
+    for name in ("song.wav", "song.flac"):
+        soundfile.write(tmp_path / name, torch.randn(30000, 2).numpy() / 10, 44100)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     return tmp_path
@@ -68,6 +73,25 @@ def test_python_blocks_run_and_print_what_the_page_says(page: Path, users_folder
     if page.name == "export.md" and Version(torch.__version__).release < (2, 13):
         pytest.skip("export is tested with PyTorch 2.13; the exporters of 2.5 fail")
     documentation.run_python(page)
+
+
+# Those of training.md run in test_train.py; those of performance.md take minutes, and test_benchmarks.py runs their
+# programs at a small size.
+@pages([page for page in PAGES if blocks(page, "bash") and page.name not in ("training.md", "performance.md")])
+def test_commands_run_and_write_what_they_are_told_to(
+    page: Path, users_folder: Path, run_commands: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    if page.name == "export.md" and Version(torch.__version__).release < (2, 13):
+        pytest.skip("export is tested with PyTorch 2.13; the exporters of 2.5 fail")
+    (users_folder / "examples").symlink_to(ROOT / "examples")
+    # .ci/run runs these two as they are.
+    elsewhere = re.compile(r".* && python (examples/quickstart\.py|-m pytest)\n")
+    commands = [code for code in blocks(page, "bash") if not elsewhere.fullmatch(code)]
+    done = run_commands(["set -e", *commands], users_folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in re.findall(r"--output (\S+)", "".join(commands)):
+        written = {path.stem for path in (users_folder / folder).rglob("*.*")}
+        assert written >= {"vocals", "other"}
 
 
 @every_page

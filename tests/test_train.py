@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import math
 import multiprocessing
-import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -672,20 +673,38 @@ def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_
     assert all(math.isfinite(loss) for loss in curve(tmp_path).values())
 
 
-def test_the_program_starts_its_own_processes_and_readers(songs: Path, tmp_path: Path) -> None:
-    configuration = configured(tmp_path, training={"num_steps": 4, "num_workers": 1})
-    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in launcher}
-    done = subprocess.run(
-        command(configuration, songs, tmp_path, "--devices", "2"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
-    )
+def commands_of_page() -> list[str]:
+    page = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page.partition("## Try it")[2].partition("\n## ")[0]
+    return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
+    run_commands: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Word for word, with a smaller model."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    configuration = tmp_path / "examples" / "trainSmall.yaml"
+    settings = yaml.safe_load(configuration.read_text())
+    settings["audio"] = TINY_RUN["audio"]
+    settings["model"] = TINY_RUN["model"]
+    settings["training"] |= {"num_steps": 60, "log_every": 1, "checkpoint_every": 5}
+    settings["validation"] = {"every": 30, "excerpt": 0.5}
+    configuration.write_text(yaml.safe_dump(settings))
+    commands = commands_of_page()
+    assert len(commands) == 7
+    done = run_commands(commands, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes on cpu, 32-true; starting at update 0 of 2" in done.stdout
-    assert list(curve(tmp_path)) == [1, 2]
+    reports = re.findall(r"^1 songs to train on, .* 2 processes on cpu, 32-true; (.*)$", done.stdout, re.MULTILINE)
+    assert reports[0] == "starting at update 0 of 60"
+    (updates,) = map(int, re.findall(r"^continuing after update (\d+) of 60$", reports[1]))
+    assert len(reports) == 2
+    assert 5 <= updates < 60
+    assert "update/s, loss=" in done.stderr  # the progress bar
+    assert "sdr/mean" in done.stdout  # what TensorBoard found
+    assert list(curve(tmp_path / "runs" / "first")) == list(range(1, 61))
+    stems = sorted(path.name for path in (tmp_path / "separated" / "mixture").iterdir())
+    assert stems == ["bass.wav", "drums.wav", "other.wav", "vocals.wav"]
 
 
 def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs: Path, tmp_path: Path) -> None:
