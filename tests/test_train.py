@@ -26,14 +26,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.torch_version import TorchVersion
 
-from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from training.averaging import AveragedWeights, copy_weights  # noqa: E402
+from training.engine import compile_transformers, make_fabric  # noqa: E402
 from training.pictures import band_masks  # noqa: E402
-from training.run import learning_rate_factor, make_optimizer, newest_state  # noqa: E402
+from training.run import Run, learning_rate_factor, make_optimizer, newest_state  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
 from training.settings import Settings, settings_from  # noqa: E402
 from training.stempegSong import write_songs  # noqa: E402
@@ -406,7 +407,7 @@ def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Pat
     assert scores["drums"] == pytest.approx(ratio(stems[0], "drums"), abs=1e-3)
 
 
-# ---- whole runs, on the music that stempeg brings along
+# ---- runs, on the music that stempeg brings along
 
 TINY_RUN: dict[str, Any] = {
     "upstream": "hunterFormsBS",
@@ -547,6 +548,125 @@ def curve(output: Path, tag: str = "loss/total") -> dict[int, float]:
     return {event.step: event.value for event in scalars}
 
 
+# ---- one update at a time
+
+
+def in_this_process(folder: Path, *, precision: str | None = None, **training: Any) -> Run:
+    configuration = {**TINY_RUN, "training": {**TINY_RUN["training"], **training}}
+    fabric = make_fabric(
+        accelerator="cpu", devices="auto", num_nodes=1, strategy="auto", precision=precision, use_amp=True
+    )
+    torch.manual_seed(0)
+    model = from_configuration(configuration, upstream="hunterFormsBS")
+    return Run(fabric, model, settings_from(configuration), configuration, folder)
+
+
+def update_and_look_at_gradients(run: Run, songs: Path) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Update once, and return what was logged and the gradients as the optimizer got them."""
+    gradients: list[torch.Tensor] = []
+    run.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: gradients.extend(p.grad.clone() for p in run.model.parameters() if p.grad is not None)
+    )
+    found = find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate)
+    logged = run.update(run.batches(found))
+    return {name: float(value) for name, value in logged.items()}, gradients
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(songs: Path, tmp_path: Path) -> None:
+    logged, clipped = update_and_look_at_gradients(in_this_process(tmp_path, grad_clip=0.01), songs)
+    plain_log, plain = update_and_look_at_gradients(in_this_process(tmp_path, grad_clip=0), songs)
+    assert "gradient_norm" not in plain_log
+    norm = float(torch.cat([gradient.flatten() for gradient in plain]).norm())
+    assert norm > 0.02
+    assert logged["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    for ours, whole in zip(clipped, plain, strict=True):
+        torch.testing.assert_close(ours, whole * (0.01 / norm), rtol=1e-3, atol=1e-9)
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(songs: Path, tmp_path: Path) -> None:
+    several = in_this_process(tmp_path, batch_size=1, gradient_accumulation_steps=4, grad_clip=0)
+    one = in_this_process(tmp_path, batch_size=4, gradient_accumulation_steps=1, grad_clip=0)
+    logged, accumulated = update_and_look_at_gradients(several, songs)
+    expected_log, expected = update_and_look_at_gradients(one, songs)
+    assert logged == pytest.approx(expected_log, rel=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for ours, whole in zip(accumulated, expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), (None, torch.float32)])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in_float32(
+    precision: str | None, dtype: torch.dtype, songs: Path, tmp_path: Path
+) -> None:
+    run = in_this_process(tmp_path, precision=precision)
+    computed: set[torch.dtype] = set()
+    for module in run.model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: computed.add(output.dtype))
+    _, gradients = update_and_look_at_gradients(run, songs)
+    assert computed == {dtype}
+    assert {tensor.dtype for tensor in (*gradients, *run.model.parameters())} == {torch.float32}
+
+
+def test_gradients_that_overflow_stop_a_run_unless_a_scaler_takes_care_of_them(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = in_this_process(tmp_path)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        run.clip()
+    monkeypatch.setattr(Run, "precision", "16-mixed")
+    assert not math.isfinite(float(run.clip()))
+
+
+def test_checkpoints_hold_the_averaged_weights(songs: Path, tmp_path: Path) -> None:
+    run = in_this_process(tmp_path, ema_momentum=0.9)
+    batches = run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate))
+    for _ in range(3):
+        run.update(batches)
+    run.save()
+    saved = from_checkpoint(tmp_path / "last.ckpt").state_dict()
+    average = run.average.gather()
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(saved[name], average[name], rtol=0, atol=0)
+        if parameter.requires_grad:
+            assert not torch.equal(saved[name], parameter), name
+
+
+# The compiler looks at the gradients of everything that it meets.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiling_compiles_every_transformer_and_changes_neither_keys_nor_gradients(
+    tiny_model: Callable[..., nn.Module],
+) -> None:
+    models = [tiny_model(stereo=True), tiny_model(stereo=True)]
+    models[1].load_state_dict(models[0].state_dict())
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_transformers(models[0], False)
+    compile_transformers(models[1], backend)
+    assert models[1].state_dict().keys() == models[0].state_dict().keys()
+    audio = torch.randn(2, 2, 300)
+    losses = []
+    for model in models:
+        assert not graphs
+        losses.append(model(audio, audio[:, None] / 2))
+        losses[-1].backward()
+    # Two groups of two transformers; those of an axis may share a graph.
+    assert len(graphs) >= 2
+    torch.testing.assert_close(losses[1], losses[0])
+    for ours, plain in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        if plain.grad is not None:
+            torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-6)
+
+
+# ---- whole runs
+
+
 @pytest.fixture(scope="module")
 def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train to the end without interruption, with dropout."""
@@ -566,6 +686,12 @@ def test_a_killed_run_continues_with_the_same_loss_curve(whole_run: Path, songs:
     assert list(curve(tmp_path)) == list(range(1, 13))
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+def test_the_learning_rate_of_a_run_follows_its_schedule(whole_run: Path) -> None:
+    settings = settings_from(TINY_RUN)
+    expected = {update + 1: 0.003 * learning_rate_factor(update, settings) for update in range(12)}
+    assert curve(whole_run, "learning_rate") == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> None:
