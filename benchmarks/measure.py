@@ -35,6 +35,8 @@ KERNELS = (
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
+    "aten::mkldnn_convolution",
+    "aten::convolution_backward",
 )
 """What PyTorch calls its matrix products and its attention kernel, the last two in compiled code."""
 

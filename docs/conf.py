@@ -28,7 +28,7 @@ html_copy_source = False
 default_role = "py:obj"
 # A name in full, such as hunterFormsBS.layout.mask_filter_bank_mel, must be on this site; others may lead elsewhere.
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(?!hunterFormsBS\.).*"), (r"py:class", r"hunterFormsBS\.recompute\.[PR]")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!hunterFormsBS\.).*"), (r"py:class", r"hunterFormsBS\.(plain|recompute)\.[PR]")]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hunterFormsBS.feedForward import FeedForward
+from hunterFormsBS.linear import can_bypass, linear_of
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.recompute import can_recompute, checkpointed, is_eager_on_cpu, is_plain, linear_of
+from hunterFormsBS.plain import is_eager_on_cpu, is_plain
+from hunterFormsBS.recompute import checkpointed
 from hunterFormsBS.residual import has_streams, residual_wrapper
 from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
 from hunterFormsBS.theTypes import FlashAttentionConfig
@@ -29,7 +31,7 @@ from hunterFormsBS.valueResidual import ValueResidualMix, mix_values
 Values: TypeAlias = tuple[Tensor, ...]
 """Values of a transformer's first attention, `(b, h, n, e)`, one tensor for each block of sequences."""
 
-TOKENS_PER_BLOCK = 1024
+TOKENS_PER_BLOCK = 2048
 """On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
 
 
@@ -217,7 +219,7 @@ class Attention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the three (or two) linear maps of the normed input: qkv, gates and, if learned, mixing factors."""
         heads = [m for m in (self.to_qkv, self.to_gates, self.to_value_residual_mix) if m is not None]
-        if can_recompute((self.norm, RMSNorm), *((m, nn.Linear) for m in heads)):
+        if can_bypass((self.norm, RMSNorm), *((m, nn.Linear) for m in heads)):
             return linear_of(rms_norm, (x, self.norm.gamma), heads)
         normed = self.norm(x)
         return tuple(m(normed) for m in heads)
@@ -233,7 +235,7 @@ class Attention(nn.Module):
     def _gate_and_merge(self, out: Tensor, gates: Tensor) -> Tensor:
         """Scale each head, `out` `(b, n, h, e)`, by the sigmoid of `gates`, `(b, n, h)`, and project to `(b, n, d)`."""
         project, dropout = self.to_out
-        if can_recompute((self.to_out, nn.Sequential), (project, nn.Linear), (dropout, nn.Dropout)):
+        if can_bypass((self.to_out, nn.Sequential), (project, nn.Linear), (dropout, nn.Dropout)):
             (merged,) = linear_of(gated_heads, (out, gates), (cast(nn.Linear, project),))
             return cast(Tensor, dropout(merged))
         return cast(Tensor, self.to_out(gated_heads(out, gates)))

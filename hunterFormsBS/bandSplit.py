@@ -24,7 +24,7 @@ from hunterFormsBS.layout import (
     mask_filter_bank_non_overlapping,
 )
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.recompute import are_plain, constant_when_compiled, is_eager_on_cpu
+from hunterFormsBS.plain import are_plain, constant_when_compiled, is_eager_on_cpu
 from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
 from hunterFormsBS.theTypes import ParametersComputeLoss
 

@@ -7,8 +7,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hunterFormsBS.linear import can_bypass, linear_of
 from hunterFormsBS.norm import RMSNorm, rms_norm
-from hunterFormsBS.recompute import can_recompute, linear_of
 
 
 class FeedForward(nn.Module):
@@ -45,7 +45,7 @@ class FeedForward(nn.Module):
         layers = cast("tuple[RMSNorm, nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]", tuple(self.net))
         if (
             len(layers) != len(kinds)
-            or not can_recompute((self.net, nn.Sequential), *zip(layers, kinds, strict=True))
+            or not can_bypass((self.net, nn.Sequential), *zip(layers, kinds, strict=True))
             or any(dropout.training and dropout.p > 0 for dropout in (layers[3], layers[5]))
         ):
             return cast(Tensor, self.net(x))

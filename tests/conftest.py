@@ -7,12 +7,13 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
 
@@ -119,3 +120,24 @@ def randomise() -> Callable[[nn.Module], None]:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
 
     return move
+
+
+@contextmanager
+def _bytes_saved_for_backward() -> Iterator[dict[int, int]]:
+    saved: dict[int, int] = {}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)  # so that no address is used twice
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@pytest.fixture
+def bytes_saved_for_backward() -> Callable[[], AbstractContextManager[dict[int, int]]]:
+    """Return a context manager that collects the sizes of the distinct memories that autograd keeps, by address."""
+    return _bytes_saved_for_backward

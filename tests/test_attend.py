@@ -498,9 +498,9 @@ def test_transformer_adds_attention_then_feedforward_in_each_layer(
 def test_blocks_of_any_size_give_the_same_outputs_and_gradients(
     variant: str, tokens: int, make_transformer: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make_transformer(keep_values=True, **VARIANTS[variant])
-    second = make_transformer(value_residual_mix="learned", **VARIANTS[variant])
-    x, results = torch.randn(6, 5, DIM, requires_grad=True), []
+    first = make_transformer(keep_values=True, **VARIANTS[variant]).double()
+    second = make_transformer(value_residual_mix="learned", **VARIANTS[variant]).double()
+    x, results = torch.randn(6, 5, DIM, dtype=torch.float64, requires_grad=True), []
     for tokens_per_block in (10**6, tokens):
         monkeypatch.setattr(attend_module, "TOKENS_PER_BLOCK", tokens_per_block)
         middle, values = first(x)
@@ -508,7 +508,7 @@ def test_blocks_of_any_size_give_the_same_outputs_and_gradients(
         assert nothing == ()
         leaves = [x, *(p for p in (*first.parameters(), *second.parameters()) if p.requires_grad)]
         results.append((out, torch.cat(values), *torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 14, 28, 100])

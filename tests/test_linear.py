@@ -1,0 +1,229 @@
+"""Linear maps against plain PyTorch; gradients against plain autograd; what training stores, counted in bytes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hunterFormsBS.linear as linear_module
+from hunterFormsBS.linear import can_bypass, linear, linear_of, product_of_transposes
+from hunterFormsBS.norm import rms_norm
+
+SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
+
+
+def plain_linear_of(cheap: Callable[..., Tensor], inputs: Any, linears: Any) -> tuple[Tensor, ...]:
+    hidden = cheap(*inputs)
+    return tuple(layer(hidden) for layer in linears)
+
+
+def gradients_of(function: Callable[..., Any], cheap: Any, inputs: Any, linears: Any) -> list[Tensor | None]:
+    outputs = function(cheap, inputs, linears)
+    leaves = [*inputs, *(parameter for layer in linears for parameter in layer.parameters())]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    # Different weights for every output and element, as in no symmetric loss.
+    loss = sum(
+        (out * torch.linspace(-1, 2 + index, out.numel()).view_as(out)).sum() for index, out in enumerate(outputs)
+    )
+    return list(torch.autograd.grad(loss, wanted))
+
+
+# linear and product_of_transposes
+
+
+@pytest.fixture(params=["convolution", "matrix product"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of PyTorch's libraries computes, whatever this machine's processor would have chosen."""
+    monkeypatch.setattr(linear_module, "_convolution_is_faster", lambda *_: request.param == "convolution")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 5), (2, 3, 5), (2, 1, 3, 5)])
+@pytest.mark.parametrize("out", [1, 7])
+def test_linear_is_that_of_torch(shape: tuple[int, ...], out: int, bias: bool) -> None:
+    x, weight, offset = torch.randn(shape), torch.randn(out, 5), torch.randn(out) if bias else None
+    torch.testing.assert_close(linear(x, weight, offset), F.linear(x, weight, offset))
+
+
+@pytest.mark.usefixtures("library")
+def test_linear_takes_views_of_any_order() -> None:
+    x, weight = torch.randn(5, 4, 3).transpose(0, 2), torch.randn(5, 6).T
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    assert linear(x, weight).is_contiguous()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("m", "n"), [(3, 8), (8, 3), (4, 4), (1, 5)])
+def test_product_of_transposes(m: int, n: int) -> None:
+    x, y = torch.randn(11, m), torch.randn(11, n)
+    torch.testing.assert_close(product_of_transposes(x, y), x.T @ y)
+
+
+@pytest.mark.usefixtures("library")
+def test_outputs_of_linear_of_may_be_changed_in_place() -> None:
+    x, layer = torch.randn(3, 5, requires_grad=True), nn.Linear(5, 4)
+    (out,) = linear_of(F.gelu, (x,), (layer,))
+    out.mul_(2).sum().backward()
+    expected = x.detach().clone().requires_grad_()
+    (2 * layer(F.gelu(expected))).sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad)
+
+
+def test_convolution_is_for_float32_without_autocast_or_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    faster = linear_module._convolution_is_faster  # pyright: ignore[reportPrivateUsage]
+    assert faster(x, weight)
+    assert not faster(x.double(), weight.double())
+    assert not faster(x.bfloat16(), weight)
+    assert not faster(x[:0], weight)
+    assert not faster(x.to("meta"), weight.to("meta"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        assert not faster(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not faster(x, weight)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not faster(x, weight)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not faster(x, weight)
+
+
+# linear_of
+
+cheap_functions = pytest.mark.parametrize(
+    ("cheap", "extra_shapes"), [(F.gelu, []), (rms_norm, [(5,)])], ids=["gelu", "rms_norm"]
+)
+
+
+@cheap_functions
+def test_linear_of_gives_the_outputs_of_the_plain_composition(cheap: Any, extra_shapes: Any) -> None:
+    inputs = (torch.randn(2, 3, 5), *(torch.randn(shape) for shape in extra_shapes))
+    linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
+    for actual, expected in zip(
+        linear_of(cheap, inputs, linears), plain_linear_of(cheap, inputs, linears), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
+@cheap_functions
+@pytest.mark.parametrize("frozen", [(), ("x",), ("extra",), ("weight",), ("bias",), ("x", "extra"), ("weight", "bias")])
+def test_linear_of_gives_the_gradients_of_plain_autograd(cheap: Any, extra_shapes: Any, frozen: Any) -> None:
+    x = torch.randn(2, 3, 5, requires_grad="x" not in frozen)
+    extras = [torch.randn(shape, requires_grad="extra" not in frozen) for shape in extra_shapes]
+    linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False), nn.Linear(5, 1)]
+    for layer in linears:
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    arguments = (cheap, (x, *extras), linears)
+    torch.testing.assert_close(gradients_of(linear_of, *arguments), gradients_of(plain_linear_of, *arguments))
+
+
+@cheap_functions
+def test_linear_of_gives_the_gradients_of_finite_differences(cheap: Any, extra_shapes: Any) -> None:
+    shapes = [(2, 3, 5), *extra_shapes, (4, 5), (4,), (2, 5), (2,)]
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def function(*leaves: Tensor) -> tuple[Tensor, ...]:
+        linears = [nn.Linear(5, 4, device="meta"), nn.Linear(5, 2, device="meta")]
+        for layer, weight, bias in zip(linears, leaves[-4::2], leaves[-3::2], strict=True):
+            del layer.weight, layer.bias
+            layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+        return linear_of(cheap, leaves[:-4], linears)
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+def test_output_that_is_not_used_does_not_disturb_the_gradient() -> None:
+    x, linears = torch.randn(3, 5, requires_grad=True), [nn.Linear(5, 4), nn.Linear(5, 7)]
+    grads = [
+        torch.autograd.grad(function(F.gelu, (x,), linears)[1].square().sum(), x)[0]
+        for function in (linear_of, plain_linear_of)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_linear_of_stores_its_inputs_and_nothing_else(bytes_saved_for_backward: SavedBytes) -> None:
+    x, linear = torch.randn(4, 100, 8, requires_grad=True), nn.Linear(8, 32)
+    contract = nn.Linear(32, 8)
+    with bytes_saved_for_backward() as saved:
+        (hidden,) = linear_of(F.gelu, (x,), (linear,))
+        (out,) = linear_of(F.gelu, (hidden,), (contract,))
+    parameters = {*linear.parameters(), *contract.parameters()}
+    expected = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (x, hidden, *parameters)}
+    assert saved == expected
+    with bytes_saved_for_backward() as saved_by_autograd:
+        plain_linear_of(F.gelu, plain_linear_of(F.gelu, (x,), (linear,)), (contract,))
+    assert sum(saved.values()) < 0.6 * sum(saved_by_autograd.values())
+    assert out.requires_grad
+
+
+def test_result_of_the_cheap_function_does_not_outlive_the_call() -> None:
+    hidden: list[weakref.ref[Tensor]] = []
+
+    def cheap(x: Tensor) -> Tensor:
+        out = F.gelu(x)
+        hidden.append(weakref.ref(out))
+        return out
+
+    (out,) = linear_of(cheap, (torch.randn(3, 5, requires_grad=True),), (nn.Linear(5, 4),))
+    gc.collect()
+    assert out.requires_grad
+    assert [ref() for ref in hidden] == [None]
+
+
+def test_without_gradients_nothing_is_stored(bytes_saved_for_backward: SavedBytes) -> None:
+    x, linear = torch.randn(3, 5, requires_grad=True), nn.Linear(5, 4)
+    with torch.no_grad(), bytes_saved_for_backward() as saved:
+        (out,) = linear_of(F.gelu, (x,), (linear,))
+    assert not out.requires_grad
+    assert not saved
+
+
+def test_only_plain_modules_are_bypassed_and_none_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = ((nn.Linear(5, 4), nn.Linear), (nn.GELU(), nn.GELU))
+    assert can_bypass(*modules)
+    with torch.no_grad():
+        assert can_bypass(*modules)
+    assert not can_bypass(*modules, (nn.GELU(), nn.ReLU))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not can_bypass(*modules)
+
+
+@cheap_functions
+def test_under_autocast_outputs_are_narrow_and_gradients_have_the_dtype_of_their_tensors(
+    cheap: Any, extra_shapes: Any
+) -> None:
+    inputs = [torch.randn(shape, requires_grad=True) for shape in [(2, 3, 5), *extra_shapes]]
+    linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
+    expected = gradients_of(plain_linear_of, cheap, inputs, linears)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = linear_of(cheap, inputs, linears)
+        actual = gradients_of(linear_of, cheap, inputs, linears)
+    assert {out.dtype for out in outputs} == {torch.bfloat16}
+    assert {grad.dtype for grad in actual if grad is not None} == {torch.float32}
+    for mine, exact in zip(actual, expected, strict=True):
+        assert mine is not None
+        assert exact is not None
+        assert (mine - exact).norm() < 0.02 * exact.norm()
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    x, linear = torch.randn(3, 5, requires_grad=True), nn.Linear(5, 4)
+    (out,) = linear_of(F.gelu, (x,), (linear,))
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
