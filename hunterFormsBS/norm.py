@@ -20,7 +20,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """Scale the last axis to root mean square 1, then by `gamma`: `x / max(‖x‖₂, 1e-12) · √d · gamma` [1]_.
 
-    Computed in float32 (float64 for float64 input), returned in the dtype of `x`.
+    Computed in float32 (float64 for float64 input), returned in the dtype of `x` or of `gamma`, the narrower one.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     wide = x.to(dtype)
     length = vector_norm(wide, dim=-1, keepdim=True)
     normed: Tensor = wide * (x.shape[-1] ** 0.5 / length.clamp_min(1e-12)) * gamma.to(dtype)
-    return normed.to(x.dtype)
+    return normed.to(min(x.dtype, gamma.dtype, key=lambda dtype: dtype.itemsize))
 
 
 class RMSNorm(nn.Module):

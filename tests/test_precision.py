@@ -166,3 +166,18 @@ def test_half_weights_may_be_assigned_and_positions_stay_float32(use_pope: bool,
     model.load_state_dict(state_dict, assign=True)
     assert {tensor.dtype for name, tensor in model.state_dict().items() if "embed" in name} == {torch.float32}
     assert relative(model(audio), expected) < 0.03
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "float16", "autocast"])
+def test_quiet_and_loud_songs_come_out_as_quiet_and_as_loud(how: str, scale: float, tiny_model: Build) -> None:
+    model, autocast = tiny_model(), how == "autocast"
+    if not autocast:
+        model = model.to(getattr(torch, how))
+    # A tone at full scale: its spectrum, scaled, exceeds float16 and, the other way, gets lost in it.
+    audio = torch.sin(torch.arange(400.0) * torch.pi / 4).expand(1, 1, -1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, out = model(audio), model(audio * scale)
+    assert (model.stft.forward(audio) * 1e4).abs().max() > torch.finfo(torch.float16).max
+    assert out.isfinite().all()
+    assert relative(out / scale, expected) < 0.02
