@@ -374,6 +374,22 @@ def test_band_masks_show_what_each_stem_keeps_of_each_band(
     torch.testing.assert_close(drawn[1], 2 * drawn[0])
 
 
+def test_spectrograms_have_a_sine_of_full_scale_at_its_frequency_and_at_0_decibels() -> None:
+    from training.pictures import spectrogram_figure
+
+    seconds = torch.arange(20000) / RATE
+    sine = torch.sin(2 * math.pi * 1000 * seconds).repeat(2, 1)
+    named = {"mixture": sine, "vocals/true": sine, "vocals/estimated": sine / 10}
+    axes = spectrogram_figure(named, RATE).axes[:4]
+    assert [each.get_title() for each in axes] == ["mixture", "vocals, true", "", "vocals, estimated"]
+    for each, level in zip((axes[0], axes[1], axes[3]), (0, 0, -20), strict=True):
+        (mesh,) = each.collections
+        column = np.asarray(mesh.get_array())[:, 10]
+        assert column.max() == pytest.approx(level, abs=0.1)
+        loudest = mesh.get_coordinates()[column.argmax() : column.argmax() + 2, 0, 1]
+        assert loudest[0] < 1 < loudest[1]  # kHz
+
+
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
     from training.validation import signal_to_distortion

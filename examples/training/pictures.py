@@ -91,43 +91,40 @@ def mask_figure(
         axes.set(title=stem, xlabel="time (s)", yticks=ticks)
         axes.set_yticklabels([f"{band}: {_hertz(centres[band])}" for band in ticks])
     every_axes[0].set_ylabel("band: its middle")
-    figure.colorbar(image, ax=every_axes, label="mean modulus of the mask")
+    figure.colorbar(image, ax=every_axes, label="mean modulus of the mask", pad=0.01)
     return figure
 
 
 def spectrogram_figure(named: Mapping[str, Tensor], sample_rate: int) -> Figure:
-    """Draw spectrograms of audio `(s, t)` in dB, all on one scale: mixture and true stems, and below them estimates."""
-    levels = {name: _decibels(audio.mean(0)) for name, audio in named.items()}
-    loudest = max(float(level.max()) for level in levels.values())
+    """Draw spectrograms of audio `(s, t)`, all on one scale: mixture and true stems, and below them estimates."""
     columns = 1 + len(named) // 2
-    figure = Figure(figsize=(4 * columns, 6), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 7), layout="constrained")
     every_axes = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     every_axes[1, 0].set_axis_off()
+    every_axes[0, 0].xaxis.set_tick_params(labelbottom=True)
+    every_axes[1, 1].yaxis.set_tick_params(labelleft=True)
     cells = [*every_axes[0], *every_axes[1, 1:]]
     image: Any = None
-    for axes, (name, level) in zip(cells, levels.items(), strict=True):
-        image = axes.imshow(
-            level.numpy(),
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=loudest - 80,
-            vmax=loudest,
-            extent=(0, named[name].shape[-1] / sample_rate, 0, sample_rate / 2000),
-        )
-        axes.set(title=name)
-        axes.tick_params(labelbottom=True, labelleft=True)
+    for axes, (name, audio) in zip(cells, named.items(), strict=True):
+        size = min(4096, 2 * (audio.shape[-1] // 4))
+        level = _decibels(audio, size)
+        seconds = torch.arange(level.shape[1]) * (size // 4 / sample_rate)
+        kilohertz = torch.arange(1, size // 2 + 1) * (sample_rate / 1000 / size)  # a logarithm has no 0
+        grid = seconds.numpy(), kilohertz.numpy(), level.numpy()
+        image = axes.pcolormesh(*grid, vmin=-90, vmax=-10, cmap="magma", shading="nearest", rasterized=True)
+        axes.set(title=name.replace("/", ", "), yscale="log", ylim=(max(0.03, float(kilohertz[0])), sample_rate / 2000))
+        axes.yaxis.set_major_formatter("{x:g}")
     figure.supxlabel("time (s)")
     figure.supylabel("frequency (kHz)")
-    figure.colorbar(image, ax=every_axes, label="dB")
+    figure.colorbar(image, ax=every_axes, label="power in dB, 0 for a sine of full scale", aspect=40, pad=0.01)
     return figure
 
 
-def _decibels(samples: Tensor) -> Tensor:
-    size = min(2048, 2 * (samples.shape[-1] // 4))
-    window = torch.hann_window(size)
-    spectrum = torch.stft(samples, size, size // 4, window=window, return_complex=True)
-    return 20 * spectrum.abs().clamp_min(1e-6).log10()
+def _decibels(audio: Tensor, size: int) -> Tensor:
+    """Return the power of audio `(s, t)` at every frequency but 0, `(f, t)`: the mean of the channels, in dB."""
+    spectrum = torch.stft(audio, size, size // 4, window=torch.hann_window(size), return_complex=True)[:, 1:]
+    power = spectrum.abs().square().mean(0) / (size / 4) ** 2  # 1 for a sine of full scale
+    return 10 * power.clamp_min(1e-12).log10()
 
 
 def _hertz(frequency: float) -> str:
