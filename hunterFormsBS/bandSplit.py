@@ -13,9 +13,10 @@ from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from hunterFormsBS.bandGroups import BandGroups
 from hunterFormsBS.layout import (
     DEFAULT_FREQS_PER_BANDS,
     mask_filter_bank_bs_roformer_default,
@@ -56,27 +57,41 @@ class BandSplit(nn.Module):
         super().__init__()
         self.dim_inputs = tuple(dim_inputs)
         self.to_features = nn.ModuleList(nn.Sequential(RMSNorm(width), nn.Linear(width, dim)) for width in dim_inputs)
+        self.groups = BandGroups(dim_inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, sum of widths)` to `(b, t, band, d)`."""
         if is_eager_on_cpu(x) or not self.is_plain():
             bands = torch.split(x, list(self.dim_inputs), dim=-1)
             return torch.stack([net(band) for band, net in zip(bands, self.to_features, strict=True)], dim=-2)
-        # One product for each run of bands of one width, instead of one for each band.
+        return self._by_groups(x)
+
+    def _by_groups(self, x: Tensor) -> Tensor:
+        """Do what `forward` does with one product for each group of bands, instead of one for each band."""
+        norms, linears = zip(*cast("Iterable[tuple[RMSNorm, nn.Linear]]", self.to_features), strict=True)
+        groups = self.groups
+        # Padding is zero in all factors, and adds nothing.
+        frames = F.pad(rearrange(x, "b t w -> (b t) w"), (0, 1)).index_select(-1, groups.columns)
+        gamma = F.pad(torch.cat([norm.gamma for norm in norms]), (0, 1)).index_select(0, groups.columns)
+        weight = F.pad(torch.cat([linear.weight for linear in linears], dim=-1), (0, 1))
+        weight = weight.index_select(-1, groups.columns)
+        bias = torch.stack([linears[band].bias for band in groups.bands])[:, None]
+        # But it does count in a mean.
+        gamma = gamma * (groups.widths / groups.padded_widths).sqrt()
         tokens: list[Tensor] = []
-        for run, width in runs_of_equal_width(self.dim_inputs):
-            columns = slice(sum(self.dim_inputs[: run.start]), sum(self.dim_inputs[: run.stop]))
-            frames = rearrange(x[..., columns], "b t (f w) -> b t f w", w=width)
-            norms, linears = zip(*cast("Iterable[tuple[RMSNorm, nn.Linear]]", self.to_features[run]), strict=True)
-            normed = rms_norm(frames, torch.stack([norm.gamma for norm in norms]))
-            weight, bias = _stacked(linears)
-            tokens.append(torch.einsum("btfw,fdw->btfd", normed, weight) + bias)
-        return torch.cat(tokens, dim=-2)
+        for group in groups.groups:
+            bands, gains, factor = (
+                rearrange(t[..., group.columns], "r (f w) -> f r w", w=group.width)
+                for t in (frames, gamma[None], weight)
+            )
+            normed = rms_norm(bands, gains).to(weight.dtype)
+            tokens.append(torch.baddbmm(bias[group.bands], normed, factor.mT))
+        return rearrange(torch.cat(tokens).index_select(0, groups.rank), "f (b t) d -> b t f d", b=x.shape[0])
 
     @constant_when_compiled
     def is_plain(self) -> bool:
         """Tell whether every layer is as constructed, so that products may be shared among bands."""
-        return are_plain(self, {BandSplit, nn.ModuleList, nn.Sequential, RMSNorm, nn.Linear})
+        return are_plain(self, {BandSplit, BandGroups, nn.ModuleList, nn.Sequential, RMSNorm, nn.Linear})
 
 
 def MLP(dim_in: int, dim_out: int, *, dim_hidden: int, depth: int = 1) -> nn.Sequential:
@@ -115,6 +130,7 @@ class MaskEstimator(nn.Module):
             nn.Sequential(MLP(dim, 2 * width, dim_hidden=dim_hidden, depth=mask_estimator_depth), nn.GLU(dim=-1))
             for width in dim_inputs
         )
+        self.groups = BandGroups(dim_inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
@@ -123,53 +139,43 @@ class MaskEstimator(nn.Module):
     @constant_when_compiled
     def is_plain(self) -> bool:
         """As `BandSplit.is_plain`."""
-        return are_plain(self, {MaskEstimator, nn.ModuleList, nn.Sequential, nn.Linear, nn.Tanh, nn.GLU})
+        return are_plain(self, {MaskEstimator, BandGroups, nn.ModuleList, nn.Sequential, nn.Linear, nn.Tanh, nn.GLU})
 
 
 def masks_of_stems(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
     """Apply the mask estimators of several stems at once: `(b, t, band, d)` to `(b, n, t, sum of widths)`.
 
-    All stems and all bands of one width share a product, where each estimator by itself has one for each band.
+    All stems and all bands of a group share a product, where each estimator by itself has one for each band.
     """
+    stems = len(estimators)
+    groups = estimators[0].groups
     # mlps[stem][band][layer]
     mlps = [[list(net[0]) for net in cast("Iterable[Any]", estimator.to_freqs)] for estimator in estimators]
-    hidden = x.unsqueeze(1)
+    hidden = repeat(x.index_select(-2, groups.order), "b t f d -> (f n) (b t) d", n=stems)
     for layer in range(0, len(mlps[0][0]) - 1, 2):
-        hidden = _linear_of_stems(hidden, [[mlp[layer] for mlp in stem] for stem in mlps]).tanh()
+        linears = [mlp[band][layer] for band in groups.bands for mlp in mlps]
+        weight, bias = (torch.stack([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        hidden = torch.baddbmm(bias[:, None], hidden, weight.mT).tanh()
+
+    linears = [mlp[-1] for stem in mlps for mlp in stem]
+    weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+    first_rows = len(weight) // stems * torch.arange(stems, device=x.device)[:, None]
     masks: list[Tensor] = []
-    for run, _ in runs_of_equal_width(estimators[0].dim_inputs):
-        out = _linear_of_stems(hidden[..., run, :], [[mlp[-1] for mlp in stem[run]] for stem in mlps])
-        masks.append(F.glu(out, dim=-1).flatten(-2))
-    return torch.cat(masks, dim=-1)
+    for group in groups.groups:
+        width = 2 * group.width
+        rows = groups.gated_rows[2 * group.columns.start : 2 * group.columns.stop]
+        rows = (rearrange(rows, "(f w) -> f 1 w", w=width) + first_rows).flatten()
+        factor = rearrange(weight.index_select(0, rows), "(f w) d -> f d w", w=width)
+        summand = rearrange(bias.index_select(0, rows), "(f w) -> f 1 w", w=width)
+        bands = hidden[stems * group.bands.start : stems * group.bands.stop]
+        mask = F.glu(torch.baddbmm(summand, bands, factor), dim=-1)
+        masks.append(rearrange(mask, "(f n) (b t) w -> b n t (f w)", n=stems, b=x.shape[0]))
+    return torch.cat(masks, dim=-1).index_select(-1, groups.places)
 
 
 def can_share_products(estimators: Sequence[nn.Module], x: Tensor) -> bool:
     """Tell whether `masks_of_stems` is both right and faster than one estimator after another."""
     return not is_eager_on_cpu(x) and all(isinstance(e, MaskEstimator) and e.is_plain() for e in estimators)
-
-
-def runs_of_equal_width(dim_inputs: Sequence[int]) -> list[tuple[slice, int]]:
-    """Return the bands and the width of each run of neighbouring bands of one width."""
-    runs: list[tuple[slice, int]] = []
-    for band, width in enumerate(dim_inputs):
-        if runs and runs[-1][1] == width:
-            runs[-1] = slice(runs[-1][0].start, band + 1), width
-        else:
-            runs.append((slice(band, band + 1), width))
-    return runs
-
-
-def _linear_of_stems(x: Tensor, linears: Sequence[Sequence[nn.Linear]]) -> Tensor:
-    """Apply `linears[stem][band]` to `(b, n or 1, t, band, in)`: `(b, n, t, band, out)`."""
-    weights, biases = zip(*(_stacked(stem) for stem in linears), strict=True)
-    if x.shape[1] == 1:
-        x = x.expand(-1, len(linears), -1, -1, -1)
-    return torch.einsum("bntfw,nfdw->bntfd", x, torch.stack(weights)) + torch.stack(biases)[:, None]
-
-
-def _stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Return the weights, `(band, out, in)`, and biases, `(band, out)`, of layers of one shape."""
-    return torch.stack([linear.weight for linear in linears]), torch.stack([linear.bias for linear in linears])
 
 
 @overload

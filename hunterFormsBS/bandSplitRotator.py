@@ -23,6 +23,7 @@ from hunterFormsBS.bandSplit import (
 )
 from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.norm import RMSNorm, at_least_float32
+from hunterFormsBS.plain import device_of_constants
 from hunterFormsBS.recompute import checkpointed
 from hunterFormsBS.residual import expand_streams, reduce_streams
 from hunterFormsBS.rotary import complex_product
@@ -194,7 +195,7 @@ class BandSplitRotator(nn.Module):
             freqs_per_bands=freqs_per_bands,
             freq_range=freq_range,
         )
-        self._register_layout(layout, layout.device)
+        self._register_layout(layout, device_of_constants())
         overlapping = is_overlapping(layout)
         final_norm = not overlapping if final_norm is None else final_norm
         norm_output = overlapping if norm_output is None else norm_output

@@ -1,4 +1,4 @@
-"""Whether modules are as they were constructed, so that their parameters may be used without calling them."""
+"""What is so by default: layers that do what their class says, eager calls on a CPU, devices for constants."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ def constant_when_compiled(method: Callable[P, R]) -> Callable[P, R]:
 def is_eager_on_cpu(x: Tensor) -> bool:
     """Tell whether small pieces are best: on a CPU calls are cheap and cache is dear; elsewhere it is the reverse."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def device_of_constants() -> torch.device:
+    """Return the default device; the CPU in place of the meta device, from which no value ever comes back."""
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
