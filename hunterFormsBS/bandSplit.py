@@ -24,6 +24,7 @@ from hunterFormsBS.layout import (
     mask_filter_bank_mel_band_default,
     mask_filter_bank_non_overlapping,
 )
+from hunterFormsBS.linear import through
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
 from hunterFormsBS.plain import are_plain, constant_when_compiled, is_eager_on_cpu
 from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
@@ -134,7 +135,7 @@ class MaskEstimator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
-        return torch.cat([net(band) for band, net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
+        return torch.cat([through(net, band) for band, net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
 
     @constant_when_compiled
     def is_plain(self) -> bool:

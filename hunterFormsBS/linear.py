@@ -64,6 +64,22 @@ def can_bypass(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:
     return not torch.compiler.is_compiling() and all(is_plain(module, kind) for module, kind in modules)
 
 
+def through(layers: nn.Module, x: Tensor) -> Tensor:
+    """Call `layers`, except that plain linear layers, also inside plain `nn.Sequential`, compute by `linear`."""
+    if can_bypass((layers, nn.Sequential)):
+        for layer in cast("nn.Sequential", layers):
+            x = through(layer, x)
+        return x
+    if can_bypass((layers, nn.Linear)):
+        (x,) = linear_of(_unchanged, (x,), (cast("nn.Linear", layers),))
+        return x
+    return cast(Tensor, layers(x))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 def linear_of(
     cheap: Callable[..., Tensor], inputs: tuple[Tensor, ...], linears: Sequence[nn.Linear]
 ) -> tuple[Tensor, ...]:

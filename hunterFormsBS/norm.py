@@ -14,7 +14,7 @@ vector_norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute statistics and spectra in: float32 for half types, else `dtype` itself."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype
 
 
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:

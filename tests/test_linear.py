@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hunterFormsBS.linear as linear_module
-from hunterFormsBS.linear import can_bypass, linear, linear_of, product_of_transposes
+from hunterFormsBS.linear import can_bypass, linear, linear_of, product_of_transposes, through
 from hunterFormsBS.norm import rms_norm
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
@@ -100,6 +100,40 @@ def test_convolution_is_for_float32_without_autocast_or_compiler(monkeypatch: py
         assert not faster(x, weight)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert not faster(x, weight)
+
+
+# through
+
+
+def nested() -> nn.Sequential:
+    return nn.Sequential(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 6, bias=False)), nn.GLU())
+
+
+@pytest.mark.usefixtures("library")
+def test_through_gives_the_outputs_and_gradients_of_a_call() -> None:
+    net, x, results = nested(), torch.randn(3, 5, requires_grad=True), []
+    for out in (net(x), through(net, x)):
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *net.parameters()])))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_through_does_not_call_plain_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Linear, "forward", lambda *_: pytest.fail("a plain layer was called"))
+    assert through(nested(), torch.randn(3, 5)).shape == (3, 3)
+
+
+@pytest.mark.parametrize("path", ["", "0", "0.0", "0.1", "0.2", "1"])
+def test_through_calls_whatever_has_a_hook(path: str) -> None:
+    net, seen = nested(), []
+    net.get_submodule(path).register_forward_hook(lambda module, *_: seen.append(module))
+    through(net, torch.randn(3, 5))
+    assert seen == [net.get_submodule(path)]
+
+
+def test_through_calls_whatever_took_the_place_of_a_layer() -> None:
+    net = nested()
+    net[0][2] = nn.Sequential(net[0][2], nn.Threshold(1e9, 3.0))  # type: ignore[index, operator]
+    torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
 
 
 # linear_of

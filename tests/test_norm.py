@@ -68,8 +68,16 @@ def test_half_vectors_shorter_than_half_types_can_square_are_normalised() -> Non
     torch.testing.assert_close(rms_norm(x, torch.ones(4)), torch.ones(4, dtype=torch.float16))
 
 
-def test_float32_gain_does_not_widen_half_input() -> None:
-    assert rms_norm(torch.ones(4, dtype=torch.bfloat16), torch.ones(4)).dtype == torch.bfloat16
+@pytest.mark.parametrize("swap", [False, True])
+def test_output_has_the_narrower_dtype_of_input_and_gain(swap: bool) -> None:
+    dtypes = (torch.float16, torch.float32) if swap else (torch.float32, torch.float16)
+    x, gamma = (torch.ones(4, dtype=dtype) for dtype in dtypes)
+    torch.testing.assert_close(rms_norm(x, gamma), torch.ones(4, dtype=torch.float16))
+
+
+def test_wide_input_is_narrowed_after_it_was_normalised() -> None:
+    out = rms_norm(torch.full((4,), 1e6), torch.ones(4, dtype=torch.float16))
+    torch.testing.assert_close(out, torch.ones(4, dtype=torch.float16))
 
 
 def test_autocast_changes_nothing() -> None:
