@@ -383,9 +383,10 @@ class BandSplitRotator(nn.Module):
     def split_bands(self, bands: Tensor) -> Tensor:
         """Make one token of each band of each frame: `(b, t, band, d)`."""
         # Not from `parameters()`, which are none in the replicas of nn.DataParallel.
-        dtype = next((m.gamma.dtype for m in self.band_split.modules() if isinstance(m, RMSNorm)), bands.dtype)
-        # Half types come after the norm: a loud song's spectrum exceeds float16.
-        bands = bands.to(torch.promote_types(bands.dtype, dtype))
+        norms = [module for module in self.band_split.modules() if isinstance(module, RMSNorm)]
+        if norms:
+            # Widened for float64, never narrowed before the norm: a loud song's spectrum exceeds float16.
+            bands = bands.to(torch.promote_types(bands.dtype, norms[0].gamma.dtype))
         return self._maybe_checkpointed(self.band_split, bands)
 
     def transform(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     wide = x.to(dtype)
     length = vector_norm(wide, dim=-1, keepdim=True)
     normed: Tensor = wide * (x.shape[-1] ** 0.5 / length.clamp_min(1e-12)) * gamma.to(dtype)
-    return normed.to(min(x.dtype, gamma.dtype, key=lambda dtype: dtype.itemsize))
+    return normed.to(x.dtype if x.dtype.itemsize <= gamma.dtype.itemsize else gamma.dtype)
 
 
 class RMSNorm(nn.Module):
