@@ -94,11 +94,14 @@ def export_onnx(
     )
     if program is None:
         raise RuntimeError("This PyTorch exports nothing with dynamo=True: install a newer one.")
-    # Half of a small file would be the Python call stack of each operator, with the paths of this machine.
+    # Half of a small file would be the Python call stack of each operator, with the paths of this machine. The shapes
+    # between operators cost more: with them onnxruntime plans its memory ahead, and holds three times as much.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = value.type = None
     stft = {name: value for name, value in model.configuration.items() if name.startswith("stft_")}
     window = stft["stft_window_fn"](stft["stft_win_length"])
     settings: Mapping[str, Any] = {
