@@ -118,10 +118,8 @@ class RotaryEmbedding(PositionEmbedding):
         """
         (vectors,) = table
         if may_overwrite and qkv.dtype == vectors.dtype and not torch.compiler.is_compiling():
-            rotate = cast("Callable[[Tensor, Tensor], Tensor]", _RotateInPlace.apply)
-            qkv = rotate(qkv, vectors) if qkv.requires_grad else _rotate(qkv, vectors)
-            q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
-            return q, k, v
+            rotate = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]", _RotateInPlace.apply)
+            return (rotate if qkv.requires_grad else _rotate_in_place)(qkv, vectors)
         pairs = rearrange(qkv[:, :, :2], "b n two h (e c) -> b n two h e c", c=2)
         turned = complex_product(pairs.to(at_least_float32(qkv.dtype)), vectors).flatten(-2).to(qkv.dtype)
         q, k = rearrange(turned, "b n two h e -> two b h n e").unbind(0)
@@ -178,24 +176,39 @@ class PolarEmbedding(PositionEmbedding):
         return polar(q, table[0]), polar(k, table[1]), rearrange(v, "b n h e -> b h n e")
 
 
-def _rotate(qkv: Tensor, vectors: Tensor) -> Tensor:
-    pairs = rearrange(qkv[:, :, :2], "b n two h (e c) -> b n two h e c", c=2)
-    torch.view_as_complex(pairs).mul_(torch.view_as_complex(vectors))
-    return qkv
+def _heads_first(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
+    return q, k, v
+
+
+def _complex_pairs(x: Tensor) -> Tensor:
+    """View neighbours on the last axis as complex numbers; copy where memory has them apart."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return torch.view_as_complex(rearrange(x, "... (e c) -> ... e c", c=2))
+
+
+def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _complex_pairs(qkv[:, :, :2]).mul_(torch.view_as_complex(vectors))
+    return _heads_first(qkv)
 
 
 class _RotateInPlace(torch.autograd.Function):
-    """Differentiable `_rotate`: the gradient is turned back by the same angles."""
+    """Differentiable `_rotate_in_place`: gradients are turned back by the same angles, into one packed tensor."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.mark_dirty(qkv)
+    def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Not marked as dirty, which would cost two more copies of the gradient: nobody else sees this memory.
         ctx.save_for_backward(vectors)
-        return _rotate(qkv, vectors)
+        return _rotate_in_place(qkv, vectors)
 
     @staticmethod
     @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (vectors,) = ctx.saved_tensors
-        conjugate = vectors * vectors.new_tensor((1.0, -1.0))
-        return _rotate(grad.clone(memory_format=torch.contiguous_format), conjugate), None
+        back = torch.view_as_complex(vectors)[:, 0].conj().resolve_conj()
+        q, k, v = (rearrange(grad, "b h n e -> b n h e") for grad in grads)
+        packed = torch.empty((*v.shape[:2], 3, *v.shape[2:]), dtype=v.dtype, device=v.device)
+        for index, grad in enumerate((q, k)):
+            torch.mul(_complex_pairs(grad), back, out=_complex_pairs(packed[:, :, index]))
+        packed[:, :, 2] = v
+        return packed, None

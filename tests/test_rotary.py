@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from PoPE_pytorch import PoPE
 from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
@@ -97,16 +98,28 @@ def test_gradients_equal_those_of_the_reference(may_overwrite: bool) -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_incoming_gradient_is_not_overwritten() -> None:
+def test_incoming_gradients_are_not_overwritten() -> None:
     vectors, qkv = RotaryEmbedding(DIM_HEAD).table(LENGTH)[0], packed().requires_grad_()
-    grad = torch.randn_like(qkv)
-    before = grad.clone()
-    product = qkv * 1
-    rotated = _RotateInPlace.apply(product, vectors)
-    assert rotated is product, "the history of overwritten memory must include the rotation"
-    rotated.backward(grad)
-    assert torch.equal(grad, before)
-    assert not torch.equal(qkv.grad, grad)
+    outputs = _RotateInPlace.apply(qkv * 1, vectors)
+    grads = [torch.randn_like(out) for out in outputs]
+    before = [grad.clone() for grad in grads]
+    torch.autograd.backward(outputs, grads)
+    assert all(map(torch.equal, grads, before))
+    assert qkv.grad is not None
+    assert torch.equal(qkv.grad[:, :, 2], rearrange(grads[2], "b h n e -> b n h e"))
+    assert not torch.equal(qkv.grad[:, :, 0], rearrange(grads[0], "b h n e -> b n h e"))
+
+
+@pytest.mark.parametrize("unused", [0, 1, 2])
+def test_gradients_in_any_order_of_memory_and_missing_ones_are_turned_back(unused: int) -> None:
+    embedding, x, results = RotaryEmbedding(DIM_HEAD), packed().requires_grad_(), []
+    for may_overwrite in (False, True):
+        outputs = embedding.place(x * 1, embedding.table(LENGTH), may_overwrite=may_overwrite)
+        # The first sum's gradient is one number, expanded; the second's is transposed.
+        used = [out for index, out in enumerate(outputs) if index != unused]
+        weights = torch.randn(used[1].mT.shape, generator=torch.Generator().manual_seed(0))
+        results.append(torch.autograd.grad(used[0].sum() + (used[1].mT * weights).sum(), x)[0])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
