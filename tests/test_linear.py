@@ -110,30 +110,34 @@ def nested() -> nn.Sequential:
 
 
 @pytest.mark.usefixtures("library")
-def test_through_gives_the_outputs_and_gradients_of_a_call() -> None:
-    net, x, results = nested(), torch.randn(3, 5, requires_grad=True), []
-    for out in (net(x), through(net, x)):
-        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *net.parameters()])))
-    torch.testing.assert_close(results[1], results[0])
+def test_through_gives_the_output_of_a_call() -> None:
+    net, x = nested(), torch.randn(3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(through(net, x), net(x))
 
 
-def test_through_does_not_call_plain_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_calls_plain_linear_layers_for_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nested(), torch.randn(3, 5)
+    assert through(net, x).requires_grad
     monkeypatch.setattr(nn.Linear, "forward", lambda *_: pytest.fail("a plain layer was called"))
-    assert through(nested(), torch.randn(3, 5)).shape == (3, 3)
+    with torch.no_grad():
+        assert through(net, x).shape == (3, 3)
 
 
 @pytest.mark.parametrize("path", ["", "0", "0.0", "0.1", "0.2", "1"])
 def test_through_calls_whatever_has_a_hook(path: str) -> None:
     net, seen = nested(), []
     net.get_submodule(path).register_forward_hook(lambda module, *_: seen.append(module))
-    through(net, torch.randn(3, 5))
+    with torch.no_grad():
+        through(net, torch.randn(3, 5))
     assert seen == [net.get_submodule(path)]
 
 
 def test_through_calls_whatever_took_the_place_of_a_layer() -> None:
     net = nested()
     net[0][2] = nn.Sequential(net[0][2], nn.Threshold(1e9, 3.0))  # type: ignore[index, operator]
-    torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
+    with torch.no_grad():
+        torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
 
 
 # linear_of
