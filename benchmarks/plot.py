@@ -53,7 +53,7 @@ def draw(
         # Linear means: the points lie on the line through the two ends.
         axis.plot([lengths[0], lengths[-1]], [values[0], values[-1]], color="0.75", label="straight line")
         axis.plot(lengths, values, "o", color="tab:blue", label="measured")
-        axis.set(xlabel="length of the song, s", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="length of the song, s", ylabel=label, xlim=(0, None), ylim=(0, 1.08 * max(values)))
         axis.legend()
     figure.savefig(pathFilename, dpi=120)
 
