@@ -36,9 +36,8 @@ KERNELS = (
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
     "aten::mkldnn_convolution",
-    "aten::convolution_backward",
 )
-"""What PyTorch calls its matrix products and its attention kernel, the last two in compiled code."""
+"""What PyTorch calls its matrix products, among them those computed as convolutions, and its attention kernel."""
 
 
 class Summary(NamedTuple):

@@ -176,20 +176,15 @@ class PolarEmbedding(PositionEmbedding):
         return polar(q, table[0]), polar(k, table[1]), rearrange(v, "b n h e -> b h n e")
 
 
-def _heads_first(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
-    return q, k, v
-
-
 def _complex_pairs(x: Tensor) -> Tensor:
-    """View neighbours on the last axis as complex numbers; copy where memory has them apart."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    """View neighbours on the last axis as complex numbers: an error, never a copy, where memory has them apart."""
     return torch.view_as_complex(rearrange(x, "... (e c) -> ... e c", c=2))
 
 
 def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _complex_pairs(qkv[:, :, :2]).mul_(torch.view_as_complex(vectors))
-    return _heads_first(qkv)
+    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
+    return q, k, v
 
 
 class _RotateInPlace(torch.autograd.Function):
@@ -209,6 +204,8 @@ class _RotateInPlace(torch.autograd.Function):
         q, k, v = (rearrange(grad, "b h n e -> b n h e") for grad in grads)
         packed = torch.empty((*v.shape[:2], 3, *v.shape[2:]), dtype=v.dtype, device=v.device)
         for index, grad in enumerate((q, k)):
-            torch.mul(_complex_pairs(grad), back, out=_complex_pairs(packed[:, :, index]))
+            # What follows attention may send gradients in any order of memory.
+            pairs = _complex_pairs(grad if grad.stride(-1) == 1 else grad.contiguous())
+            torch.mul(pairs, back, out=_complex_pairs(packed[:, :, index]))
         packed[:, :, 2] = v
         return packed, None
