@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,16 @@ from torch.autograd.function import once_differentiable
 
 from hunterFormsBS.plain import is_eager_on_cpu, is_plain
 
+Activation: TypeAlias = Literal["none", "gelu", "tanh"]
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `x weightᵀ + bias`, as `torch.nn.functional.linear` does.
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "tanh": torch.tanh}
 
-    A linear map is a convolution with a kernel of one sample. PyTorch gives float32 matrix products to MKL, which
-    leaves AVX-512 unused on AMD processors, and convolutions to oneDNN, which does not: half the time there, and nine
-    tenths of it with AVX2.
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation = "none") -> Tensor:
+    """Return `activation(x weightᵀ + bias)`, as `torch.nn.functional.linear` does.
+
+    On a CPU PyTorch gives float32 matrix products to MKL, which leaves AVX-512 unused on AMD processors. oneDNN uses
+    it, and takes half the time. It is called here by the operator that PyTorch's own compiler uses.
 
     Parameters
     ----------
@@ -28,31 +31,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         `(o, i)`.
     bias : Tensor, optional
         `(o)`.
+    activation : {'none', 'gelu', 'tanh'}
+        What is applied to the results; oneDNN does it before it writes them to memory.
 
     Returns
     -------
     Tensor
         `(..., o)`.
     """
-    if not _convolution_is_faster(x, weight):
-        return F.linear(x, weight, bias)
-    image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # one row of pixels, channels last in memory
-    rows = F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).contiguous()
-    # Not `view`: autograd would forbid whoever calls this in a function of its own to change the result in place.
-    return cast(Tensor, torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], weight.shape[0]]))
+    if _has_onednn(x, weight):
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none"))
+    return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
 def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:
     """Return `xᵀ y`, `(m, n)`, of `x`, `(k, m)`, and `y`, `(k, n)`: the gradient of a weight, by way of `linear`."""
-    # A convolution likes its weight to be the smaller factor.
-    return linear(x.T, y.T) if x.shape[1] >= y.shape[1] else linear(y.T, x.T).T
+    # oneDNN likes few rows and many columns.
+    return linear(x.T, y.T) if x.shape[1] <= y.shape[1] else linear(y.T, x.T).T
 
 
-def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
+def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         is_eager_on_cpu(x)
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and not torch.is_autocast_enabled("cpu")
@@ -65,21 +68,27 @@ def can_bypass(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:
 
 
 def through(layers: nn.Module, x: Tensor) -> Tensor:
-    """Call `layers`, except that without gradients plain linear layers, in plain `nn.Sequential`, are `linear`."""
-    if torch.is_grad_enabled():
+    """Call `layers`, except that plain linear layers in plain `nn.Sequential`, and a tanh behind them, are `linear`."""
+    if not can_bypass((layers, nn.Sequential)):
         return cast(Tensor, layers(x))
-    if can_bypass((layers, nn.Sequential)):
-        for layer in cast("nn.Sequential", layers):
+    sequence = list(cast("nn.Sequential", layers))
+    while sequence:
+        layer = sequence.pop(0)
+        if can_bypass((layer, nn.Linear)):
+            has_tanh = bool(sequence) and can_bypass((sequence[0], nn.Tanh))
+            (x,) = linear_of(None, (x,), (cast("nn.Linear", layer),), activation="tanh" if has_tanh else "none")
+            del sequence[: int(has_tanh)]
+        else:
             x = through(layer, x)
-        return x
-    if can_bypass((layers, nn.Linear)):
-        plain = cast("nn.Linear", layers)
-        return linear(x, plain.weight, plain.bias)
-    return cast(Tensor, layers(x))
+    return x
 
 
 def linear_of(
-    cheap: Callable[..., Tensor], inputs: tuple[Tensor, ...], linears: Sequence[nn.Linear]
+    cheap: Callable[..., Tensor] | None,
+    inputs: tuple[Tensor, ...],
+    linears: Sequence[nn.Linear],
+    *,
+    activation: Literal["none", "tanh"] = "none",
 ) -> tuple[Tensor, ...]:
     """Apply each of `linears` to `cheap(*inputs)`, storing `inputs`, not the result of `cheap`, for the backward pass.
 
@@ -87,47 +96,65 @@ def linear_of(
 
     Parameters
     ----------
-    cheap : Callable
-        An elementwise function or a normalisation of `inputs`, without randomness.
+    cheap : Callable, optional
+        An elementwise function or a normalisation of `inputs`, without randomness. None: the only input as it is.
     inputs : tuple of Tensor
         Its arguments, parameters included.
     linears : sequence of nn.Linear
         Layers that share the input.
+    activation : {'none', 'tanh'}
+        What follows each layer. With one, outputs are stored as well.
 
     Returns
     -------
     tuple of Tensor
         One output for each layer.
     """
-    if not torch.is_grad_enabled():
-        hidden = cheap(*inputs)
-        return tuple(linear(hidden, layer.weight, layer.bias) for layer in linears)
     weights = [parameter for layer in linears for parameter in (layer.weight, layer.bias)]
-    return cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, len(inputs), *inputs, *weights))  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        return cast("tuple[Tensor, ...]", _LinearOf.apply(cheap, activation, len(inputs), *inputs, *weights))  # type: ignore[no-untyped-call]
+    return _outputs(cheap, activation, inputs, weights)
+
+
+def _outputs(
+    cheap: Callable[..., Tensor] | None,
+    activation: Activation,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Any],
+) -> tuple[Tensor, ...]:
+    hidden = inputs[0] if cheap is None else cheap(*inputs)
+    pairs = zip(weights[::2], weights[1::2], strict=True)
+    return tuple(linear(hidden, weight, bias, activation=activation) for weight, bias in pairs)
 
 
 class _LinearOf(torch.autograd.Function):
     """Differentiable `linear_of`: matrix products are not repeated in the backward pass, only `cheap` is."""
 
     @staticmethod
-    def forward(ctx: Any, cheap: Callable[..., Tensor], num_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, cheap: Callable[..., Tensor] | None, activation: Activation, num_inputs: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.cheap = cheap
         ctx.num_inputs = num_inputs
-        ctx.save_for_backward(*tensors)
-        hidden = cheap(*tensors[:num_inputs])
-        weights = tensors[num_inputs:]
-        return tuple(linear(hidden, w, b) for w, b in zip(weights[::2], weights[1::2], strict=True))
+        outputs = _outputs(cheap, activation, tensors[:num_inputs], tensors[num_inputs:])
+        ctx.num_stored = len(outputs) if activation == "tanh" else 0
+        ctx.save_for_backward(*outputs[: ctx.num_stored], *tensors)
+        return outputs
 
     @staticmethod
     @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks them only once
-        inputs, weights = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
-        needs = ctx.needs_input_grad[2:]
+        outputs, tensors = saved[: ctx.num_stored], saved[ctx.num_stored :]
+        inputs, weights = tensors[: ctx.num_inputs], tensors[ctx.num_inputs :]
+        needs = ctx.needs_input_grad[3:]
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]
         with torch.enable_grad():
-            hidden = ctx.cheap(*leaves)
+            hidden = leaves[0] if ctx.cheap is None else ctx.cheap(*leaves)
         rows = hidden.detach().flatten(0, -2)
+        if outputs:
+            pairs = zip(grad_outputs, outputs, strict=True)
+            grad_outputs = tuple(torch.ops.aten.tanh_backward(grad, output) for grad, output in pairs)
 
         grad_hidden: Tensor | None = None
         grad_weights: list[Tensor | None] = []
@@ -144,7 +171,10 @@ class _LinearOf(torch.autograd.Function):
             part = linear(grad, weight.to(narrow).T)
             grad_hidden = part if grad_hidden is None else grad_hidden + part
 
+        grad_hidden = cast(Tensor, grad_hidden).to(hidden.dtype)
+        if ctx.cheap is None:
+            return (None, None, None, grad_hidden, *grad_weights)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(hidden, wanted, cast(Tensor, grad_hidden).to(hidden.dtype)) if wanted else ())
+        grads = iter(torch.autograd.grad(hidden, wanted, grad_hidden) if wanted else ())
         grad_inputs = [next(grads) if leaf.requires_grad else None for leaf in leaves]
-        return (None, None, *grad_inputs, *grad_weights)
+        return (None, None, None, *grad_inputs, *grad_weights)

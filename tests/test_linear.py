@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
@@ -39,10 +40,10 @@ def gradients_of(function: Callable[..., Any], cheap: Any, inputs: Any, linears:
 # linear and product_of_transposes
 
 
-@pytest.fixture(params=["convolution", "matrix product"])
+@pytest.fixture(params=["oneDNN", "MKL"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of PyTorch's libraries computes, whatever this machine's processor would have chosen."""
-    monkeypatch.setattr(linear_module, "_convolution_is_faster", lambda *_: request.param == "convolution")
+    monkeypatch.setattr(linear_module, "_has_onednn", lambda *_: request.param == "oneDNN")
     return str(request.param)
 
 
@@ -53,6 +54,14 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_linear_is_that_of_torch(shape: tuple[int, ...], out: int, bias: bool) -> None:
     x, weight, offset = torch.randn(shape), torch.randn(out, 5), torch.randn(out) if bias else None
     torch.testing.assert_close(linear(x, weight, offset), F.linear(x, weight, offset))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("activation", "function"), [("gelu", F.gelu), ("tanh", torch.tanh)])
+def test_linear_applies_an_activation(activation: Any, function: Callable[[Tensor], Tensor]) -> None:
+    x, weight, bias = 3 * torch.randn(50, 5), torch.randn(40, 5), torch.randn(40)
+    expected = function(F.linear(x, weight, bias))
+    torch.testing.assert_close(linear(x, weight, bias, activation=activation), expected)
 
 
 @pytest.mark.usefixtures("library")
@@ -79,27 +88,27 @@ def test_outputs_of_linear_of_may_be_changed_in_place() -> None:
     torch.testing.assert_close(x.grad, expected.grad)
 
 
-def test_convolution_is_for_float32_without_autocast_or_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_is_for_float32_eager_and_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     x, weight = torch.randn(3, 5), torch.randn(4, 5)
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    faster = linear_module._convolution_is_faster  # pyright: ignore[reportPrivateUsage]
-    assert faster(x, weight)
-    assert not faster(x.double(), weight.double())
-    assert not faster(x.bfloat16(), weight)
-    assert not faster(x[:0], weight)
-    assert not faster(x.to("meta"), weight.to("meta"))
+    fits = linear_module._has_onednn  # pyright: ignore[reportPrivateUsage]
+    assert fits(x, weight)
+    assert not fits(x.double(), weight.double())
+    assert not fits(x.bfloat16(), weight)
+    assert not fits(x[:0], weight)
+    assert not fits(x.to("meta"), weight.to("meta"))
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
-        assert not faster(x, weight)
+        assert not fits(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not faster(x, weight)
+        assert not fits(x, weight)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not faster(x, weight)
+        assert not fits(x, weight)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert not faster(x, weight)
+    assert not fits(x, weight)
 
 
 # through
@@ -116,12 +125,34 @@ def test_through_gives_the_output_of_a_call() -> None:
         torch.testing.assert_close(through(net, x), net(x))
 
 
-def test_through_calls_plain_linear_layers_for_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("library")
+def test_through_gives_the_gradients_of_a_call() -> None:
+    net, x = nested(), torch.randn(2, 3, 5, requires_grad=True)
+    leaves = [x, *net.parameters()]
+    actual, expected = (torch.autograd.grad(f(x).square().sum(), leaves) for f in (partial(through, net), net))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_through_does_not_call_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = nested(), torch.randn(3, 5)
+    for layer in (nn.Linear, nn.Tanh):
+        monkeypatch.setattr(layer, "forward", lambda *_: pytest.fail("a plain layer was called"))
     assert through(net, x).requires_grad
-    monkeypatch.setattr(nn.Linear, "forward", lambda *_: pytest.fail("a plain layer was called"))
     with torch.no_grad():
-        assert through(net, x).shape == (3, 3)
+        assert not through(net, x).requires_grad
+
+
+def test_through_stores_no_more_than_a_call(bytes_saved_for_backward: SavedBytes) -> None:
+    net, x = nested(), torch.randn(30, 5)
+    with bytes_saved_for_backward() as saved:
+        mine = through(net, x)
+    with bytes_saved_for_backward() as saved_by_autograd:
+        plain = net(x)
+    assert mine.requires_grad
+    assert plain.requires_grad
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    mine_alone, plain_alone = ({k: v for k, v in s.items() if k not in parameters} for s in (saved, saved_by_autograd))
+    assert sum(mine_alone.values()) <= sum(plain_alone.values())
 
 
 @pytest.mark.parametrize("path", ["", "0", "0.0", "0.1", "0.2", "1"])
@@ -154,7 +185,7 @@ def test_linear_of_gives_the_outputs_of_the_plain_composition(cheap: Any, extra_
     for actual, expected in zip(
         linear_of(cheap, inputs, linears), plain_linear_of(cheap, inputs, linears), strict=True
     ):
-        assert torch.equal(actual, expected)
+        torch.testing.assert_close(actual, expected)
 
 
 @cheap_functions
@@ -168,6 +199,22 @@ def test_linear_of_gives_the_gradients_of_plain_autograd(cheap: Any, extra_shape
             parameter.requires_grad_(name not in frozen)
     arguments = (cheap, (x, *extras), linears)
     torch.testing.assert_close(gradients_of(linear_of, *arguments), gradients_of(plain_linear_of, *arguments))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("frozen", [(), ("x",), ("weight",), ("bias",)])
+def test_linear_of_differentiates_a_tanh_that_follows(frozen: tuple[str, ...]) -> None:
+    x = torch.randn(2, 3, 5, requires_grad="x" not in frozen)
+    linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
+    for layer in linears:
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+
+    def plainly(_cheap: Any, inputs: Any, linears: Any) -> tuple[Tensor, ...]:
+        return tuple(layer(inputs[0]).tanh() for layer in linears)
+
+    fused = partial(linear_of, activation="tanh")
+    torch.testing.assert_close(*(gradients_of(f, None, (x,), linears) for f in (fused, plainly)))
 
 
 @cheap_functions
