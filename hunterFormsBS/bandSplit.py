@@ -8,7 +8,7 @@ band the order is (f s c).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -135,7 +135,7 @@ class MaskEstimator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
-        return torch.cat([through(net, band) for band, net in zip(x.unbind(-2), self.to_freqs, strict=True)], dim=-1)
+        return masks_of_stems([self], x)[:, 0]
 
     @constant_when_compiled
     def is_plain(self) -> bool:
@@ -144,10 +144,17 @@ class MaskEstimator(nn.Module):
 
 
 def masks_of_stems(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
-    """Apply the mask estimators of several stems at once: `(b, t, band, d)` to `(b, n, t, sum of widths)`.
+    """Apply the mask estimators of several stems at once: `(b, t, band, d)` to `(b, n, t, sum of widths)`."""
+    if not is_eager_on_cpu(x) and all(estimator.is_plain() for estimator in estimators):
+        return _masks_by_groups(estimators, x)
+    bands = x.unbind(-2)
+    nets = [zip(bands, estimator.to_freqs, strict=True) for estimator in estimators]
+    masks = torch.cat([through(net, band) for band, net in chain.from_iterable(nets)], dim=-1)
+    return rearrange(masks, "b t (n w) -> b n t w", n=len(estimators))
 
-    All stems and all bands of a group share a product, where each estimator by itself has one for each band.
-    """
+
+def _masks_by_groups(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+    """Do what `masks_of_stems` does with one product for all stems and all bands of a group, not one for each."""
     stems = len(estimators)
     groups = estimators[0].groups
     # mlps[stem][band][layer]
@@ -172,11 +179,6 @@ def masks_of_stems(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
         mask = F.glu(torch.baddbmm(summand, bands, factor), dim=-1)
         masks.append(rearrange(mask, "(f n) (b t) w -> b n t (f w)", n=stems, b=x.shape[0]))
     return torch.cat(masks, dim=-1).index_select(-1, groups.places)
-
-
-def can_share_products(estimators: Sequence[nn.Module], x: Tensor) -> bool:
-    """Tell whether `masks_of_stems` is both right and faster than one estimator after another."""
-    return not is_eager_on_cpu(x) and all(isinstance(e, MaskEstimator) and e.is_plain() for e in estimators)
 
 
 @overload

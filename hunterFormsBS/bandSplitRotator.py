@@ -17,13 +17,13 @@ from hunterFormsBS.bandSplit import (
     DEFAULT_FREQS_PER_BANDS,
     BandSplit,
     MaskEstimator,
-    can_share_products,
     lossComputation,
     masks_of_stems,
 )
 from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.norm import RMSNorm, at_least_float32
-from hunterFormsBS.plain import device_of_constants
+from hunterFormsBS.overlap import add_runs, runs_of
+from hunterFormsBS.plain import device_of_constants, is_eager_on_cpu, is_plain
 from hunterFormsBS.recompute import checkpointed
 from hunterFormsBS.residual import expand_streams, reduce_streams
 from hunterFormsBS.rotary import complex_product
@@ -265,10 +265,8 @@ class BandSplitRotator(nn.Module):
         self.register_buffer("freq_indices", freq_indices.to(device), persistent=False)
         self.register_buffer("num_bands_per_freq", layout.sum(0).to(device), persistent=False)
         self.layout = layout
-        # Bands side by side need neither gather nor scatter: they are one slice of the bins.
-        low, high = int(freq_indices[0]), int(freq_indices[-1]) + 1
-        contiguous = torch.equal(freq_indices, torch.arange(low, high, device=layout.device))
-        self.freq_slice = slice(low, high) if contiguous else None
+        # Bands side by side need neither gather nor scatter: together they are one run of bins.
+        self.runs = runs_of(freq_indices)
 
     @overload
     def forward(
@@ -374,8 +372,8 @@ class BandSplitRotator(nn.Module):
     def gather_bands(self, spectrum: Tensor) -> Tensor:
         """Line up the bins of every band: `(b, s, f, t, c)` to `(b, t, bins of all bands × s × c)`."""
         frames = rearrange(spectrum, "b s f t c -> b t f s c")
-        if self.freq_slice is not None:
-            frames = frames[:, :, self.freq_slice]
+        if len(self.runs) == 1 or is_eager_on_cpu(frames):
+            frames = torch.cat([frames[:, :, run.freqs] for run in self.runs], dim=2)
         else:
             frames = frames.index_select(2, self.freq_indices)
         return rearrange(frames, "b t f s c -> b t (f s c)")
@@ -411,7 +409,8 @@ class BandSplitRotator(nn.Module):
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""
         estimators = [self.mask_estimators[stem_id] for stem_id in stem_ids]
-        if can_share_products(estimators, x):
+        one_by_one = self.use_torch_checkpoint and is_eager_on_cpu(x)  # Recomputing one stem takes less memory.
+        if not one_by_one and all(is_plain(estimator, MaskEstimator) for estimator in estimators):
             masks = self._maybe_checkpointed(partial(masks_of_stems, cast("list[MaskEstimator]", estimators)), x)
         else:
             masks = torch.stack([self._maybe_checkpointed(estimator, x) for estimator in estimators], dim=1)
@@ -421,12 +420,16 @@ class BandSplitRotator(nn.Module):
     def average_overlaps(self, band_masks: Tensor) -> Tensor:
         """Give each bin the mean of its bands' masks: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
         num_freqs = self.num_bands_per_freq.shape[0]
-        if self.freq_slice is not None:
-            outside = (self.freq_slice.start, num_freqs - self.freq_slice.stop)
+        if len(self.runs) == 1:
+            freqs = self.runs[0].freqs
+            outside = (freqs.start, num_freqs - freqs.stop)
             return F.pad(band_masks, (0, 0, 0, 0, *outside)) if any(outside) else band_masks
-        shape = (*band_masks.shape[:3], num_freqs, *band_masks.shape[4:])
-        total = band_masks.new_zeros(shape).index_add(3, self.freq_indices, band_masks)
-        return total / self.num_bands_per_freq.clamp_min(1)[:, None, None]
+        if is_eager_on_cpu(band_masks):
+            total = add_runs(band_masks, self.runs, num_freqs)
+        else:
+            shape = (*band_masks.shape[:3], num_freqs, *band_masks.shape[4:])
+            total = band_masks.new_zeros(shape).index_add(3, self.freq_indices, band_masks)
+        return total.div_(self.num_bands_per_freq.clamp_min(1)[:, None, None])
 
     def apply_mask(self, spectrum: Tensor, mask: Tensor) -> Tensor:
         """Multiply the spectrum, `(b, s, f, t, c)`, by complex masks, `(b, n, t, f, s, c)`: `(b, n, s, f, t, c)`."""

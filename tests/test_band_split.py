@@ -128,39 +128,43 @@ def test_band_split_with_shared_products_computes_the_same(
 
 @pytest.mark.parametrize("num_stems", [1, 3])
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_mask_estimators_with_shared_products_compute_the_same(
-    num_stems: int, depth: int, randomise: Callable[[nn.Module], None]
+def test_mask_estimators_compute_the_same_together(
+    num_stems: int, depth: int, randomise: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimators = nn.ModuleList(MaskEstimator(5, UNSORTED, mask_estimator_depth=depth) for _ in range(num_stems))
     randomise(estimators)
     x = torch.randn(2, 3, len(UNSORTED), 5, requires_grad=True)
     expected = torch.stack([estimator(x) for estimator in estimators], dim=1)
-    actual = bandSplit.masks_of_stems(list(estimators), x)  # type: ignore[arg-type]
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(gradients(actual, estimators, x), gradients(expected, estimators, x))
+    expected_gradients = gradients(expected, estimators, x)
+    for launches_are_dear in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(bandSplit, "is_eager_on_cpu", lambda _x, dear=launches_are_dear: not dear)
+            if launches_are_dear:
+                patch.setattr(bandSplit, "through", lambda *_: pytest.fail("a band was computed by itself"))
+            actual = bandSplit.masks_of_stems(list(estimators), x)  # type: ignore[arg-type]
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(gradients(actual, estimators, x), expected_gradients)
 
 
 @pytest.mark.usefixtures("_launches_are_dear")
 def test_hook_on_a_band_is_called_also_where_products_could_be_shared() -> None:
-    block, estimator, x, seen = BandSplit(5, WIDTHS), MaskEstimator(5, WIDTHS), torch.randn(2, 3, 12), []
-    for module in (block.to_features[1][1], estimator.to_freqs[2][0][0]):  # type: ignore[index]
-        assert bandSplit.can_share_products([estimator], x)
+    block, estimators, x = BandSplit(5, WIDTHS), [MaskEstimator(5, WIDTHS) for _ in range(2)], torch.randn(2, 3, 12)
+    hooked, seen = (block.to_features[1][1], estimators[1].to_freqs[2][0][0]), []  # type: ignore[index]
+    for module in hooked:
         module.register_forward_hook(lambda module, *_: seen.append(module))
-    assert not bandSplit.can_share_products([MaskEstimator(5, WIDTHS), estimator], x)
-    block(x)
-    assert seen == [block.to_features[1][1]]  # type: ignore[index]
+    bandSplit.masks_of_stems(estimators, block(x))
+    assert tuple(seen) == hooked
 
 
 @pytest.mark.usefixtures("_launches_are_dear")
 def test_replaced_layers_take_part_also_where_products_could_be_shared() -> None:
-    block, x = BandSplit(5, WIDTHS), torch.randn(2, 3, 12)
+    block, estimator, x = BandSplit(5, WIDTHS), MaskEstimator(5, WIDTHS), torch.randn(2, 3, 12)
     block.to_features[1][1] = nn.Sequential(block.to_features[1][1], nn.Threshold(1e9, 7.0))  # type: ignore[index, operator]
-    assert block(x)[:, :, 1].eq(7).all()
-    assert not bandSplit.can_share_products([nn.Identity()], x)
-
-
-def test_products_are_not_shared_on_a_cpu() -> None:
-    assert not bandSplit.can_share_products([MaskEstimator(5, WIDTHS)], torch.randn(1))
+    tokens = block(x)
+    assert tokens[:, :, 1].eq(7).all()
+    estimator.to_freqs[1] = nn.Sequential(estimator.to_freqs[1], nn.Threshold(1e9, 3.0))
+    masks = bandSplit.masks_of_stems([estimator, estimator], tokens)
+    assert masks[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]].eq(3).all()
 
 
 # lossComputation

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator, attend, bandSplit
+from hunterFormsBS import BandSplitRotator, attend, bandSplit, bandSplitRotator
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "side by side": {},
@@ -92,6 +92,22 @@ def test_mask_of_a_bin_is_the_mean_of_the_masks_of_its_bands(tiny_model: Build, 
         columns = [i for i, (_band, bin_) in enumerate(layout.nonzero().tolist()) if bin_ == f]
         expected[:, :, :, f] = sum(band_masks[:, :, :, i] for i in columns) / len(columns)
     torch.testing.assert_close(model.average_overlaps(band_masks), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(overlapping_layouts())
+def test_bands_are_gathered_and_averaged_by_runs_of_bins_as_by_single_bins(tiny_model: Build, layout: Tensor) -> None:
+    model = tiny_model(mask_filter_bank=layout, stft_n_fft=16, stft_win_length=16, stft_hop_length=4, dim_freqs_in=9)
+    spectrum = torch.randn(2, 1, 9, 4, 2, requires_grad=True)
+    band_masks = torch.randn(2, 3, 4, int(layout.sum()), 1, 2, requires_grad=True)
+    results: list[tuple[Tensor, ...]] = []
+    for on_cpu in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bandSplitRotator, "is_eager_on_cpu", lambda _x, on_cpu=on_cpu: on_cpu)
+            bands, mask = model.gather_bands(spectrum), model.average_overlaps(band_masks)
+        loss = bands.square().sum() + mask.square().sum()
+        results.append((bands, mask, *torch.autograd.grad(loss, (spectrum, band_masks))))
+    torch.testing.assert_close(*results)
 
 
 @settings(deadline=None, max_examples=20)
