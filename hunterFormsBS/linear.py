@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -39,8 +40,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     Tensor
         `(..., o)`.
     """
-    if _has_onednn(x, weight):
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none"))
+    if (operator := _onednn_for(x, weight)) is not None:
+        return operator(x, weight, bias, activation, [], "none")
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
@@ -50,16 +51,29 @@ def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:
     return linear(x.T, y.T) if x.shape[1] <= y.shape[1] else linear(y.T, x.T).T
 
 
-def _has_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
+def _onednn_for(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
+    """Return oneDNN's operator where it is faster than what PyTorch does by itself, else None."""
+    fits = (
         is_eager_on_cpu(x)
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and not torch.is_autocast_enabled("cpu")
     )
+    return _onednn_operator() if fits else None
+
+
+@cache
+def _onednn_operator() -> Callable[..., Tensor] | None:
+    """Return the operator, None where PyTorch has none, or, as it is not documented, one that takes other arguments."""
+    one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
+    try:
+        operator = cast("Callable[..., Tensor]", torch.ops.mkldnn._linear_pointwise)
+        operator(one, one, None, "none", [], "none")
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return operator
 
 
 def can_bypass(*modules: tuple[nn.Module, type[nn.Module]]) -> bool:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
@@ -43,7 +44,10 @@ def gradients_of(function: Callable[..., Any], cheap: Any, inputs: Any, linears:
 @pytest.fixture(params=["oneDNN", "MKL"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of PyTorch's libraries computes, whatever this machine's processor would have chosen."""
-    monkeypatch.setattr(linear_module, "_has_onednn", lambda *_: request.param == "oneDNN")
+    operator = linear_module._onednn_operator()  # pyright: ignore[reportPrivateUsage]
+    if request.param == "oneDNN" and operator is None:
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(linear_module, "_onednn_for", lambda *_: operator if request.param == "oneDNN" else None)
     return str(request.param)
 
 
@@ -93,22 +97,35 @@ def test_onednn_is_for_float32_eager_and_without_autocast(monkeypatch: pytest.Mo
     x, weight = torch.randn(3, 5), torch.randn(4, 5)
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    fits = linear_module._has_onednn  # pyright: ignore[reportPrivateUsage]
-    assert fits(x, weight)
-    assert not fits(x.double(), weight.double())
-    assert not fits(x.bfloat16(), weight)
-    assert not fits(x[:0], weight)
-    assert not fits(x.to("meta"), weight.to("meta"))
+    fits = linear_module._onednn_for  # pyright: ignore[reportPrivateUsage]
+    assert fits(x, weight) is not None
+    assert fits(x.double(), weight.double()) is None
+    assert fits(x.bfloat16(), weight) is None
+    assert fits(x[:0], weight) is None
+    assert fits(x.to("meta"), weight.to("meta")) is None
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
-        assert not fits(x, weight)
+        assert fits(x, weight) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fits(x, weight)
+        assert fits(x, weight) is None
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not fits(x, weight)
+        assert fits(x, weight) is None
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert not fits(x, weight)
+    assert fits(x, weight) is None
+
+
+@pytest.mark.parametrize(
+    "operators", [SimpleNamespace(), SimpleNamespace(_linear_pointwise=lambda x, weight: x @ weight)]
+)
+def test_onednn_is_not_needed(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
+    linear_module._onednn_operator.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops, "mkldnn", operators)
+        actual = linear(x, weight, bias, activation="tanh")
+    linear_module._onednn_operator.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    assert torch.equal(actual, F.linear(x, weight, bias).tanh())
 
 
 # through
