@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hunterFormsBS.bandGroups import BandGroups
 from hunterFormsBS.layout import (
@@ -248,11 +249,35 @@ def lossComputation(
 
     # The transform is linear: one STFT of the difference serves for two.
     rows = difference.flatten(0, -2)
-    multi_stft_term = torch.stack(
-        [_spectral_l1(rows, size, multi_stft) for size in multi_stft["multi_stft_resolutions_window_sizes"]]
-    ).sum()
+    if rows.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        multi_stft_term = cast(Tensor, _SpectralTerm.apply(rows, multi_stft))  # type: ignore[no-untyped-call]
+    else:
+        sizes = multi_stft["multi_stft_resolutions_window_sizes"]
+        multi_stft_term = torch.stack([_spectral_l1(rows, size, multi_stft) for size in sizes]).sum()
     loss = waveform_term + weight * multi_stft_term
     return (loss, (waveform_term, multi_stft_term)) if return_loss_breakdown else loss
+
+
+class _SpectralTerm(torch.autograd.Function):
+    """Sum of `_spectral_l1` over resolutions, with its gradient made at once: one spectrum at a time is in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, multi_stft: ParametersComputeLoss) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        leaf = rows.detach().requires_grad_()
+        total, gradient = rows.new_zeros(()), torch.zeros_like(rows)
+        for window_size in multi_stft["multi_stft_resolutions_window_sizes"]:
+            with torch.enable_grad():
+                term = _spectral_l1(leaf, window_size, multi_stft)
+            gradient += torch.autograd.grad(term, leaf)[0]
+            total += term.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None
 
 
 def _spectral_l1(rows: Tensor, window_size: int, multi_stft: ParametersComputeLoss) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -235,6 +237,30 @@ def test_gradient_of_the_loss_is_that_of_two_transforms() -> None:
     (expected,) = torch.autograd.grad(waveform_term + 0.7 * multi_stft_term, estimate)
     (actual,) = torch.autograd.grad(lossComputation(estimate, target, [0], SETTINGS), estimate)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_gradient_of_the_loss_is_the_same_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate, target = torch.randn(2, 3, 2, 300, requires_grad=True), torch.randn(2, 3, 2, 300)
+    losses = [lossComputation(estimate, target, [0, 1, 2], SETTINGS)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    losses.append(lossComputation(estimate, target, [0, 1, 2], SETTINGS))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * loss, estimate)[0] for loss in losses))
+
+
+def test_loss_keeps_no_spectrum_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate, spectra, stft = torch.randn(1, 1, 2, 300, requires_grad=True), [], torch.stft
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        spectrum = stft(*args, **kwargs)
+        spectra.append(weakref.ref(spectrum))
+        return spectrum
+
+    monkeypatch.setattr(torch, "stft", recorded)
+    loss = lossComputation(estimate, torch.zeros(1, 1, 2, 300), [0], SETTINGS)
+    gc.collect()
+    assert loss.requires_grad
+    assert [spectrum() for spectrum in spectra] == [None] * len(SETTINGS["multi_stft_resolutions_window_sizes"])
 
 
 def test_gradient_is_finite_where_estimate_and_target_agree() -> None:
