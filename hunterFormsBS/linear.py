@@ -33,16 +33,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     bias : Tensor, optional
         `(o)`.
     activation : {'none', 'gelu', 'tanh'}
-        What is applied to the results; oneDNN does it before it writes them to memory.
+        What is applied to the results; with AVX-512 oneDNN does it before it writes them to memory.
 
     Returns
     -------
     Tensor
         `(..., o)`.
     """
-    if (operator := _onednn_for(x, weight)) is not None:
+    operator = _onednn_for(x, weight)
+    if operator is None:
+        return ACTIVATIONS[activation](F.linear(x, weight, bias))
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return operator(x, weight, bias, activation, [], "none")
-    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+    # With AVX2 oneDNN is slower at these than PyTorch.
+    return ACTIVATIONS[activation](operator(x, weight, bias, "none", [], "none"))
 
 
 def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:

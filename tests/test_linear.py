@@ -61,8 +61,12 @@ def test_linear_is_that_of_torch(shape: tuple[int, ...], out: int, bias: bool) -
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize(("activation", "function"), [("gelu", F.gelu), ("tanh", torch.tanh)])
-def test_linear_applies_an_activation(activation: Any, function: Callable[[Tensor], Tensor]) -> None:
+def test_linear_applies_an_activation(
+    activation: Any, function: Callable[[Tensor], Tensor], capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     x, weight, bias = 3 * torch.randn(50, 5), torch.randn(40, 5), torch.randn(40)
     expected = function(F.linear(x, weight, bias))
     torch.testing.assert_close(linear(x, weight, bias, activation=activation), expected)
