@@ -51,6 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
 
 def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:
     """Return `xᵀ y`, `(m, n)`, of `x`, `(k, m)`, and `y`, `(k, n)`: the gradient of a weight, by way of `linear`."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return x.T @ y  # With AVX2 oneDNN is slower at this than MKL.
     # oneDNN likes few rows and many columns.
     return linear(x.T, y.T) if x.shape[1] <= y.shape[1] else linear(y.T, x.T).T
 

@@ -81,7 +81,9 @@ def test_linear_takes_views_of_any_order() -> None:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("m", "n"), [(3, 8), (8, 3), (4, 4), (1, 5)])
-def test_product_of_transposes(m: int, n: int) -> None:
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_product_of_transposes(m: int, n: int, capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     x, y = torch.randn(11, m), torch.randn(11, n)
     torch.testing.assert_close(product_of_transposes(x, y), x.T @ y)
 
