@@ -35,9 +35,8 @@ KERNELS = (
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
-    "aten::mkldnn_convolution",
 )
-"""What PyTorch calls its matrix products, among them those computed as convolutions, and its attention kernel."""
+"""What PyTorch calls its matrix products and its attention kernel."""
 
 
 class Summary(NamedTuple):

@@ -169,6 +169,11 @@ def test_replaced_layers_take_part_also_where_products_could_be_shared() -> None
     assert masks[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]].eq(3).all()
 
 
+def test_products_are_not_shared_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandSplit, "_masks_by_groups", lambda *_: pytest.fail("products were shared"))
+    assert MaskEstimator(5, WIDTHS)(torch.randn(2, 3, len(WIDTHS), 5)).shape == (2, 3, sum(WIDTHS))
+
+
 # lossComputation
 
 SETTINGS: ParametersComputeLoss = {

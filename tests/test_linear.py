@@ -182,16 +182,14 @@ def test_through_stores_no_more_than_a_call(bytes_saved_for_backward: SavedBytes
 def test_through_calls_whatever_has_a_hook(path: str) -> None:
     net, seen = nested(), []
     net.get_submodule(path).register_forward_hook(lambda module, *_: seen.append(module))
-    with torch.no_grad():
-        through(net, torch.randn(3, 5))
+    through(net, torch.randn(3, 5))
     assert seen == [net.get_submodule(path)]
 
 
 def test_through_calls_whatever_took_the_place_of_a_layer() -> None:
     net = nested()
     net[0][2] = nn.Sequential(net[0][2], nn.Threshold(1e9, 3.0))  # type: ignore[index, operator]
-    with torch.no_grad():
-        torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
+    torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
 
 
 # linear_of
@@ -202,13 +200,14 @@ cheap_functions = pytest.mark.parametrize(
 
 
 @cheap_functions
-def test_linear_of_gives_the_outputs_of_the_plain_composition(cheap: Any, extra_shapes: Any) -> None:
+def test_linear_of_gives_the_outputs_of_the_plain_composition(cheap: Any, extra_shapes: Any, library: str) -> None:
     inputs = (torch.randn(2, 3, 5), *(torch.randn(shape) for shape in extra_shapes))
     linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
     for actual, expected in zip(
         linear_of(cheap, inputs, linears), plain_linear_of(cheap, inputs, linears), strict=True
     ):
         torch.testing.assert_close(actual, expected)
+        assert library == "oneDNN" or torch.equal(actual, expected)
 
 
 @cheap_functions
