@@ -33,10 +33,12 @@ KERNELS = (
     "aten::baddbmm",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    "aten::_softmax",
+    "aten::_softmax_backward_data",
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
 )
-"""What PyTorch calls its matrix products and its attention kernel."""
+"""What PyTorch calls its matrix products and its attention kernel, and the softmax of attention without that kernel."""
 
 
 class Summary(NamedTuple):

@@ -5,10 +5,9 @@ Axis letters in this module: b sequences, n positions, h heads, d features, e fe
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from contextlib import nullcontext
+from functools import partial
 from typing import TypeAlias, cast
 
 import torch
@@ -16,15 +15,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hunterFormsBS.feedForward import FeedForward
-from hunterFormsBS.linear import can_bypass, linear_of
+from hunterFormsBS.linear import can_bypass, linear_of, packing_weights
 from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
 from hunterFormsBS.plain import is_eager_on_cpu, is_plain
 from hunterFormsBS.recompute import checkpointed
 from hunterFormsBS.residual import has_streams, residual_wrapper
 from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.scaledDotProduct import Attend
 from hunterFormsBS.theTypes import FlashAttentionConfig
 from hunterFormsBS.valueResidual import ValueResidualMix, mix_values
 
@@ -33,96 +32,6 @@ Values: TypeAlias = tuple[Tensor, ...]
 
 TOKENS_PER_BLOCK = 2048
 """On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
-
-
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-
-
-class Attend(nn.Module):
-    """Scaled dot-product attention, `softmax(scale · q kᵀ) v` [1]_, by the kernel that fits.
-
-    Parameters
-    ----------
-    attn_dropout : float
-        Probability of dropping an attention weight while training.
-    flash_attn : bool or FlashAttentionConfig
-        True: PyTorch's `scaled_dot_product_attention` and whatever kernel it picks. A configuration restricts its
-        choice. False: explicit softmax, which keeps the whole attention matrix.
-    sage_attention : bool
-        Use SageAttention [2]_ for float16 and bfloat16 on CUDA without gradient (its kernels have no backward pass).
-        Elsewhere `scaled_dot_product_attention` takes its place, and one warning says why.
-    scale : float, optional
-        Factor on the scores; `q.shape[-1] ** -0.5` by default.
-
-    References
-    ----------
-    .. [1] Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv 1706.03762.
-    .. [2] Zhang et al., SageAttention, ICLR 2025, arXiv 2410.02367.
-    """
-
-    def __init__(
-        self,
-        *,
-        attn_dropout: float = 0.0,
-        flash_attn: bool | FlashAttentionConfig = True,
-        sage_attention: bool = False,
-        scale: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.attn_dropout = nn.Dropout(attn_dropout)
-        self.flash_attn = flash_attn
-        self.sage_attention = sage_attention
-        self.scale = scale
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from `q` to `k`, both `(b, h, n, e)`; mix `v`, `(b, h, n, e')` with e' ≤ e, to its own shape."""
-        if not self.flash_attn:
-            return self._explicit(q, k, v)
-        width = v.shape[-1]
-        if q.shape[-1] != width:  # the fast kernels want one width for all three
-            v = F.pad(v, (0, q.shape[-1] - width))
-        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        if self.sage_attention and self._can_use_sage(q, k, v):
-            from sageattention import sageattn  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
-
-            out = cast(Tensor, sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=scale))
-        else:
-            out = self._scaled_dot_product(q, k, v, scale)
-        return out[..., :width]
-
-    def _scaled_dot_product(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        dropout = self.attn_dropout.p if self.training else 0.0
-        attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=dropout, scale=scale)
-        if not isinstance(self.flash_attn, FlashAttentionConfig):
-            return attend()
-        backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
-        allowed = [backend for backend, enabled in zip(backends, self.flash_attn, strict=True) if enabled]
-        with sdpa_kernel(allowed):
-            return attend()
-
-    def _explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        scores = q @ k.transpose(-1, -2) * scale
-        weights = scores.softmax(dim=-1, dtype=at_least_float32(scores.dtype)).to(v.dtype)
-        return cast(Tensor, self.attn_dropout(weights)) @ v
-
-    @staticmethod
-    def _can_use_sage(q: Tensor, k: Tensor, v: Tensor) -> bool:
-        if importlib.util.find_spec("sageattention") is None:
-            reason = "the package sageattention is not installed"
-        elif not q.is_cuda:
-            reason = f"it needs CUDA tensors, and these are on {q.device.type}"
-        elif q.dtype not in (torch.float16, torch.bfloat16):
-            reason = f"it needs float16 or bfloat16, and these are {q.dtype}"
-        elif torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
-            reason = "gradients are needed, and its kernels have no backward pass"
-        else:
-            return True
-        if not torch.compiler.is_compiling():
-            _warn_once(f"sage_attention=True has no effect here: {reason}. PyTorch's attention is used.")
-        return False
 
 
 class Attention(nn.Module):
@@ -415,12 +324,14 @@ class Transformer(nn.Module):
         table = self._position_table(x.shape[1])
         outs: list[Tensor] = []
         values: list[Tensor] = []
-        for index, block in enumerate(self._blocks(x)):
-            out, value = run(block, first_values[index] if first_values else None, table)
-            outs.append(out)
-            if self.keep_values:
-                # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
-                values.append(value if value.requires_grad else value.contiguous())
+        blocks = self._blocks(x)
+        with packing_weights() if len(blocks) > 1 else nullcontext():
+            for index, block in enumerate(blocks):
+                out, value = run(block, first_values[index] if first_values else None, table)
+                outs.append(out)
+                if self.keep_values:
+                    # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
+                    values.append(value if value.requires_grad else value.contiguous())
         return torch.cat(outs) if len(outs) > 1 else outs[0], tuple(values)
 
     def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:

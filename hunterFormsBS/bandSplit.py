@@ -7,7 +7,7 @@ band the order is (f s c).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from typing import Any, Literal, cast, overload
 
@@ -30,6 +30,10 @@ from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
 from hunterFormsBS.plain import are_plain, constant_when_compiled, is_eager_on_cpu
 from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
 from hunterFormsBS.theTypes import ParametersComputeLoss
+
+# torch.fft has no annotations.
+rfft = cast("Callable[..., Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
+irfft = cast("Callable[..., Tensor]", torch.fft.irfft)  # pyright: ignore[reportUnknownMemberType]
 
 __all__ = [
     "DEFAULT_FREQS_PER_BANDS",
@@ -259,7 +263,10 @@ def lossComputation(
 
 
 class _SpectralTerm(torch.autograd.Function):
-    """Sum of `_spectral_l1` over resolutions, with its gradient made at once: one spectrum at a time is in memory."""
+    """Sum of `_spectral_l1` over resolutions, with its gradient made at once: one spectrum at a time is in memory.
+
+    Autograd would transform full complex spectra back, though the signal is real: two and a half times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, multi_stft: ParametersComputeLoss) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -267,9 +274,17 @@ class _SpectralTerm(torch.autograd.Function):
         total, gradient = rows.new_zeros(()), torch.zeros_like(rows)
         for window_size in multi_stft["multi_stft_resolutions_window_sizes"]:
             with torch.enable_grad():
-                term = _spectral_l1(leaf, window_size, multi_stft)
-            gradient += torch.autograd.grad(term, leaf)[0]
-            total += term.detach()
+                frames, window = _frames_and_window(leaf, window_size, multi_stft)
+            spectrum = rfft(frames.detach() * window)
+            modulus = spectrum.abs()
+            total += modulus.mean().to(total.device)
+            # The gradient of a modulus is its number's direction, and zero at zero.
+            direction = spectrum.div_(modulus.clamp_min_(torch.finfo(modulus.dtype).tiny))
+            # The inverse transform counts twice what stands for two conjugate bins: all but 0 Hz and, if any, Nyquist.
+            n_fft = frames.shape[-1]
+            direction[..., 1 : (n_fft + 1) // 2] /= 2
+            grad_frames = irfft(direction, n_fft, norm="forward").mul_(window / modulus.numel())
+            gradient += torch.autograd.grad(frames, leaf, grad_frames)[0]
         ctx.save_for_backward(gradient)
         return total
 
@@ -282,16 +297,18 @@ class _SpectralTerm(torch.autograd.Function):
 
 def _spectral_l1(rows: Tensor, window_size: int, multi_stft: ParametersComputeLoss) -> Tensor:
     """Return the mean modulus of the STFT of `rows`, `(rows, t)`."""
+    frames, window = _frames_and_window(rows, window_size, multi_stft)
+    return rfft(frames * window).abs().mean().to(rows.device)
+
+
+def _frames_and_window(rows: Tensor, window_size: int, multi_stft: ParametersComputeLoss) -> tuple[Tensor, Tensor]:
+    """Return what `torch.stft` would transform: frames, `(rows, frame, n_fft)`, and the window, centred, `(n_fft)`."""
     n_fft = max(window_size, multi_stft["stft_n_fft"])
-    device = rows.device
-    rows = padded_for_stft(rows.cpu() if lacks_fft(device) else rows, n_fft)
-    spectrum = torch.stft(
-        rows,
-        n_fft,
-        multi_stft["multi_stft_hop_size"],
-        window_size,
-        multi_stft["multi_stft_window_fn"](window_size, device=rows.device, dtype=rows.dtype),
-        normalized=multi_stft["multi_stft_normalized"],
-        return_complex=True,
-    )
-    return spectrum.abs().mean().to(device)
+    rows = padded_for_stft(rows.cpu() if lacks_fft(rows.device) else rows, n_fft)
+    rows = F.pad(rows[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
+    window = multi_stft["multi_stft_window_fn"](window_size, device=rows.device, dtype=rows.dtype)
+    before = (n_fft - window_size) // 2
+    window = F.pad(window, (before, n_fft - window_size - before))
+    if multi_stft["multi_stft_normalized"]:
+        window = window * n_fft**-0.5
+    return rows.unfold(-1, n_fft, multi_stft["multi_stft_hop_size"]), window

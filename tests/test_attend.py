@@ -19,6 +19,7 @@ from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
 
 from hunterFormsBS import attend as attend_module
+from hunterFormsBS import scaledDotProduct
 from hunterFormsBS.attend import Attend, Attention, LinearAttention, Transformer
 from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
 from hunterFormsBS.theTypes import FlashAttentionConfig
@@ -73,6 +74,57 @@ def test_gradients_of_attend_do_not_depend_on_the_kernel(flash_attn: Any) -> Non
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("keys", [5, 7])
+def test_products_by_heads_give_what_pytorchs_kernel_gives(
+    keys: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Packed, as they come from one linear map, and with values of another width.
+    packed = torch.randn(3, 7, 3, HEADS, 8, dtype=dtype)
+    q, k, v = (packed[:, :, index].transpose(1, 2).clone(memory_format=torch.preserve_format) for index in range(3))
+    weight, results = torch.randn(3, HEADS, 7, 6, dtype=dtype), []
+    for short in (0, 7):
+        monkeypatch.setattr(scaledDotProduct, "SHORT", short)
+        leaves = [t.detach().requires_grad_() for t in (q, k[:, :, :keys], v[:, :, :keys, :6])]
+        out = Attend()(*leaves)
+        results.append((out, torch.autograd.grad((out * weight).sum(), leaves)))
+        with torch.no_grad():
+            torch.testing.assert_close(Attend()(*leaves), out, rtol=0, atol=0)
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "compiling", "autocast", "dropout", "flash_attn", "expected"),
+    [
+        (torch.float32, 5, False, False, 0.0, True, True),
+        (torch.float32, 5, False, False, 0.1, True, False),
+        (torch.float32, 5, False, False, 0.0, FlashAttentionConfig(), False),
+        (torch.float32, 5, False, True, 0.0, True, False),
+        (torch.float32, 5, True, False, 0.0, True, False),
+        (torch.float32, scaledDotProduct.SHORT + 1, False, False, 0.0, True, False),
+        (torch.bfloat16, 5, False, False, 0.0, True, False),
+    ],
+)
+def test_products_by_heads_serve_short_sequences_of_full_precision(
+    dtype: torch.dtype,
+    length: int,
+    compiling: bool,
+    autocast: bool,
+    dropout: float,
+    flash_attn: Any,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    by_heads = scaledDotProduct.attend_by_heads
+    monkeypatch.setattr(scaledDotProduct, "attend_by_heads", lambda *a: calls.append(1) or by_heads(*a))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    q, k, v = (t.to(dtype) for t in queries_keys_values(length))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        Attend(attn_dropout=dropout, flash_attn=flash_attn)(q, k, v)
+    assert bool(calls) is expected
+
+
 @each_kernel
 def test_dropout_drops_attention_weights_in_training_only(flash_attn: Any) -> None:
     # All keys alike: each of 10 weights is 0.1, and 0.2 or 0 once half of them are dropped.
@@ -118,7 +170,7 @@ def test_configuration_restricts_the_kernels_during_the_call_only(
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorder)
     before = enabled()
     Attend(flash_attn=FlashAttentionConfig(*allowed))(*queries_keys_values())
-    Attend(flash_attn=True)(*queries_keys_values())
+    Attend(flash_attn=True)(*queries_keys_values(scaledDotProduct.SHORT + 1))
     assert seen == [allowed, before]
     assert enabled() == before
 
@@ -138,9 +190,9 @@ def sage(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
     module = SimpleNamespace(sageattn=sageattn, __spec__=SimpleNamespace(name="sageattention"))
     monkeypatch.setitem(sys.modules, "sageattention", module)  # type: ignore[arg-type]
-    attend_module._warn_once.cache_clear()
+    scaledDotProduct._warn_once.cache_clear()
     yield calls
-    attend_module._warn_once.cache_clear()
+    scaledDotProduct._warn_once.cache_clear()
 
 
 def pretend(**overrides: Any) -> Any:
@@ -191,7 +243,7 @@ def test_sage_attention_is_used_for_half_types_on_cuda_without_gradients(dtype: 
         tensors = [needs_gradients if index == where else tensor for index in range(3)]
         with torch.no_grad():
             assert Attend._can_use_sage(*tensors)
-        attend_module._warn_once.cache_clear()
+        scaledDotProduct._warn_once.cache_clear()
         with pytest.warns(UserWarning, match="no backward pass"):
             assert not Attend._can_use_sage(*tensors)
 

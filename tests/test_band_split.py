@@ -236,11 +236,22 @@ def test_loss_is_the_waveform_term_plus_the_weighted_spectral_term(changes: Any,
     torch.testing.assert_close(broken_down, (expected, (waveform_term, multi_stft_term)))
 
 
-def test_gradient_of_the_loss_is_that_of_two_transforms() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"multi_stft_normalized": True},
+        {"multi_stft_resolutions_window_sizes": (65, 33), "stft_n_fft": 65},
+        {"multi_stft_window_fn": torch.hamming_window},
+    ],
+    ids=lambda changes: ", ".join(changes) or "plain",
+)
+def test_gradient_of_the_loss_is_that_of_two_transforms(changes: Any) -> None:
+    settings: Any = SETTINGS | changes
     estimate, target = torch.randn(2, 1, 2, 300, requires_grad=True), torch.randn(2, 1, 2, 300)
-    waveform_term, multi_stft_term = naive_loss(estimate, target, SETTINGS)
+    waveform_term, multi_stft_term = naive_loss(estimate, target, settings)
     (expected,) = torch.autograd.grad(waveform_term + 0.7 * multi_stft_term, estimate)
-    (actual,) = torch.autograd.grad(lossComputation(estimate, target, [0], SETTINGS), estimate)
+    (actual,) = torch.autograd.grad(lossComputation(estimate, target, [0], settings), estimate)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -254,14 +265,14 @@ def test_gradient_of_the_loss_is_the_same_in_a_graph(monkeypatch: pytest.MonkeyP
 
 
 def test_loss_keeps_no_spectrum_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    estimate, spectra, stft = torch.randn(1, 1, 2, 300, requires_grad=True), [], torch.stft
+    estimate, spectra, rfft = torch.randn(1, 1, 2, 300, requires_grad=True), [], bandSplit.rfft
 
     def recorded(*args: Any, **kwargs: Any) -> Tensor:
-        spectrum = stft(*args, **kwargs)
+        spectrum = rfft(*args, **kwargs)
         spectra.append(weakref.ref(spectrum))
         return spectrum
 
-    monkeypatch.setattr(torch, "stft", recorded)
+    monkeypatch.setattr(bandSplit, "rfft", recorded)
     loss = lossComputation(estimate, torch.zeros(1, 1, 2, 300), [0], SETTINGS)
     gc.collect()
     assert loss.requires_grad
@@ -325,7 +336,7 @@ def test_float64_loss_stays_float64() -> None:
 @pytest.mark.parametrize("weight", [0, 0.0])
 def test_weight_zero_without_breakdown_takes_no_transform(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     estimate, target = torch.randn(1, 1, 1, 300), torch.randn(1, 1, 1, 300)
-    monkeypatch.setattr(torch, "stft", None)
+    monkeypatch.setattr(bandSplit, "rfft", None)
     settings: Any = SETTINGS | {"multi_stft_resolution_loss_weight": weight}
     torch.testing.assert_close(lossComputation(estimate, target, [0], settings), (estimate - target).abs().mean())
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hunterFormsBS.linear as linear_module
-from hunterFormsBS.linear import can_bypass, linear, linear_of, product_of_transposes, through
+from hunterFormsBS.linear import can_bypass, linear, linear_of, packing_weights, product_of_transposes, through
 from hunterFormsBS.norm import rms_norm
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
@@ -86,6 +86,37 @@ def test_product_of_transposes(m: int, n: int, capability: str, monkeypatch: pyt
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     x, y = torch.randn(11, m), torch.randn(11, n)
     torch.testing.assert_close(product_of_transposes(x, y), x.T @ y)
+
+
+@pytest.mark.usefixtures("library")
+def test_packed_weights_give_the_same_and_are_packed_once_a_scope() -> None:
+    x, weight, bias = torch.randn(50, 40), torch.randn(48, 40), torch.randn(48)
+    square = torch.randn(40, 40)
+    expected = [linear(rows, weight, bias) for rows in (x, x[:3])]
+    with packing_weights():
+        for _ in range(2):
+            torch.testing.assert_close([linear(rows, weight, bias) for rows in (x, x[:3])], expected)
+        # The same memory, read in another order, is another weight.
+        torch.testing.assert_close([linear(x, square), linear(x, square.T)], [x @ square.T, x @ square])
+    weight.zero_()
+    assert torch.equal(linear(x, weight), torch.zeros(50, 48))
+    with packing_weights():
+        assert torch.equal(linear(x, weight), torch.zeros(50, 48))
+
+
+def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if linear_module._onednn_for(torch.ones(1, 1), torch.ones(1, 1)) is None:  # pyright: ignore[reportPrivateUsage]
+        pytest.skip("this machine does not use oneDNN")
+    packed: list[Tensor] = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda w, n: packed.append(w) or pack(w, n))
+    layers = [nn.Linear(5, 4), nn.Linear(5, 4)]
+    with packing_weights():
+        for _ in range(3):
+            linear_of(F.gelu, (torch.randn(3, 5),), layers)
+    assert [t.data_ptr() for t in packed] == [layer.weight.data_ptr() for layer in layers]
+    linear_of(F.gelu, (torch.randn(3, 5),), layers)
+    assert len(packed) == 2
 
 
 @pytest.mark.usefixtures("library")
