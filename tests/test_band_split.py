@@ -276,7 +276,7 @@ def test_loss_keeps_no_spectrum_for_the_backward_pass(monkeypatch: pytest.Monkey
     loss = lossComputation(estimate, torch.zeros(1, 1, 2, 300), [0], SETTINGS)
     gc.collect()
     assert loss.requires_grad
-    assert [spectrum() for spectrum in spectra] == [None] * len(SETTINGS["multi_stft_resolutions_window_sizes"])
+    assert [spectrum() for spectrum in spectra] == [None] * 2 * len(SETTINGS["multi_stft_resolutions_window_sizes"])
 
 
 def test_gradient_is_finite_where_estimate_and_target_agree() -> None:
