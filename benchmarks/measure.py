@@ -231,9 +231,11 @@ def _git(*arguments: str) -> str:
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "model name" in fields:
+            # Virtual machines may keep the product's name to themselves, but not its generation.
+            return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
     return platform.processor() or platform.machine()
 
 
