@@ -328,7 +328,7 @@ class Transformer(nn.Module):
         with packing_weights() if len(blocks) > 1 else nullcontext():
             for index, block in enumerate(blocks):
                 # Once, in cache: each linear map of the first layer would copy a transposed view for itself.
-                block = block.contiguous() if len(blocks) > 1 else block  # noqa: PLW2901
+                block = block.contiguous() if len(blocks) > 1 else block
                 out, value = run(block, first_values[index] if first_values else None, table)
                 outs.append(out)
                 if self.keep_values:
