@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -10,8 +11,6 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from hunterFormsBS import attend, bandSplit
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 """Calls of the CUDA runtime and driver that start a kernel or a recorded graph of kernels."""
@@ -47,8 +46,9 @@ def operators(function: Callable[[], object]) -> int:
     counter = _Operators()
     with ExitStack() as stack:
         # Small pieces, which hunterFormsBS prefers on a CPU, are not what it launches on a GPU.
-        for module in (attend, bandSplit):
-            stack.enter_context(patch.object(module, "is_eager_on_cpu", lambda _x: False))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("hunterFormsBS.") and hasattr(module, "is_eager_on_cpu"):
+                stack.enter_context(patch.object(module, "is_eager_on_cpu", lambda _x: False))
         stack.enter_context(counter)
         function()
     return counter.count

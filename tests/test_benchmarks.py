@@ -141,6 +141,15 @@ def test_operators_are_counted_without_views() -> None:
     assert launches.operators(lambda: (x + 1).view(-1)[None] * 2) == 2
 
 
+def test_operators_are_those_of_a_gpu_whatever_a_cpu_splits_up() -> None:
+    counts = []
+    for heads in (1, 3):
+        model = models.build(models.OURS, replace(models.TINY, heads=heads))
+        with torch.no_grad():
+            counts.append(launches.operators(models.inference(model, models.noise(0.2))))
+    assert counts[0] == counts[1]
+
+
 def test_markdown_tables_have_a_rule_and_dashes_for_what_was_not_measured() -> None:
     text = report.as_table([{"a": 1.23456, "bb": None}, {"a": "x", "bb": 10}], markdown=True)
     assert text == "| a    | bb |\n|------|----|\n| 1.23 | –  |\n| x    | 10 |"
