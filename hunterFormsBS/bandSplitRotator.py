@@ -64,7 +64,7 @@ class BandSplitRotator(nn.Module):
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
     flash_attn, sage_attention, scale
-        See `hunterFormsBS.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
+        See `hunterFormsBS.scaledDotProduct.Attend`. `scale` is `dim_head ** -0.5` by default.
     freq_range : (int, int), optional
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
     freqs_per_bands : sequence of int
