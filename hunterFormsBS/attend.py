@@ -324,11 +324,8 @@ class Transformer(nn.Module):
         table = self._position_table(x.shape[1])
         outs: list[Tensor] = []
         values: list[Tensor] = []
-        blocks = self._blocks(x)
-        with packing_weights() if len(blocks) > 1 else nullcontext():
-            for index, block in enumerate(blocks):
-                # Once, in cache: each linear map of the first layer would copy a transposed view for itself.
-                block = block.contiguous() if len(blocks) > 1 else block
+        with packing_weights() if is_eager_on_cpu(x) else nullcontext():
+            for index, block in enumerate(self._blocks(x)):
                 out, value = run(block, first_values[index] if first_values else None, table)
                 outs.append(out)
                 if self.keep_values:
@@ -336,13 +333,14 @@ class Transformer(nn.Module):
                     values.append(value if value.requires_grad else value.contiguous())
         return torch.cat(outs) if len(outs) > 1 else outs[0], tuple(values)
 
-    def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _blocks(self, x: Tensor) -> Iterable[Tensor]:
         """Divide the sequences into cache-sized blocks on a CPU; elsewhere launches cost more than memory traffic."""
         if not is_eager_on_cpu(x):
             return (x,)
         streams = self.num_residual_streams
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
-        return torch.split(x, sequences)
+        # One at a time into order: each linear map of the first layer would copy a transposed view for itself.
+        return map(Tensor.contiguous, torch.split(x, sequences))
 
     def _position_table(self, length: int) -> tuple[Tensor, ...] | None:
         """Return the table that all layers share; None where the layers look after themselves."""

@@ -152,9 +152,11 @@ def masks_of_stems(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
     """Apply the mask estimators of several stems at once: `(b, t, band, d)` to `(b, n, t, sum of widths)`."""
     if not is_eager_on_cpu(x) and all(estimator.is_plain() for estimator in estimators):
         return _masks_by_groups(estimators, x)
-    bands = x.unbind(-2)
-    nets = [zip(bands, estimator.to_freqs, strict=True) for estimator in estimators]
-    masks = torch.cat([through(net, band) for band, net in chain.from_iterable(nets)], dim=-1)
+    # Once for all stems: each linear map, and each gradient, would copy a band out of its tokens for itself.
+    bands = map(Tensor.contiguous, x.unbind(-2))
+    nets_of_bands = zip(*(estimator.to_freqs for estimator in estimators), strict=True)
+    by_band = [[through(net, band) for net in nets] for band, nets in zip(bands, nets_of_bands, strict=True)]
+    masks = torch.cat(list(chain.from_iterable(zip(*by_band, strict=True))), dim=-1)
     return rearrange(masks, "b t (n w) -> b n t w", n=len(estimators))
 
 

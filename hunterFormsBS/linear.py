@@ -210,7 +210,7 @@ class _LinearOf(torch.autograd.Function):
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]
         with torch.enable_grad():
             hidden = leaves[0] if ctx.cheap is None else ctx.cheap(*leaves)
-        rows = hidden.detach().flatten(0, -2)
+        rows = hidden.detach().flatten(0, -2).contiguous()  # oneDNN is lost where there are gaps between rows.
         if outputs:
             pairs = zip(grad_outputs, outputs, strict=True)
             grad_outputs = tuple(torch.ops.aten.tanh_backward(grad, output) for grad, output in pairs)
@@ -220,17 +220,17 @@ class _LinearOf(torch.autograd.Function):
         for index, grad in enumerate(grad_outputs):
             weight, bias = weights[2 * index : 2 * index + 2]
             need_weight, need_bias = needs[ctx.num_inputs + 2 * index : ctx.num_inputs + 2 * index + 2]
-            grad_rows = grad.flatten(0, -2)
+            grad_rows = grad.flatten(0, -2).contiguous()
             # Under autocast the output, and so its gradient, is narrower than the stored tensors.
             narrow = grad.dtype
             grad_weights += [
                 product_of_transposes(grad_rows, rows.to(narrow)).to(weight.dtype) if need_weight else None,
                 grad_rows.sum(0).to(bias.dtype) if need_bias else None,
             ]
-            part = linear(grad, weight.to(narrow).T)
+            part = linear(grad_rows, weight.to(narrow).T)
             grad_hidden = part if grad_hidden is None else grad_hidden + part
 
-        grad_hidden = cast(Tensor, grad_hidden).to(hidden.dtype)
+        grad_hidden = cast(Tensor, grad_hidden).to(hidden.dtype).view(hidden.shape)
         if ctx.cheap is None:
             return (None, None, None, grad_hidden, *grad_weights)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]

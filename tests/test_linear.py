@@ -285,6 +285,23 @@ def test_linear_of_gives_the_gradients_of_finite_differences(cheap: Any, extra_s
     assert torch.autograd.gradcheck(function, tensors)
 
 
+def test_gradient_of_weights_is_made_of_rows_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gaps oneDNN takes hundreds of times as long: a band of tokens has them, and so may gradients."""
+    factors: list[Tensor] = []
+
+    def spy(x: Tensor, y: Tensor) -> Tensor:
+        factors.extend((x, y))
+        return product_of_transposes(x, y)
+
+    monkeypatch.setattr(linear_module, "product_of_transposes", spy)
+    tokens = torch.randn(1, 7, 3, 4, requires_grad=True)
+    layer = nn.Linear(4, 5)
+    (out,) = linear_of(None, (tokens[:, :, 1],), (layer,))
+    out.backward(torch.randn(1, 7, 2, 5)[:, :, 1])  # type: ignore[no-untyped-call]
+    assert len(factors) == 2
+    assert all(factor.is_contiguous() for factor in factors)
+
+
 def test_output_that_is_not_used_does_not_disturb_the_gradient() -> None:
     x, linears = torch.randn(3, 5, requires_grad=True), [nn.Linear(5, 4), nn.Linear(5, 7)]
     grads = [
