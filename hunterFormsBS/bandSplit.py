@@ -296,13 +296,15 @@ def _spectral_l1_and_gradient(
         frames, window = _frames_and_window(leaf, window_size, multi_stft)
     n_fft = frames.shape[-1]
     spectrum = rfft(frames.detach() * window)
-    modulus = spectrum.abs()
+    # `abs` and a division of complex by real numbers would take six times as long.
+    squares = torch.view_as_real(spectrum).square()
+    modulus = (squares[..., 0] + squares[..., 1]).sqrt_()
     term = modulus.mean().to(rows.device)
-    # The gradient of a modulus is its number's direction, and zero at zero.
-    direction = spectrum.div_(modulus.clamp_min_(torch.finfo(modulus.dtype).tiny))
+    # The gradient of a modulus is its number's direction, and zero at zero. Squares of less than this are zero, too.
+    gain = modulus.clamp_min_(torch.finfo(modulus.dtype).tiny ** 0.5).reciprocal_()
     # The inverse transform counts twice what stands for two conjugate bins: all but 0 Hz and, if there is one, Nyquist.
-    direction[..., 1 : (n_fft + 1) // 2] /= 2
-    grad_frames = irfft(direction, n_fft, norm="forward").mul_(window / modulus.numel())
+    gain[..., 1 : (n_fft + 1) // 2] /= 2
+    grad_frames = irfft(spectrum.mul_(gain), n_fft, norm="forward").mul_(window / gain.numel())
     return term, torch.autograd.grad(frames, leaf, grad_frames)[0]
 
 

@@ -286,6 +286,25 @@ def test_gradient_is_finite_where_estimate_and_target_agree() -> None:
     assert audio.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_gradient_of_the_loss_does_not_depend_on_the_scale_of_the_difference(scale: float) -> None:
+    audio, silence = torch.randn(1, 1, 2, 300, requires_grad=True), torch.zeros(1, 1, 2, 300)
+    (expected,) = torch.autograd.grad(lossComputation(audio, silence, [0], SETTINGS), audio)
+    scaled = (audio * scale).detach().requires_grad_()
+    (actual,) = torch.autograd.grad(lossComputation(scaled, silence, [0], SETTINGS), scaled)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_gradient_of_the_loss_stays_small_where_squares_vanish() -> None:
+    silence = torch.zeros(1, 1, 2, 300)
+    norms = []
+    for scale in (1.0, 1e-30):
+        audio = (torch.randn(1, 1, 2, 300) * scale).requires_grad_()
+        (gradient,) = torch.autograd.grad(lossComputation(audio, silence, [0], SETTINGS), audio)
+        norms.append(float(gradient.norm()))
+    assert norms[1] < 2 * norms[0]
+
+
 @pytest.mark.parametrize(
     ("shape", "channels"),
     [((2, 300), 1), ((2, 1, 300), 1), ((2, 2, 300), 2), ((2, 1, 2, 300), 2)],
