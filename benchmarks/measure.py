@@ -97,9 +97,16 @@ def ratios(seconds: Mapping[Name, Sequence[float]], name: Name, to: Name) -> Sum
     return summary([mine / theirs for mine, theirs in zip(seconds[name], seconds[to], strict=True)])
 
 
-def kernel_share(function: Callable[[], object]) -> float:
-    """Return the share of the time that `function` spends in matrix products and the attention kernel, on a CPU."""
+def kernel_share(function: Callable[[], object], *, calls: int = 3) -> float:
+    """Return the share of the time that `function` spends in matrix products and the attention kernel, on a CPU.
+
+    The median of several calls, after an unmeasured one.
+    """
     function()
+    return statistics.median(_kernel_share_of_one(function) for _call in range(calls))
+
+
+def _kernel_share_of_one(function: Callable[[], object]) -> float:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
         function()
