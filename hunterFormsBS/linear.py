@@ -210,7 +210,8 @@ class _LinearOf(torch.autograd.Function):
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]
         with torch.enable_grad():
             hidden = leaves[0] if ctx.cheap is None else ctx.cheap(*leaves)
-        rows = hidden.detach().flatten(0, -2).contiguous()  # oneDNN is lost where there are gaps between rows.
+        # With gaps between rows, here and below, oneDNN would take hundreds of times as long.
+        rows = hidden.detach().flatten(0, -2).contiguous()
         if outputs:
             pairs = zip(grad_outputs, outputs, strict=True)
             grad_outputs = tuple(torch.ops.aten.tanh_backward(grad, output) for grad, output in pairs)
