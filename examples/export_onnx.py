@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
-from hunterFormsBS.weightsFile import read_file
+from hunterFormsBS.checkpoint.weightsFile import read_file
 
 METADATA = "hunterFormsBS"
 """The key of the file's metadata; the value is JSON."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from hunterFormsBS.audioFile import SUBTYPES, probe_audio, read_audio, resample, writing_together
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration
+from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
 from hunterFormsBS.separation import separate
-from hunterFormsBS.weightsFile import read_file
 
 INTERRUPTED = 130  # What shells report for a program that SIGINT ended.
 

@@ -16,16 +16,16 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.feedForward import FeedForward
-from hunterFormsBS.linear import can_bypass, linear_of, packing_weights
-from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.plain import is_eager_on_cpu, is_plain
-from hunterFormsBS.recompute import checkpointed
-from hunterFormsBS.residual import has_streams, residual_wrapper
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
-from hunterFormsBS.scaledDotProduct import Attend
+from hunterFormsBS.blocks.attend import Attend
+from hunterFormsBS.blocks.feedForward import FeedForward
+from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32, rms_norm
+from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.blocks.residual import has_streams, residual_wrapper
+from hunterFormsBS.blocks.valueResidual import ValueResidualMix, mix_values
+from hunterFormsBS.kernels.linear import can_bypass, linear_of, packing_weights
+from hunterFormsBS.kernels.seam import is_eager_on_cpu, is_plain
 from hunterFormsBS.theTypes import FlashAttentionConfig
-from hunterFormsBS.valueResidual import ValueResidualMix, mix_values
 
 Values: TypeAlias = tuple[Tensor, ...]
 """Values of a transformer's first attention, `(b, h, n, e)`, one tensor for each block of sequences."""
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
     keep_values : bool
         Return the first layer's values, for the layer groups that follow.
     num_residual_streams, num_residual_fracs, mc_hyper_conn_sinkhorn_iters
-        See `hunterFormsBS.residual.residual_wrapper`.
+        See `hunterFormsBS.blocks.residual.residual_wrapper`.
     use_torch_checkpoint : bool
         In the backward pass recompute each block of sequences instead of storing what happens inside it.
     """

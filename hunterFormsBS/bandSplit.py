@@ -17,18 +17,18 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hunterFormsBS.bandGroups import BandGroups
-from hunterFormsBS.layout import (
+from hunterFormsBS.blocks.layout import (
     DEFAULT_FREQS_PER_BANDS,
     mask_filter_bank_bs_roformer_default,
     mask_filter_bank_mel,
     mask_filter_bank_mel_band_default,
     mask_filter_bank_non_overlapping,
 )
-from hunterFormsBS.linear import through
-from hunterFormsBS.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.plain import are_plain, constant_when_compiled, is_eager_on_cpu
-from hunterFormsBS.spectrum import lacks_fft, padded_for_stft
+from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32, rms_norm
+from hunterFormsBS.blocks.spectrum import lacks_fft, padded_for_stft
+from hunterFormsBS.kernels.bandGroups import BandGroups
+from hunterFormsBS.kernels.linear import through
+from hunterFormsBS.kernels.seam import are_plain, constant_when_compiled, is_eager_on_cpu
 from hunterFormsBS.theTypes import ParametersComputeLoss
 
 # torch.fft has no annotations.

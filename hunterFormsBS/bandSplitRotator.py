@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hunterFormsBS.attend import Values
-from hunterFormsBS.axes import SEQUENCES, layer_groups
 from hunterFormsBS.bandSplit import (
     DEFAULT_FREQS_PER_BANDS,
     BandSplit,
@@ -20,21 +19,22 @@ from hunterFormsBS.bandSplit import (
     lossComputation,
     masks_of_stems,
 )
-from hunterFormsBS.layout import is_overlapping, resolve_mask_filter_bank
-from hunterFormsBS.norm import RMSNorm, at_least_float32
-from hunterFormsBS.overlap import add_runs, runs_of
-from hunterFormsBS.plain import device_of_constants, is_eager_on_cpu, is_plain
-from hunterFormsBS.recompute import checkpointed
-from hunterFormsBS.residual import expand_streams, reduce_streams
-from hunterFormsBS.rotary import complex_product
-from hunterFormsBS.spectrum import SpectralTransform
+from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
+from hunterFormsBS.blocks.layout import is_overlapping, resolve_mask_filter_bank
+from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
+from hunterFormsBS.blocks.positions import complex_product
+from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
+from hunterFormsBS.blocks.spectrum import SpectralTransform
+from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
+from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.kernels.overlap import add_runs, runs_of
+from hunterFormsBS.kernels.seam import device_of_constants, is_eager_on_cpu, is_plain
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersComputeLoss,
     WindowFunction,
 )
-from hunterFormsBS.validate import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
-from hunterFormsBS.valueResidual import LearnedValueResidualMix, mixes_of_axes
 
 
 class BandSplitRotator(nn.Module):
@@ -64,15 +64,15 @@ class BandSplitRotator(nn.Module):
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
     flash_attn, sage_attention, scale
-        See `hunterFormsBS.scaledDotProduct.Attend`. `scale` is `dim_head ** -0.5` by default.
+        See `hunterFormsBS.blocks.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
     freq_range : (int, int), optional
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
     freqs_per_bands : sequence of int
         Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
     learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
         True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
-        mix them in softmax attention (see `hunterFormsBS.valueResidual.mix_values`); 'swapped_everywhere': in linear
-        attention too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
+        mix them in softmax attention (see `hunterFormsBS.blocks.valueResidual.mix_values`); 'swapped_everywhere': in
+        linear attention too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
         at once and may be 0 deep.
@@ -83,7 +83,7 @@ class BandSplitRotator(nn.Module):
     match_input_audio_length : bool
         Return as many samples as came in. False: a multiple of the hop length.
     mc_hyper_conn_sinkhorn_iters, num_residual_fracs, num_residual_streams
-        See `hunterFormsBS.residual.residual_wrapper`.
+        See `hunterFormsBS.blocks.residual.residual_wrapper`.
     mlp_expansion_factor : int
         Hidden features of a mask estimator, in multiples of `dim`.
     multi_stft_hop_size, multi_stft_normalized, multi_stft_resolution_loss_weight, \
@@ -100,13 +100,13 @@ class BandSplitRotator(nn.Module):
     stereo : bool
         Two audio channels instead of one.
     stft_hop_length, stft_n_fft, stft_normalized, stft_win_length, stft_window_fn
-        See `hunterFormsBS.spectrum.SpectralTransform`.
+        See `hunterFormsBS.blocks.spectrum.SpectralTransform`.
     use_pope : bool
-        Polar instead of rotary position embedding; see `hunterFormsBS.rotary`.
+        Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
     use_torch_checkpoint : bool
         Activation checkpointing: less memory for a second forward pass in training.
     use_value_residual_learning : bool
-        Mix values of later layer groups with those of the first; see `hunterFormsBS.valueResidual.mix_values`.
+        Mix values of later layer groups with those of the first; see `hunterFormsBS.blocks.valueResidual.mix_values`.
 
     Attributes
     ----------

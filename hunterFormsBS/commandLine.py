@@ -9,7 +9,7 @@ from typing import Literal, NoReturn, get_args
 
 import torch
 
-from hunterFormsBS.families import Upstream
+from hunterFormsBS.checkpoint.families import Upstream
 
 PROGRAM = "hunterFormsBS"
 RESIDUAL = "residual"

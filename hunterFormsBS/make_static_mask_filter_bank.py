@@ -1,7 +1,7 @@
 """Helpers for a REPL or notebook: print a band layout as code to paste, or draw it.
 
 The printing functions return nothing, so that the REPL shows the code and no tensor after it. Where the tensor itself
-is wanted, `hunterFormsBS.layout` makes it.
+is wanted, `hunterFormsBS.blocks.layout` makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from hunterFormsBS.layout import (
+from hunterFormsBS.blocks.layout import (
     check_freqs_per_bands,
     check_mask_filter_bank,
     check_sample_rate,
@@ -58,7 +58,7 @@ def librosa_filters_mel(
     """Print the layout of `librosa.filters.mel`: each band holds the bins to which its filter gives weight.
 
     The first bin is put into the first band and the last bin into the last. Without `keywordArguments` this is the
-    layout of `hunterFormsBS.layout.mask_filter_bank_mel`, which needs no librosa.
+    layout of `hunterFormsBS.blocks.layout.mask_filter_bank_mel`, which needs no librosa.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def librosa_filters_mel(
     except ImportError as error:
         raise ImportError(
             'librosa_filters_mel needs librosa: pip install "hunterFormsBS[librosa]"; '
-            "hunterFormsBS.layout.mask_filter_bank_mel makes the default mel layouts without it"
+            "hunterFormsBS.blocks.layout.mask_filter_bank_mel makes the default mel layouts without it"
         ) from error
     weights = librosa.filters.mel(sr=sample_rate, n_fft=stft_n_fft, n_mels=num_bands, **keywordArguments)
     mask = torch.as_tensor(weights > 0)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Required, TypeAlias, TypedDict
 
 from torch import Tensor
 
-from hunterFormsBS.valueResidual import LearnedValueResidualMix
+from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix
 
 WindowFunction: TypeAlias = Callable[..., Tensor]
 """A function of a length in samples, such as `torch.hann_window`, that also takes `device` and `dtype`."""
@@ -59,7 +59,7 @@ class ParametersTransformer(ParametersAttention):
 
 
 class ParametersSTFT(TypedDict):
-    """Arguments of `hunterFormsBS.spectrum.SpectralTransform`, lengths in samples."""
+    """Arguments of `hunterFormsBS.blocks.spectrum.SpectralTransform`, lengths in samples."""
 
     stft_n_fft: int
     stft_hop_length: int

@@ -19,9 +19,9 @@ from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
 
 from hunterFormsBS import attend as attend_module
-from hunterFormsBS import scaledDotProduct
 from hunterFormsBS.attend import Attend, Attention, LinearAttention, Transformer
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks import attend as scaled_dot_product
+from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding
 from hunterFormsBS.theTypes import FlashAttentionConfig
 
 DIM, HEADS, DIM_HEAD = 6, 2, 4
@@ -84,7 +84,7 @@ def test_products_by_heads_give_what_pytorchs_kernel_gives(
     q, k, v = (packed[:, :, index].transpose(1, 2).clone(memory_format=torch.preserve_format) for index in range(3))
     weight, results = torch.randn(3, HEADS, 7, 6, dtype=dtype), []
     for short in (0, 7):
-        monkeypatch.setattr(scaledDotProduct, "SHORT", short)
+        monkeypatch.setattr(scaled_dot_product, "SHORT", short)
         leaves = [t.detach().requires_grad_() for t in (q, k[:, :, :keys], v[:, :, :keys, :6])]
         out = Attend()(*leaves)
         results.append((out, torch.autograd.grad((out * weight).sum(), leaves)))
@@ -101,7 +101,7 @@ def test_products_by_heads_give_what_pytorchs_kernel_gives(
         (torch.float32, 5, False, False, 0.0, FlashAttentionConfig(), False),
         (torch.float32, 5, False, True, 0.0, True, False),
         (torch.float32, 5, True, False, 0.0, True, False),
-        (torch.float32, scaledDotProduct.SHORT + 1, False, False, 0.0, True, False),
+        (torch.float32, scaled_dot_product.SHORT + 1, False, False, 0.0, True, False),
         (torch.bfloat16, 5, False, False, 0.0, True, False),
     ],
 )
@@ -116,8 +116,8 @@ def test_products_by_heads_serve_short_sequences_of_full_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[int] = []
-    by_heads = scaledDotProduct.attend_by_heads
-    monkeypatch.setattr(scaledDotProduct, "attend_by_heads", lambda *a: calls.append(1) or by_heads(*a))
+    by_heads = scaled_dot_product.attend_by_heads
+    monkeypatch.setattr(scaled_dot_product, "attend_by_heads", lambda *a: calls.append(1) or by_heads(*a))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     q, k, v = (t.to(dtype) for t in queries_keys_values(length))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -170,7 +170,7 @@ def test_configuration_restricts_the_kernels_during_the_call_only(
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorder)
     before = enabled()
     Attend(flash_attn=FlashAttentionConfig(*allowed))(*queries_keys_values())
-    Attend(flash_attn=True)(*queries_keys_values(scaledDotProduct.SHORT + 1))
+    Attend(flash_attn=True)(*queries_keys_values(scaled_dot_product.SHORT + 1))
     assert seen == [allowed, before]
     assert enabled() == before
 
@@ -190,9 +190,9 @@ def sage(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
     module = SimpleNamespace(sageattn=sageattn, __spec__=SimpleNamespace(name="sageattention"))
     monkeypatch.setitem(sys.modules, "sageattention", module)  # type: ignore[arg-type]
-    scaledDotProduct._warn_once.cache_clear()
+    scaled_dot_product._warn_once.cache_clear()
     yield calls
-    scaledDotProduct._warn_once.cache_clear()
+    scaled_dot_product._warn_once.cache_clear()
 
 
 def pretend(**overrides: Any) -> Any:
@@ -243,7 +243,7 @@ def test_sage_attention_is_used_for_half_types_on_cuda_without_gradients(dtype: 
         tensors = [needs_gradients if index == where else tensor for index in range(3)]
         with torch.no_grad():
             assert Attend._can_use_sage(*tensors)
-        scaledDotProduct._warn_once.cache_clear()
+        scaled_dot_product._warn_once.cache_clear()
         with pytest.warns(UserWarning, match="no backward pass"):
             assert not Attend._can_use_sage(*tensors)
 

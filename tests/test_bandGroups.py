@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hunterFormsBS.bandGroups import BandGroups
+from hunterFormsBS.kernels.bandGroups import BandGroups
 
 widths_of_bands = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(tuple)
 

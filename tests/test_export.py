@@ -19,9 +19,9 @@ import torch
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.separation import separate
-from hunterFormsBS.spectrum import SpectralTransform
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.feedForward import FeedForward
+from hunterFormsBS.blocks.feedForward import FeedForward
 
 
 class LowRank(nn.Module):

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunterFormsBS import layout
-from hunterFormsBS.layout import (
+from hunterFormsBS.blocks import layout
+from hunterFormsBS.blocks.layout import (
     DEFAULT_FREQS_PER_BANDS,
     is_overlapping,
     mask_filter_bank_bs_roformer_default,

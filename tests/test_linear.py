@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import hunterFormsBS.linear as linear_module
-from hunterFormsBS.linear import can_bypass, linear, linear_of, packing_weights, product_of_transposes, through
-from hunterFormsBS.norm import rms_norm
+import hunterFormsBS.kernels.linear as linear_module
+from hunterFormsBS.blocks.norm import rms_norm
+from hunterFormsBS.kernels.linear import can_bypass, linear, linear_of, packing_weights, product_of_transposes, through
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 

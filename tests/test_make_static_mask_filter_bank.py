@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, StepPatch
 from torch import Tensor
 
-from hunterFormsBS.layout import (
+from hunterFormsBS.blocks.layout import (
     mask_filter_bank_bs_roformer_default,
     mask_filter_bank_mel_band_default,
     mask_filter_bank_non_overlapping,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hunterFormsBS.overlap import Run, add_runs, runs_of
+from hunterFormsBS.kernels.overlap import Run, add_runs, runs_of
 
 
 @pytest.mark.parametrize(

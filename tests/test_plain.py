@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 
-from hunterFormsBS.plain import is_plain
+from hunterFormsBS.kernels.seam import is_plain
 
 
 class SubclassOfLinear(nn.Linear):

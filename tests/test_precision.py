@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.norm import RMSNorm
+from hunterFormsBS.blocks.norm import RMSNorm
 
 Build = Callable[..., BandSplitRotator]
 

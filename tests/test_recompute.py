@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hunterFormsBS.recompute import checkpointed
+from hunterFormsBS.blocks.recompute import checkpointed
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.residual import expand_streams, has_streams, reduce_streams, residual_wrapper
+from hunterFormsBS.blocks.residual import expand_streams, has_streams, reduce_streams, residual_wrapper
 
 
 class Recorder(nn.Module):

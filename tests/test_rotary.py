@@ -15,7 +15,13 @@ from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding, _RotateInPlace, complex_product, unit_vectors
+from hunterFormsBS.blocks.positions import (
+    PolarEmbedding,
+    RotaryEmbedding,
+    _RotateInPlace,
+    complex_product,
+    unit_vectors,
+)
 
 LENGTH, HEADS, DIM_HEAD = 9, 3, 8
 

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunterFormsBS import spectrum as spectrum_module
-from hunterFormsBS.spectrum import SpectralTransform, lacks_fft, padded_for_stft
+from hunterFormsBS.blocks import spectrum as spectrum_module
+from hunterFormsBS.blocks.spectrum import SpectralTransform, lacks_fft, padded_for_stft
 from hunterFormsBS.theTypes import ParametersSTFT
 
 DEFAULTS: ParametersSTFT = {

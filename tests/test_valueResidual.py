@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunterFormsBS.valueResidual import mix_values, mixes_of_axes
+from hunterFormsBS.blocks.valueResidual import mix_values, mixes_of_axes
 
 
 @pytest.mark.parametrize("how", ["learned", "constant"])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from hunterFormsBS.attend import Transformer
-from hunterFormsBS.rotary import PositionEmbedding
+from hunterFormsBS.blocks.positions import PositionEmbedding
 
 STRATEGIES = ("auto", "ddp", "fsdp2")
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from hunterFormsBS.attend import Transformer
-from hunterFormsBS.rotary import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks.valueResidual import ValueResidualMix
 from hunterFormsBS.theTypes import ParametersTransformer
-from hunterFormsBS.valueResidual import ValueResidualMix
 
 SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d"}
 """How tokens, `b t f d`, line up for the transformer of each axis, in the order of the axes in a layer group."""

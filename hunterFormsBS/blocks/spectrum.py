@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from hunterFormsBS.norm import at_least_float32
+from hunterFormsBS.blocks.norm import at_least_float32
 from hunterFormsBS.theTypes import ParametersSTFT
 
 # torch.istft has no annotations.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hunterFormsBS.norm import at_least_float32
-from hunterFormsBS.plain import is_eager_on_cpu
+from hunterFormsBS.blocks.norm import at_least_float32
+from hunterFormsBS.kernels.seam import is_eager_on_cpu
 from hunterFormsBS.theTypes import FlashAttentionConfig
 
 SHORT = 256

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
-from hunterFormsBS.stateDict import constructor_arguments
+from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
+from hunterFormsBS.checkpoint.stateDict import constructor_arguments
 
 PathFilename: TypeAlias = str | PathLike[str]
 """Path and name of a file."""

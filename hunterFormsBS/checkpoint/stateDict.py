@@ -11,8 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 from torch import Tensor
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.families import CheckpointError, is_known_key, recognise
-from hunterFormsBS.layout import mask_filter_bank_mel
+from hunterFormsBS.blocks.layout import mask_filter_bank_mel
+from hunterFormsBS.checkpoint.families import CheckpointError, is_known_key, recognise
 
 _LISTED: Final = 20
 """How many keys a message lists before it counts the rest."""

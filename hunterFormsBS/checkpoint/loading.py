@@ -15,9 +15,9 @@ from typing import Any, Final, SupportsIndex, cast
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.bandsOfCheckpoint import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.configuration import (
+from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
+from hunterFormsBS.checkpoint.configuration import (
     Configuration,
     PathFilename,
     StatedArguments,
@@ -26,31 +26,17 @@ from hunterFormsBS.configuration import (
     load_configuration,
     model_section,
     plain,
-    read_configuration,
     resolve_values,
     translate_arguments,
 )
-from hunterFormsBS.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
-from hunterFormsBS.stateDict import (
-    InferredConfiguration,
+from hunterFormsBS.checkpoint.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
+from hunterFormsBS.checkpoint.stateDict import (
     band_widths,
     infer_configuration,
     list_some,
     translate_state_dict,
 )
-from hunterFormsBS.weightsFile import read_file, unwrap, write_file
-
-__all__ = [
-    "CheckpointError",
-    "InferredConfiguration",
-    "from_checkpoint",
-    "from_configuration",
-    "infer_configuration",
-    "read_configuration",
-    "read_state_dict",
-    "save_checkpoint",
-    "translate_state_dict",
-]
+from hunterFormsBS.checkpoint.weightsFile import read_file, unwrap, write_file
 
 _AUDIBLE: Final = (
     "stft_win_length",

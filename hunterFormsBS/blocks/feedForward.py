@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hunterFormsBS.linear import can_bypass, linear, linear_of
-from hunterFormsBS.norm import RMSNorm, rms_norm
+from hunterFormsBS.blocks.norm import RMSNorm, rms_norm
+from hunterFormsBS.kernels.linear import can_bypass, linear, linear_of
 
 
 class FeedForward(nn.Module):

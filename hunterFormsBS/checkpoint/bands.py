@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple, cast
 
 import torch
 
-from hunterFormsBS.families import CheckpointError
-from hunterFormsBS.layout import DEFAULT_FREQS_PER_BANDS, resolve_mask_filter_bank
-from hunterFormsBS.stateDict import find_mel_layout
+from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, resolve_mask_filter_bank
+from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.stateDict import find_mel_layout
 
 BAND_ARGUMENTS: Final = (
     "freq_range",

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hunterFormsBS.norm import at_least_float32
+from hunterFormsBS.blocks.norm import at_least_float32
 
 
 def unit_vectors(angles: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.configuration import PathFilename
-from hunterFormsBS.families import CheckpointError
+from hunterFormsBS.checkpoint.configuration import PathFilename
+from hunterFormsBS.checkpoint.families import CheckpointError
 
 _WRAPPERS: Final = (
     "state_dict",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.plain import device_of_constants
+from hunterFormsBS.kernels.seam import device_of_constants
 
 
 class Group(NamedTuple):

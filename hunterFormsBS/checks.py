@@ -1,6 +1,6 @@
 """What a model refuses, with the value received and the remedy.
 
-The band layout is checked where it is resolved, in `hunterFormsBS.layout`.
+The band layout is checked where it is resolved, in `hunterFormsBS.blocks.layout`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hunterFormsBS.plain import is_eager_on_cpu, is_plain
+from hunterFormsBS.kernels.seam import is_eager_on_cpu, is_plain
 
 Activation: TypeAlias = Literal["none", "gelu", "tanh"]
 

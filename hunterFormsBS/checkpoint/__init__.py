@@ -1,0 +1,18 @@
+"""Checkpoints and configurations of every upstream family, read into `BandSplitRotator`."""
+
+from hunterFormsBS.checkpoint.configuration import read_configuration
+from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.loading import from_checkpoint, from_configuration, read_state_dict, save_checkpoint
+from hunterFormsBS.checkpoint.stateDict import InferredConfiguration, infer_configuration, translate_state_dict
+
+__all__ = [
+    "CheckpointError",
+    "InferredConfiguration",
+    "from_checkpoint",
+    "from_configuration",
+    "infer_configuration",
+    "read_configuration",
+    "read_state_dict",
+    "save_checkpoint",
+    "translate_state_dict",
+]

@@ -1,0 +1,1 @@
+"""How a layer is computed fast, behind one seam."""
