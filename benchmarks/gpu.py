@@ -330,7 +330,7 @@ def _launch_rows(options: argparse.Namespace, setting: Setting) -> list[Row]:
         for stems in (1, 4):
             model = build(cast(Package, package), replace(setting, stems=stems)).to(options.device)
             function = inference(model, audio)
-            row[f"operators, stems {stems}"] = operators(function)
+            row[f"operators, stems {stems}"] = operators(function, options.device)
             row[f"launches, stems {stems}"] = launches(function) if options.device == "cuda" else None
         rows.append(row)
     return rows

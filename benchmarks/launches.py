@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hunterFormsBS.kernels import internals, linear, seam, transformer
+from hunterFormsBS.kernels.seam import Where
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 """Calls of the CUDA runtime and driver that start a kernel or a recorded graph of kernels."""
@@ -40,15 +43,29 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def operators(function: Callable[[], object]) -> int:
-    """Return how many operators one call of `function` runs, about what it launches, or would launch, on a GPU."""
-    function()
+def operators(function: Callable[[], object], device: str = "cpu") -> int:
+    """Return how many operators one call of `function` runs, about what it launches, or would launch, on a GPU.
+
+    `device` is where it runs; on a CPU hunterFormsBS is made to take the kernels that it takes on a GPU.
+    """
     counter = _Operators()
     with ExitStack() as stack:
-        # Small pieces, which hunterFormsBS prefers on a CPU, are not what it launches on a GPU.
-        for name, module in list(sys.modules.items()):
-            if name.startswith("hunterFormsBS.") and hasattr(module, "is_eager_on_cpu"):
-                stack.enter_context(patch.object(module, "is_eager_on_cpu", lambda _x: False))
+        # The counter is to see what runs without a counter.
+        stack.enter_context(patch.object(internals, "is_recorded", lambda: False))
+        if device == "cpu":
+            stack.enter_context(_kernels_of_a_gpu())
+        function()
         stack.enter_context(counter)
         function()
     return counter.count
+
+
+@contextmanager
+def _kernels_of_a_gpu() -> Iterator[None]:
+    """Have a CPU take the kernels of a GPU, sequences all at once, and PyTorch's own linear maps."""
+    with (
+        patch.object(seam, "place_of", lambda _tensors: Where.DEVICE),
+        patch.object(transformer, "TOKENS_PER_BLOCK", sys.maxsize),
+        patch.object(linear, "onednn", lambda: None),
+    ):
+        yield

@@ -30,7 +30,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!hunterFormsBS\.).*"),
-    (r"py:class", r"hunterFormsBS\.(kernels\.seam|blocks\.recompute)\.[PR]"),
+    (r"py:class", r"hunterFormsBS\.(kernels\.(seam|fft)|blocks\.recompute)\.(P|R|Method)"),
 ]
 myst_heading_anchors = 3
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.attend import Values
-from hunterFormsBS.bandSplit import (
-    DEFAULT_FREQS_PER_BANDS,
-    BandSplit,
-    MaskEstimator,
-    lossComputation,
-    masks_of_stems,
-)
+from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, MaskEstimator, lossComputation, masks_of_stems
+from hunterFormsBS.blocks.bins import Bins
 from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
 from hunterFormsBS.blocks.layout import is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
@@ -28,11 +21,15 @@ from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
 from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
-from hunterFormsBS.kernels.overlap import add_runs, runs_of
-from hunterFormsBS.kernels.seam import device_of_constants, is_eager_on_cpu, is_plain
+from hunterFormsBS.kernels.constants import device_of_constants
+from hunterFormsBS.kernels.seam import without_compiled_methods
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
+    ParametersAttention,
     ParametersComputeLoss,
+    ParametersResidual,
+    ParametersSTFT,
+    ParametersTransformer,
     WindowFunction,
 )
 
@@ -64,7 +61,7 @@ class BandSplitRotator(nn.Module):
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
     flash_attn, sage_attention, scale
-        See `hunterFormsBS.blocks.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
+        See `hunterFormsBS.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
     freq_range : (int, int), optional
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
     freqs_per_bands : sequence of int
@@ -88,7 +85,7 @@ class BandSplitRotator(nn.Module):
         Hidden features of a mask estimator, in multiples of `dim`.
     multi_stft_hop_size, multi_stft_normalized, multi_stft_resolution_loss_weight, \
     multi_stft_resolutions_window_sizes, multi_stft_window_fn
-        See `hunterFormsBS.bandSplit.lossComputation`.
+        See `hunterFormsBS.theTypes.ParametersComputeLoss`.
     num_bands : int, optional
         Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
     num_stems : int
@@ -100,7 +97,7 @@ class BandSplitRotator(nn.Module):
     stereo : bool
         Two audio channels instead of one.
     stft_hop_length, stft_n_fft, stft_normalized, stft_win_length, stft_window_fn
-        See `hunterFormsBS.blocks.spectrum.SpectralTransform`.
+        See `hunterFormsBS.theTypes.ParametersSTFT`.
     use_pope : bool
         Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
     use_torch_checkpoint : bool
@@ -122,8 +119,6 @@ class BandSplitRotator(nn.Module):
     """
 
     mask_filter_bank: Tensor
-    freq_indices: Tensor
-    num_bands_per_freq: Tensor
 
     def __init__(
         self,
@@ -177,13 +172,13 @@ class BandSplitRotator(nn.Module):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(arguments)
         super().__init__()
-        self.configuration: dict[str, Any] = arguments
-        self.stereo = stereo
+        self._configuration = copy.deepcopy(arguments)
         self.audio_channels = 2 if stereo else 1
-        self.num_stems = num_stems
         self.match_input_audio_length = match_input_audio_length
-        self.skip_connection = skip_connection
         self.num_residual_streams = num_residual_streams
+        self.num_stems = num_stems
+        self.skip_connection = skip_connection
+        self.stereo = stereo
         self.use_torch_checkpoint = use_torch_checkpoint
 
         layout = resolve_mask_filter_bank(
@@ -195,30 +190,25 @@ class BandSplitRotator(nn.Module):
             freqs_per_bands=freqs_per_bands,
             freq_range=freq_range,
         )
-        self._register_layout(layout, device_of_constants())
         overlapping = is_overlapping(layout)
-        final_norm = not overlapping if final_norm is None else final_norm
-        norm_output = overlapping if norm_output is None else norm_output
         self.zero_dc = not overlapping if zero_dc is None else zero_dc
+        self.layout = layout
+        self.bins = Bins(layout)
+        self.register_buffer("mask_filter_bank", layout.to(device_of_constants()), persistent=False)
 
         self.stft = SpectralTransform(
-            stft_n_fft=stft_n_fft,
-            stft_hop_length=stft_hop_length,
-            stft_win_length=stft_win_length,
-            stft_normalized=stft_normalized,
-            stft_window_fn=stft_window_fn,
+            ParametersSTFT(stft_n_fft, stft_hop_length, stft_win_length, stft_normalized, stft_window_fn)
         )
-        self.multi_stft: ParametersComputeLoss = {
-            "stft_n_fft": stft_n_fft,
-            "multi_stft_hop_size": multi_stft_hop_size,
-            "multi_stft_normalized": multi_stft_normalized,
-            "multi_stft_resolution_loss_weight": multi_stft_resolution_loss_weight,
-            "multi_stft_resolutions_window_sizes": multi_stft_resolutions_window_sizes,
-            "multi_stft_window_fn": multi_stft_window_fn,
-        }
+        self.multi_stft = ParametersComputeLoss(
+            stft_n_fft=stft_n_fft,
+            multi_stft_hop_size=multi_stft_hop_size,
+            multi_stft_normalized=multi_stft_normalized,
+            multi_stft_resolution_loss_weight=multi_stft_resolution_loss_weight,
+            multi_stft_resolutions_window_sizes=multi_stft_resolutions_window_sizes,
+            multi_stft_window_fn=multi_stft_window_fn,
+        )
 
-        dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
-        self.band_split = BandSplit(dim, dim_inputs)
+        # Parameters are registered in upstream's order: optimizer states go by their positions.
         axis_depths = {
             "linear": linear_transformer_depth,
             "time": time_transformer_depth,
@@ -227,27 +217,23 @@ class BandSplitRotator(nn.Module):
         self.axes = tuple(axis for axis, axis_depth in axis_depths.items() if axis_depth)
         self.layers = layer_groups(
             dim,
-            depth,
-            axis_depths,
-            use_pope,
-            mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
-            {
-                "heads": heads,
-                "dim_head": dim_head,
-                "attn_dropout": attn_dropout,
-                "flash_attn": flash_attn,
-                "sage_attention": sage_attention,
-                "scale": scale,
-                "ff_mult": 4 if ff_mult is None else ff_mult,
-                "ff_dropout": ff_dropout,
-                "norm_output": norm_output,
-                "num_residual_streams": num_residual_streams,
-                "num_residual_fracs": 1 if num_residual_fracs is None else num_residual_fracs,
-                "mc_hyper_conn_sinkhorn_iters": mc_hyper_conn_sinkhorn_iters,
-                "use_torch_checkpoint": use_torch_checkpoint,
-            },
+            ParametersTransformer(
+                ParametersAttention(heads, dim_head, attn_dropout, flash_attn, sage_attention, scale),
+                ParametersResidual(num_residual_streams, num_residual_fracs or 1, mc_hyper_conn_sinkhorn_iters),
+                ff_mult=4 if ff_mult is None else ff_mult,
+                ff_dropout=ff_dropout,
+                norm_output=overlapping if norm_output is None else norm_output,
+                use_torch_checkpoint=use_torch_checkpoint,
+            ),
+            depth=depth,
+            axis_depths=axis_depths,
+            use_pope=use_pope,
+            mixes=mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
         )
-        self.final_norm = RMSNorm(dim) if final_norm else nn.Identity()
+        has_final_norm = not overlapping if final_norm is None else final_norm
+        self.final_norm = RMSNorm(dim) if has_final_norm else nn.Identity()
+        dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
+        self.band_split = BandSplit(dim, dim_inputs)
         self.mask_estimators = nn.ModuleList(
             MaskEstimator(
                 dim,
@@ -258,15 +244,23 @@ class BandSplitRotator(nn.Module):
             for _stem in range(num_stems)
         )
 
-    def _register_layout(self, layout: Tensor, device: torch.device) -> None:
-        """Keep the layout, and what gathering and averaging bands need of it, in buffers that no state dict holds."""
-        freq_indices = layout.nonzero()[:, 1]  # bands one after another
-        self.register_buffer("mask_filter_bank", layout.to(device), persistent=False)
-        self.register_buffer("freq_indices", freq_indices.to(device), persistent=False)
-        self.register_buffer("num_bands_per_freq", layout.sum(0).to(device), persistent=False)
-        self.layout = layout
-        # Bands side by side need neither gather nor scatter: together they are one run of bins.
-        self.runs = runs_of(freq_indices)
+    def reset_parameters(self) -> None:
+        """Fill the buffer `mask_filter_bank`; parameters are reset by the modules that have them."""
+        self.mask_filter_bank.copy_(self.layout)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """A copy of the arguments: `type(model)(**model.configuration)` is the same model with new weights."""
+        return copy.deepcopy(self._configuration)
+
+    def extra_repr(self) -> str:
+        """Describe the layout, the channels, the hop and the size."""
+        bands, freqs = self.mask_filter_bank.shape
+        return (
+            f"bands={bands}, freqs={freqs}, num_stems={self.num_stems}, audio_channels={self.audio_channels}, "
+            f"stft_hop_length={self.stft.parameters.stft_hop_length}, "
+            f"parameters={sum(parameter.numel() for parameter in self.parameters()):,}"
+        )
 
     @overload
     def forward(
@@ -297,6 +291,26 @@ class BandSplitRotator(nn.Module):
         *,
         return_loss_breakdown: Literal[True],
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        raw_audio: Tensor,
+        target: Tensor,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: bool,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        raw_audio: Tensor,
+        target: Tensor | None = None,
+        active_stem_ids: Sequence[int] | None = None,
+        *,
+        return_loss_breakdown: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     def forward(
         self,
@@ -371,11 +385,7 @@ class BandSplitRotator(nn.Module):
 
     def gather_bands(self, spectrum: Tensor) -> Tensor:
         """Line up the bins of every band: `(b, s, f, t, c)` to `(b, t, bins of all bands × s × c)`."""
-        frames = rearrange(spectrum, "b s f t c -> b t f s c")
-        if len(self.runs) == 1 or is_eager_on_cpu(frames):
-            frames = torch.cat([frames[:, :, run.freqs] for run in self.runs], dim=2)
-        else:
-            frames = frames.index_select(2, self.freq_indices)
+        frames = self.bins.gather(rearrange(spectrum, "b s f t c -> b t f s c"))
         return rearrange(frames, "b t f s c -> b t (f s c)")
 
     def split_bands(self, bands: Tensor) -> Tensor:
@@ -385,13 +395,14 @@ class BandSplitRotator(nn.Module):
         if norms:
             # Widened for float64, never narrowed before the norm: a loud song's spectrum exceeds float16.
             bands = bands.to(torch.promote_types(bands.dtype, norms[0].gamma.dtype))
-        return self._maybe_checkpointed(self.band_split, bands)
+        split = checkpointed(self.band_split) if self.use_torch_checkpoint else self.band_split
+        return cast(Tensor, split(bands))
 
     def transform(self, x: Tensor) -> Tensor:
         """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
         x = expand_streams(x, self.num_residual_streams)
         batch, frames, bands, _ = x.shape
-        first_values: dict[str, Values] = {}
+        first_values: dict[str, Tensor | None] = {}
         earlier: list[Tensor] = []
         for group in self.layers:
             for axis, transformer in zip(self.axes, cast(nn.ModuleList, group), strict=True):
@@ -399,7 +410,7 @@ class BandSplitRotator(nn.Module):
                     x = sum(earlier, start=x)
                 # From here x is a view in another order; the transformer's first layer reads it so.
                 sequences = rearrange(x, f"b t f d -> {SEQUENCES[axis]}")
-                sequences, values = transformer(sequences, first_values.get(axis, ()))
+                sequences, values = transformer(sequences, first_values.get(axis))
                 first_values.setdefault(axis, values)
                 x = rearrange(sequences, f"{SEQUENCES[axis]} -> b t f d", b=batch, t=frames, f=bands)
             if self.skip_connection:
@@ -409,27 +420,13 @@ class BandSplitRotator(nn.Module):
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""
         estimators = [self.mask_estimators[stem_id] for stem_id in stem_ids]
-        one_by_one = self.use_torch_checkpoint and is_eager_on_cpu(x)  # Recomputing one stem takes less memory.
-        if not one_by_one and all(is_plain(estimator, MaskEstimator) for estimator in estimators):
-            masks = self._maybe_checkpointed(partial(masks_of_stems, cast("list[MaskEstimator]", estimators)), x)
-        else:
-            masks = torch.stack([self._maybe_checkpointed(estimator, x) for estimator in estimators], dim=1)
+        masks = masks_of_stems(estimators, x, self.use_torch_checkpoint)
         mask = rearrange(masks, "b n t (f s c) -> b n t f s c", s=self.audio_channels, c=2)
         return mask.to(at_least_float32(mask.dtype))
 
     def average_overlaps(self, band_masks: Tensor) -> Tensor:
         """Give each bin the mean of its bands' masks: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
-        num_freqs = self.num_bands_per_freq.shape[0]
-        if len(self.runs) == 1:
-            freqs = self.runs[0].freqs
-            outside = (freqs.start, num_freqs - freqs.stop)
-            return F.pad(band_masks, (0, 0, 0, 0, *outside)) if any(outside) else band_masks
-        if is_eager_on_cpu(band_masks):
-            total = add_runs(band_masks, self.runs, num_freqs)
-        else:
-            shape = (*band_masks.shape[:3], num_freqs, *band_masks.shape[4:])
-            total = band_masks.new_zeros(shape).index_add(3, self.freq_indices, band_masks)
-        return total.div_(self.num_bands_per_freq.clamp_min(1)[:, None, None])
+        return self.bins.average(band_masks)
 
     def apply_mask(self, spectrum: Tensor, mask: Tensor) -> Tensor:
         """Multiply the spectrum, `(b, s, f, t, c)`, by complex masks, `(b, n, t, f, s, c)`: `(b, n, s, f, t, c)`."""
@@ -439,13 +436,21 @@ class BandSplitRotator(nn.Module):
             spectra[..., 0, :] = 0
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
-    def _maybe_checkpointed(self, stage: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return (checkpointed(stage) if self.use_torch_checkpoint else stage)(x)
-
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        if misfit := explain_misfit(state_dict, prefix, self.configuration):
+        if misfit := explain_misfit(state_dict, prefix, self._configuration):
             raise RuntimeError(misfit)
-        self._register_layout(self.layout, self.freq_indices.device)  # `to_empty` leaves buffers without content
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reset_parameters()  # `to_empty` leaves buffers without content.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what was compiled, such as `mask_spectrum`."""
+        return without_compiled_methods(self)
+
+    if TYPE_CHECKING:
+        __call__ = forward

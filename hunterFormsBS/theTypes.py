@@ -1,7 +1,7 @@
 """Records that carry arguments from a constructor to the block that uses them.
 
-A public constructor takes flat keyword arguments; it packs those that travel together once, into one
-of these records, and each record unpacks into a signature that has the same names.
+`BandSplitRotator` takes flat keyword arguments, and packs those that travel together once, into one of these records,
+whose fields have the same names; the record is passed whole.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Required, TypeAlias, TypedDict
 
+import torch
 from torch import Tensor
 
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix
@@ -35,48 +36,112 @@ class FlashAttentionConfig(NamedTuple):
     enable_mem_efficient: bool = True
 
 
-class ParametersAttention(TypedDict):
-    """Arguments of `Attention` that are the same in every layer."""
+class ParametersScaledDotProduct(NamedTuple):
+    """How one call of attention is to be computed; `dropout` is the probability in this call."""
 
-    heads: int
-    dim_head: int
-    attn_dropout: float
+    scale: float
+    dropout: float
     flash_attn: bool | FlashAttentionConfig
     sage_attention: bool
-    scale: float | None
 
 
-class ParametersTransformer(ParametersAttention):
-    """Arguments of `Transformer` that are the same on every axis and in every layer group."""
+class ParametersAttention(NamedTuple):
+    """What is the same in the attention of every layer.
 
-    ff_dropout: float
-    ff_mult: int
-    norm_output: bool
-    num_residual_streams: int
-    num_residual_fracs: int
-    mc_hyper_conn_sinkhorn_iters: int | None
-    use_torch_checkpoint: bool
+    Parameters
+    ----------
+    heads, dim_head : int
+        Heads, and features of each.
+    attn_dropout, flash_attn, sage_attention
+        See `hunterFormsBS.attend.Attend`; `attn_dropout` also follows the output projection.
+    scale : float, optional
+        Factor on the scores, `dim_head ** -0.5` by default.
+    """
+
+    heads: int = 8
+    dim_head: int = 64
+    attn_dropout: float = 0.0
+    flash_attn: bool | FlashAttentionConfig = True
+    sage_attention: bool = False
+    scale: float | None = None
 
 
-class ParametersSTFT(TypedDict):
-    """Arguments of `hunterFormsBS.blocks.spectrum.SpectralTransform`, lengths in samples."""
+class ParametersResidual(NamedTuple):
+    """How sublayers are connected; see `hunterFormsBS.blocks.residual.residual_wrapper`."""
 
-    stft_n_fft: int
-    stft_hop_length: int
-    stft_win_length: int
-    stft_normalized: bool
-    stft_window_fn: WindowFunction
+    num_residual_streams: int = 1
+    num_residual_fracs: int = 1
+    mc_hyper_conn_sinkhorn_iters: int | None = None
 
 
-class ParametersComputeLoss(TypedDict):
-    """What `lossComputation` needs besides audio, lengths in samples."""
+class ParametersTransformer(NamedTuple):
+    """What is the same in every transformer, on every axis and in every layer group.
 
-    stft_n_fft: int
-    multi_stft_hop_size: int
-    multi_stft_normalized: bool
-    multi_stft_resolution_loss_weight: float
-    multi_stft_resolutions_window_sizes: Sequence[int]
-    multi_stft_window_fn: WindowFunction
+    Parameters
+    ----------
+    attention : ParametersAttention
+        Of its attention layers.
+    residual : ParametersResidual
+        Of the connections between layers.
+    ff_mult, ff_dropout
+        See `hunterFormsBS.attend.FeedForward`.
+    norm_output : bool
+        Normalise what comes out.
+    use_torch_checkpoint : bool
+        In the backward pass compute again, instead of storing, what happens inside.
+    """
+
+    attention: ParametersAttention = ParametersAttention()
+    residual: ParametersResidual = ParametersResidual()
+    ff_mult: int = 4
+    ff_dropout: float = 0.0
+    norm_output: bool = True
+    use_torch_checkpoint: bool = False
+
+
+class ParametersSTFT(NamedTuple):
+    """A short-time Fourier transform, for `hunterFormsBS.blocks.spectrum.SpectralTransform`.
+
+    Parameters
+    ----------
+    stft_n_fft, stft_hop_length, stft_win_length : int
+        Samples in a frame, between frames, and in the window, which is centred in the frame.
+    stft_normalized : bool
+        Scale by `stft_n_fft ** -0.5`.
+    stft_window_fn : Callable
+        Makes the window from its length.
+    """
+
+    stft_n_fft: int = 2048
+    stft_hop_length: int = 512
+    stft_win_length: int = 2048
+    stft_normalized: bool = False
+    stft_window_fn: WindowFunction = torch.hann_window
+
+
+class ParametersComputeLoss(NamedTuple):
+    """What `hunterFormsBS.bandSplit.lossComputation` needs besides audio.
+
+    Parameters
+    ----------
+    stft_n_fft, multi_stft_hop_size : int
+        Samples in a frame at least, and between frames.
+    multi_stft_normalized : bool
+        Scale spectra by the frame's length to the power of -1/2.
+    multi_stft_resolution_loss_weight : float
+        Factor on the spectral term.
+    multi_stft_resolutions_window_sizes : sequence of int
+        Samples in the window of each resolution.
+    multi_stft_window_fn : Callable
+        Makes a window from its length.
+    """
+
+    stft_n_fft: int = 2048
+    multi_stft_hop_size: int = 147
+    multi_stft_normalized: bool = False
+    multi_stft_resolution_loss_weight: float = 1.0
+    multi_stft_resolutions_window_sizes: Sequence[int] = (4096, 2048, 1024, 512, 256)
+    multi_stft_window_fn: WindowFunction = torch.hann_window
 
 
 class ParametersBandSplitRotator(TypedDict, total=False):

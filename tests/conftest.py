@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.kernels import linear, seam, transformer
+from hunterFormsBS.kernels.seam import KERNELS, Where
 
 # 33 bins in 6 bands: a forward pass takes milliseconds, and no two axes have the same length.
 TINY: dict[str, Any] = {
@@ -141,3 +143,31 @@ def _bytes_saved_for_backward() -> Iterator[dict[int, int]]:
 def bytes_saved_for_backward() -> Callable[[], AbstractContextManager[dict[int, int]]]:
     """Return a context manager that collects the sizes of the distinct memories that autograd keeps, by address."""
     return _bytes_saved_for_backward
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[list[str]]:
+    ran: list[str] = []
+
+    def noted(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def noted_run(*args: Any, **kwargs: Any) -> Any:
+            result = run(*args, **kwargs)
+            if result is not None:
+                ran.append(name)
+            return result
+
+        return noted_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kernel in KERNELS.items():
+            patch.setattr(kernel, "run", noted(name, kernel.run))
+        patch.setattr(seam, "place_of", lambda _tensors: Where.DEVICE)
+        patch.setattr(transformer, "TOKENS_PER_BLOCK", 10**9)
+        patch.setattr(linear, "onednn", lambda: None)
+        yield ran
+
+
+@pytest.fixture
+def as_on_a_gpu() -> Callable[[], AbstractContextManager[list[str]]]:
+    """Return a context manager: within it a CPU takes the kernels of a GPU; it collects names of those that ran."""
+    return _as_on_a_gpu

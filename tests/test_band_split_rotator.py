@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator, attend, bandSplit, bandSplitRotator
+from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.kernels.seam import KERNELS, Where, reference
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "side by side": {},
@@ -101,9 +103,8 @@ def test_bands_are_gathered_and_averaged_by_runs_of_bins_as_by_single_bins(tiny_
     spectrum = torch.randn(2, 1, 9, 4, 2, requires_grad=True)
     band_masks = torch.randn(2, 3, 4, int(layout.sum()), 1, 2, requires_grad=True)
     results: list[tuple[Tensor, ...]] = []
-    for on_cpu in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bandSplitRotator, "is_eager_on_cpu", lambda _x, on_cpu=on_cpu: on_cpu)
+    for way in (nullcontext, reference):
+        with way():
             bands, mask = model.gather_bands(spectrum), model.average_overlaps(band_masks)
         loss = bands.square().sum() + mask.square().sum()
         results.append((bands, mask, *torch.autograd.grad(loss, (spectrum, band_masks))))
@@ -207,7 +208,7 @@ def naive_transform(model: BandSplitRotator, tokens: Tensor, options: dict[str, 
                         for s, i in order[start : start + streams]
                     ]
                     sequences = torch.stack([x[place].reshape(-1, x.shape[-1]) for place in places])
-                    results, values = transformer(sequences, first.get((name, b, start), ()))
+                    results, values = transformer(sequences, first.get((name, b, start)))
                     first.setdefault((name, b, start), values)
                     for place, result in zip(places, results, strict=True):
                         out[place] = result.view_as(out[place])
@@ -267,20 +268,22 @@ def test_spectrum_is_left_as_it_was(tiny_model: Build) -> None:
 
 @pytest.mark.parametrize("use_torch_checkpoint", [False, True])
 def test_model_with_shared_products_and_whole_batches_computes_the_same(
-    use_torch_checkpoint: bool, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+    use_torch_checkpoint: bool, tiny_model: Build, as_on_a_gpu: Callable[[], AbstractContextManager[list[str]]]
 ) -> None:
     """What a GPU takes: no blocks of sequences, and one product for all stems and all bands of one width."""
     model = tiny_model(num_stems=3, freqs_per_bands=(3, 3, 6, 6, 3, 12), use_torch_checkpoint=use_torch_checkpoint)
     audio, target = torch.randn(2, 1, 100), torch.randn(2, 3, 1, 100)
     results = []
-    for eager_on_cpu in (True, False):
-        for module in (attend, bandSplit):
-            monkeypatch.setattr(module, "is_eager_on_cpu", lambda _x, answer=eager_on_cpu: answer)
-        model.zero_grad()
-        loss = model(audio, target, active_stem_ids=[2, 0])
-        loss.backward()
-        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        results.append((model(audio, active_stem_ids=[2, 0]), loss, grads))
+    for way in (reference, as_on_a_gpu):
+        with way() as ran:
+            model.zero_grad()
+            loss = model(audio, target, active_stem_ids=[2, 0])
+            loss.backward()
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            results.append((model(audio, active_stem_ids=[2, 0]), loss, grads))
+    assert ran is not None
+    assert set(ran) >= {"by_blocks", "split_by_groups", "masks_by_groups"}
+    assert set(ran) <= {name for name, kernel in KERNELS.items() if Where.DEVICE in kernel.where}
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
     # Heads that are not active have no gradient either way.
     assert results[1][2].keys() == results[0][2].keys()

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.
 
 from benchmarks import compare, gpu, launches, measure, models, plot, report, sweep  # noqa: E402
+from hunterFormsBS.kernels import seam  # noqa: E402
 
 TINY = ["--tiny", "--rounds", "2", "--threads", "1"]
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux records peak memory")
@@ -141,13 +142,28 @@ def test_operators_are_counted_without_views() -> None:
     assert launches.operators(lambda: (x + 1).view(-1)[None] * 2) == 2
 
 
-def test_operators_are_those_of_a_gpu_whatever_a_cpu_splits_up() -> None:
-    counts = []
-    for heads in (1, 3):
-        model = models.build(models.OURS, replace(models.TINY, heads=heads))
+@pytest.mark.parametrize("layout", models.LAYOUTS)
+def test_operators_are_those_of_a_gpu_whatever_a_cpu_splits_up(layout: models.Layout) -> None:
+    setting = replace(models.TINY, layout=layout)
+    counts = {}
+    for name, changed, seconds in (
+        ("one head", replace(setting, heads=1), 0.2),
+        ("three heads", replace(setting, heads=3), 0.2),
+        ("two stems", replace(setting, heads=1, stems=2), 0.2),
+        ("ten times as long", replace(setting, heads=1), 2.0),
+    ):
+        model = models.build(models.OURS, changed)
         with torch.no_grad():
-            counts.append(launches.operators(models.inference(model, models.noise(0.2))))
-    assert counts[0] == counts[1]
+            counts[name] = launches.operators(models.inference(model, models.noise(seconds)))
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_counting_operators_leaves_the_kernels_of_a_cpu_as_they_were() -> None:
+    model, audio = models.build(models.OURS, models.TINY), models.noise(0.2)
+    expected = models.inference(model, audio)()
+    launches.operators(models.inference(model, audio))
+    assert torch.equal(models.inference(model, audio)(), expected)
+    assert seam.place_of([audio]) is seam.Where.CPU
 
 
 def test_markdown_tables_have_a_rule_and_dashes_for_what_was_not_measured() -> None:

@@ -22,6 +22,7 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.separation import separate
+from hunterFormsBS.theTypes import ParametersSTFT
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -203,11 +204,13 @@ def test_numpy_transform_is_that_of_the_model(
     runtime: ModuleType, normalized: bool, win_length: int, length: int
 ) -> None:
     expected = SpectralTransform(
-        stft_n_fft=64,
-        stft_hop_length=16,
-        stft_win_length=win_length,
-        stft_normalized=normalized,
-        stft_window_fn=torch.hamming_window,
+        ParametersSTFT(
+            stft_n_fft=64,
+            stft_hop_length=16,
+            stft_win_length=win_length,
+            stft_normalized=normalized,
+            stft_window_fn=torch.hamming_window,
+        )
     )
     window = torch.hamming_window(win_length).tolist()
     transform = runtime.SpectralTransform(

@@ -48,6 +48,18 @@ def test_block_is_norm_linear_exact_gelu_linear(block: FeedForward, training: bo
     torch.testing.assert_close(block.train(training)(x), expected_output(block, x))
 
 
+@pytest.mark.parametrize("leading", [(), (1,), (0,), (2, 3, 5)])
+@pytest.mark.parametrize("grad", [True, False])
+def test_any_leading_axes_are_kept(block: FeedForward, leading: tuple[int, ...], grad: bool) -> None:
+    x = torch.randn(*leading, 6, requires_grad=grad)
+    out = block(x)
+    torch.testing.assert_close(out, expected_output(block, x))
+    if grad:
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y.square().sum(), x) for y in (out, expected_output(block, x)))
+        )
+
+
 def test_parameters_have_upstream_names_and_shapes() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in FeedForward(6).state_dict().items()} == {
         "net.0.gamma": (6,),

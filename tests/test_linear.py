@@ -14,10 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hunterFormsBS.kernels.linear as linear_module
 from hunterFormsBS.blocks.norm import rms_norm
-from hunterFormsBS.kernels.linear import can_bypass, linear, linear_of, packing_weights, product_of_transposes, through
+from hunterFormsBS.kernels import internals
+from hunterFormsBS.kernels.linear import ACTIVATIONS, linear, linear_of, pack, product_of_transposes
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 
@@ -44,10 +46,10 @@ def gradients_of(function: Callable[..., Any], cheap: Any, inputs: Any, linears:
 @pytest.fixture(params=["oneDNN", "MKL"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of PyTorch's libraries computes, whatever this machine's processor would have chosen."""
-    operator = linear_module._onednn_operator()  # pyright: ignore[reportPrivateUsage]
-    if request.param == "oneDNN" and operator is None:
+    operators = internals.onednn()
+    if request.param == "oneDNN" and operators is None:
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(linear_module, "_onednn_for", lambda *_: operator if request.param == "oneDNN" else None)
+    monkeypatch.setattr(linear_module, "_onednn_for", lambda *_: operators if request.param == "oneDNN" else None)
     return str(request.param)
 
 
@@ -88,35 +90,40 @@ def test_product_of_transposes(m: int, n: int, capability: str, monkeypatch: pyt
     torch.testing.assert_close(product_of_transposes(x, y), x.T @ y)
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("activation", ["none", "gelu", "tanh"])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.usefixtures("library")
-def test_packed_weights_give_the_same_and_are_packed_once_a_scope() -> None:
-    x, weight, bias = torch.randn(50, 40), torch.randn(48, 40), torch.randn(48)
-    square = torch.randn(40, 40)
-    expected = [linear(rows, weight, bias) for rows in (x, x[:3])]
-    with packing_weights():
-        for _ in range(2):
-            torch.testing.assert_close([linear(rows, weight, bias) for rows in (x, x[:3])], expected)
-        # The same memory, read in another order, is another weight.
-        torch.testing.assert_close([linear(x, square), linear(x, square.T)], [x @ square.T, x @ square])
-    weight.zero_()
-    assert torch.equal(linear(x, weight), torch.zeros(50, 48))
-    with packing_weights():
-        assert torch.equal(linear(x, weight), torch.zeros(50, 48))
+def test_packed_weights_give_the_same_for_any_number_of_rows(
+    bias: bool, activation: Any, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    x, layer, square = torch.randn(50, 40), nn.Linear(40, 48, bias=bias), nn.Linear(40, 40)
+    with torch.no_grad():
+        packed = pack([layer, square], x, 50)
+        for rows in (x, x[:3], x[:0]):
+            torch.testing.assert_close(
+                linear(rows, layer.weight, layer.bias, activation=activation, packed=packed.get(layer)),
+                linear(rows, layer.weight, layer.bias, activation=activation),
+            )
+            (out,) = linear_of(None, (rows,), (square,), packed=packed)
+            torch.testing.assert_close(out, square(rows))
 
 
-def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    if linear_module._onednn_for(torch.ones(1, 1), torch.ones(1, 1)) is None:  # pyright: ignore[reportPrivateUsage]
-        pytest.skip("this machine does not use oneDNN")
-    packed: list[Tensor] = []
-    pack = torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda w, n: packed.append(w) or pack(w, n))
+@pytest.mark.usefixtures("library")
+def test_packed_weights_leave_gradients_as_they_are() -> None:
+    x, layers = torch.randn(50, 5, requires_grad=True), [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
+    packed = pack(layers, x, 50)
+    with_packed = partial(linear_of, packed=packed)
+    torch.testing.assert_close(*(gradients_of(f, F.gelu, (x,), layers) for f in (with_packed, plain_linear_of)))
+
+
+def test_weights_are_packed_by_layer_where_onednn_serves_and_otherwise_not(library: str) -> None:
     layers = [nn.Linear(5, 4), nn.Linear(5, 4)]
-    with packing_weights():
-        for _ in range(3):
-            linear_of(F.gelu, (torch.randn(3, 5),), layers)
-    assert [t.data_ptr() for t in packed] == [layer.weight.data_ptr() for layer in layers]
-    linear_of(F.gelu, (torch.randn(3, 5),), layers)
-    assert len(packed) == 2
+    layers[1].weight = layers[0].weight
+    packed = pack(layers, torch.randn(3, 5), 3)
+    assert set(packed) == (set(layers) if library == "oneDNN" else set())
+    assert not any(weight.requires_grad for weight in packed.values())
 
 
 @pytest.mark.usefixtures("library")
@@ -145,82 +152,38 @@ def test_onednn_is_for_float32_eager_and_without_autocast(monkeypatch: pytest.Mo
         assert fits(x, weight) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert fits(x, weight) is None
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert fits(x, weight) is None
+    with FakeTensorMode() as mode:
+        assert fits(mode.from_tensor(x), mode.from_tensor(weight)) is None
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert fits(x, weight) is None
 
 
+def zeros(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return torch.zeros(len(x), len(weight))
+
+
 @pytest.mark.parametrize(
-    "operators", [SimpleNamespace(), SimpleNamespace(_linear_pointwise=lambda x, weight: x @ weight)]
+    "operators",
+    [
+        SimpleNamespace(),
+        SimpleNamespace(_linear_pointwise=zeros),
+        SimpleNamespace(
+            _linear_pointwise=lambda x, weight: x @ weight, _reorder_linear_weight=lambda weight, _rows: weight
+        ),
+        SimpleNamespace(_linear_pointwise=zeros, _reorder_linear_weight=lambda weight, _rows: weight),
+    ],
+    ids=["missing", "one missing", "other arguments", "other results"],
 )
 def test_onednn_is_not_needed(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
-    linear_module._onednn_operator.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    x, layer = torch.randn(3, 5), nn.Linear(5, 4)
+    internals.onednn.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops, "mkldnn", operators)
-        actual = linear(x, weight, bias, activation="tanh")
-    linear_module._onednn_operator.cache_clear()  # pyright: ignore[reportPrivateUsage]
-    assert torch.equal(actual, F.linear(x, weight, bias).tanh())
-
-
-# through
-
-
-def nested() -> nn.Sequential:
-    return nn.Sequential(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 6, bias=False)), nn.GLU())
-
-
-@pytest.mark.usefixtures("library")
-def test_through_gives_the_output_of_a_call() -> None:
-    net, x = nested(), torch.randn(3, 5)
-    with torch.no_grad():
-        torch.testing.assert_close(through(net, x), net(x))
-
-
-@pytest.mark.usefixtures("library")
-def test_through_gives_the_gradients_of_a_call() -> None:
-    net, x = nested(), torch.randn(2, 3, 5, requires_grad=True)
-    leaves = [x, *net.parameters()]
-    actual, expected = (torch.autograd.grad(f(x).square().sum(), leaves) for f in (partial(through, net), net))
-    torch.testing.assert_close(actual, expected)
-
-
-def test_through_does_not_call_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x = nested(), torch.randn(3, 5)
-    for layer in (nn.Linear, nn.Tanh):
-        monkeypatch.setattr(layer, "forward", lambda *_: pytest.fail("a plain layer was called"))
-    assert through(net, x).requires_grad
-    with torch.no_grad():
-        assert not through(net, x).requires_grad
-
-
-def test_through_stores_no_more_than_a_call(bytes_saved_for_backward: SavedBytes) -> None:
-    net, x = nested(), torch.randn(30, 5)
-    with bytes_saved_for_backward() as saved:
-        mine = through(net, x)
-    with bytes_saved_for_backward() as saved_by_autograd:
-        plain = net(x)
-    assert mine.requires_grad
-    assert plain.requires_grad
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    mine_alone, plain_alone = ({k: v for k, v in s.items() if k not in parameters} for s in (saved, saved_by_autograd))
-    assert sum(mine_alone.values()) <= sum(plain_alone.values())
-
-
-@pytest.mark.parametrize("path", ["", "0", "0.0", "0.1", "0.2", "1"])
-def test_through_calls_whatever_has_a_hook(path: str) -> None:
-    net, seen = nested(), []
-    net.get_submodule(path).register_forward_hook(lambda module, *_: seen.append(module))
-    through(net, torch.randn(3, 5))
-    assert seen == [net.get_submodule(path)]
-
-
-def test_through_calls_whatever_took_the_place_of_a_layer() -> None:
-    net = nested()
-    net[0][2] = nn.Sequential(net[0][2], nn.Threshold(1e9, 3.0))  # type: ignore[index, operator]
-    torch.testing.assert_close(through(net, torch.randn(2, 5)), F.glu(torch.full((2, 6), 3.0)))
+        packed = pack([layer], x, 3)
+        actual = linear(x, layer.weight, layer.bias, activation="tanh")
+    internals.onednn.cache_clear()
+    assert not packed
+    assert torch.equal(actual, layer(x).tanh())
 
 
 # linear_of
@@ -348,16 +311,6 @@ def test_without_gradients_nothing_is_stored(bytes_saved_for_backward: SavedByte
     assert not saved
 
 
-def test_only_plain_modules_are_bypassed_and_none_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = ((nn.Linear(5, 4), nn.Linear), (nn.GELU(), nn.GELU))
-    assert can_bypass(*modules)
-    with torch.no_grad():
-        assert can_bypass(*modules)
-    assert not can_bypass(*modules, (nn.GELU(), nn.ReLU))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not can_bypass(*modules)
-
-
 @cheap_functions
 def test_under_autocast_outputs_are_narrow_and_gradients_have_the_dtype_of_their_tensors(
     cheap: Any, extra_shapes: Any
@@ -376,9 +329,41 @@ def test_under_autocast_outputs_are_narrow_and_gradients_have_the_dtype_of_their
         assert (mine - exact).norm() < 0.02 * exact.norm()
 
 
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
-    x, linear = torch.randn(3, 5, requires_grad=True), nn.Linear(5, 4)
-    (out,) = linear_of(F.gelu, (x,), (linear,))
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("cheap", "activation", "extra_shapes"),
+    [(F.gelu, "none", []), (rms_norm, "none", [(5,)]), (None, "none", []), (None, "tanh", [])],
+    ids=["gelu", "rms_norm", "nothing", "tanh after"],
+)
+def test_second_derivatives_are_those_of_plain_autograd(cheap: Any, activation: Any, extra_shapes: Any) -> None:
+    inputs = [torch.randn(shape, requires_grad=True) for shape in [(2, 3, 5), *extra_shapes]]
+    linears = [nn.Linear(5, 4), nn.Linear(5, 7, bias=False)]
+    leaves = [*inputs, *(parameter for layer in linears for parameter in layer.parameters())]
+
+    def plainly(*_: Any) -> tuple[Tensor, ...]:
+        hidden = inputs[0] if cheap is None else cheap(*inputs)
+        return tuple(ACTIVATIONS[activation](layer(hidden)) for layer in linears)
+
+    results = []
+    for function in (partial(linear_of, activation=activation), plainly):
+        loss = sum(out.square().sum() for out in function(cheap, inputs, linears))
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        results.append((grads, torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_are_those_of_finite_differences() -> None:
+    x, gamma = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 3), (3,)])
+    layer = nn.Linear(3, 2).double()
+    assert torch.autograd.gradgradcheck(lambda *inputs: linear_of(rms_norm, inputs, (layer,)), (x, gamma))
+
+
+def test_frozen_tensors_may_be_left_out_of_second_derivatives() -> None:
+    x, layer = torch.randn(3, 5, requires_grad=True), nn.Linear(5, 4).requires_grad_(False)
+    (out,) = linear_of(F.gelu, (x,), (layer,))
     (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    grad.sum().backward()
+    expected = x.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(layer(F.gelu(expected)).square().sum(), expected, create_graph=True)
+    grad.sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad)

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.residual import expand_streams, has_streams, reduce_streams, residual_wrapper
+from hunterFormsBS.blocks.residual import (
+    expand_streams,
+    has_streams,
+    reduce_streams,
+    reset_connection,
+    residual_wrapper,
+)
+from hunterFormsBS.theTypes import ParametersResidual
+
+THREE = ParametersResidual(num_residual_streams=3, num_residual_fracs=1, mc_hyper_conn_sinkhorn_iters=None)
 
 
 class Recorder(nn.Module):
@@ -26,15 +35,16 @@ def silent(x: Tensor) -> Tensor:
 
 
 def wrapper(dim: int = 6, **overrides: Any) -> Callable[[nn.Module, int], nn.Module]:
-    arguments = {"num_residual_streams": 3, "num_residual_fracs": 1, "mc_hyper_conn_sinkhorn_iters": None}
-    return residual_wrapper(dim, **(arguments | overrides))
+    return residual_wrapper(dim, THREE._replace(**overrides))
 
 
 @pytest.mark.parametrize(("streams", "fracs", "expected"), [(1, 1, False), (2, 1, True), (1, 2, True), (4, 2, True)])
 def test_sublayers_are_wrapped_when_there_is_more_than_one_stream_or_piece(
     streams: int, fracs: int, expected: bool
 ) -> None:
-    assert has_streams(streams, fracs) is expected
+    assert has_streams(ParametersResidual(streams, fracs)) is expected
+    recorder = Recorder()
+    assert (residual_wrapper(6, ParametersResidual(streams, fracs))(recorder, 0) is not recorder) is expected
 
 
 def test_streams_of_an_item_lie_side_by_side() -> None:
@@ -112,3 +122,17 @@ def test_pieces_of_the_features_are_mixed_among_each_other() -> None:
 def test_wrapping_draws_no_random_number() -> None:
     wraps = [wrapper()(Recorder(), 1).state_dict() for _ in range(5)]
     assert all(torch.equal(wrap["static_alpha"], wraps[0]["static_alpha"]) for wrap in wraps)
+
+
+@pytest.mark.parametrize("iterations", [None, 5])
+def test_reset_gives_a_wrapper_and_not_its_sublayer_what_it_had_at_first(
+    iterations: int | None, randomise: Callable[[nn.Module], None]
+) -> None:
+    parameters = THREE._replace(mc_hyper_conn_sinkhorn_iters=iterations)
+    wrapped = residual_wrapper(6, parameters)(nn.Linear(6, 6), 1)
+    before = {name: tensor.clone() for name, tensor in wrapped.named_parameters()}
+    randomise(wrapped)
+    changed = {name: tensor.clone() for name, tensor in wrapped.named_parameters()}
+    reset_connection(wrapped, 6, parameters, 1)
+    for name, tensor in wrapped.named_parameters():
+        assert torch.equal(tensor, (changed if name.startswith("branch.") else before)[name]), name

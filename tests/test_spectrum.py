@@ -13,21 +13,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunterFormsBS.blocks import spectrum as spectrum_module
-from hunterFormsBS.blocks.spectrum import SpectralTransform, lacks_fft, padded_for_stft
-from hunterFormsBS.theTypes import ParametersSTFT
+from hunterFormsBS.blocks.spectrum import SpectralTransform, frames_and_window, padded_for_stft
+from hunterFormsBS.theTypes import ParametersComputeLoss, ParametersSTFT
 
-DEFAULTS: ParametersSTFT = {
-    "stft_n_fft": 16,
-    "stft_hop_length": 4,
-    "stft_win_length": 16,
-    "stft_normalized": False,
-    "stft_window_fn": torch.hann_window,
-}
+DEFAULTS = ParametersSTFT(
+    stft_n_fft=16,
+    stft_hop_length=4,
+    stft_win_length=16,
+    stft_normalized=False,
+    stft_window_fn=torch.hann_window,
+)
 
 
 def transform(**overrides: Any) -> SpectralTransform:
-    return SpectralTransform(**(DEFAULTS | overrides))
+    return SpectralTransform(DEFAULTS._replace(**overrides))
 
 
 def naive_stft(audio: list[float], n_fft: int, hop: int, window: list[float], normalized: bool) -> Tensor:
@@ -62,11 +61,9 @@ def naive_stft(audio: list[float], n_fft: int, hop: int, window: list[float], no
     ids=lambda case: re.sub(r" at 0x\w+", "", str(case)),
 )
 def test_spectrum_equals_its_definition(overrides: Any) -> None:
-    audio, sizes = torch.randn(37), DEFAULTS | overrides
-    window = sizes["stft_window_fn"](sizes["stft_win_length"]).tolist()
-    expected = naive_stft(
-        audio.tolist(), sizes["stft_n_fft"], sizes["stft_hop_length"], window, sizes["stft_normalized"]
-    )
+    audio, sizes = torch.randn(37), DEFAULTS._replace(**overrides)
+    window = sizes.stft_window_fn(sizes.stft_win_length).tolist()
+    expected = naive_stft(audio.tolist(), sizes.stft_n_fft, sizes.stft_hop_length, window, sizes.stft_normalized)
     torch.testing.assert_close(transform(**overrides).forward(audio[None])[0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -168,30 +165,32 @@ def test_any_memory_layout_of_a_spectrum_is_inverted() -> None:
     torch.testing.assert_close(stft.inverse(other, 40), stft.inverse(spectrum.contiguous(), 40))
 
 
-@pytest.mark.parametrize("macos_14", [False, True])
-def test_only_mps_before_macos_14_lacks_fourier_transforms(macos_14: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: asked.append(version) or macos_14)
-    assert lacks_fft(torch.device("mps")) is not macos_14
-    assert asked == [(14, 0)]
-    assert not lacks_fft(torch.device("cpu"))
-    assert not lacks_fft(torch.device("cuda"))
-
-
-def test_device_without_fourier_transforms_uses_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transforms_take_their_input_by_name() -> None:
     stft, audio = transform(), torch.randn(2, 40)
-    expected = stft.forward(audio)
-    moved: list[Tensor] = []
-    original = Tensor.cpu
-    monkeypatch.setattr(spectrum_module, "lacks_fft", lambda _device: True)
-    monkeypatch.setattr(Tensor, "cpu", lambda tensor: moved.append(tensor) or original(tensor))
-    spectrum = stft.forward(audio)
-    assert len(moved) == 1
-    assert torch.equal(spectrum, expected)
-    torch.testing.assert_close(stft.inverse(spectrum, 40), audio, rtol=1e-4, atol=1e-5)
-    assert len(moved) == 2
+    spectrum = stft.forward(audio=audio)
+    assert torch.equal(spectrum, stft.forward(audio))
+    assert torch.equal(stft.inverse(spectrum=spectrum, length=40), stft.inverse(spectrum, 40))
 
 
 def test_other_failures_are_raised() -> None:
     with pytest.raises(RuntimeError):
         transform(stft_window_fn=lambda length, **_keywords: torch.ones(length + 1)).forward(torch.randn(1, 40))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize(("window_size", "length"), [(32, 100), (16, 100), (7, 100), (32, 3)])
+def test_frames_times_window_are_what_stft_transforms(window_size: int, length: int, normalized: bool) -> None:
+    rows = torch.randn(3, length)
+    parameters = ParametersComputeLoss(stft_n_fft=16, multi_stft_hop_size=5, multi_stft_normalized=normalized)
+    frames, window = frames_and_window(rows, window_size, parameters)
+    n_fft = max(window_size, 16)
+    expected = torch.stft(
+        padded_for_stft(rows, n_fft),
+        n_fft,
+        5,
+        window_size,
+        torch.hann_window(window_size),
+        normalized=normalized,
+        return_complex=True,
+    )
+    torch.testing.assert_close(torch.fft.rfft(frames * window).mT, expected)

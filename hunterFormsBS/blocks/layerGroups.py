@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
-from hunterFormsBS.attend import Transformer
-from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks.positions import PolarEmbedding, PositionEmbedding, RotaryEmbedding
+from hunterFormsBS.blocks.transformer import Transformer
 from hunterFormsBS.blocks.valueResidual import ValueResidualMix
 from hunterFormsBS.theTypes import ParametersTransformer
 
@@ -18,11 +17,12 @@ SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d
 
 def layer_groups(
     dim: int,
+    parameters: ParametersTransformer,
+    *,
     depth: int,
     axis_depths: Mapping[str, int],
     use_pope: bool,
     mixes: Mapping[str, ValueResidualMix | None],
-    shared: ParametersTransformer,
 ) -> nn.ModuleList:
     """Build `depth` groups of one transformer for each axis; those of an axis share one position embedding.
 
@@ -30,6 +30,8 @@ def layer_groups(
     ----------
     dim : int
         Features of a token.
+    parameters : ParametersTransformer
+        Of every transformer.
     depth : int
         Groups.
     axis_depths : mapping
@@ -38,25 +40,22 @@ def layer_groups(
         Polar instead of rotary position embedding.
     mixes : mapping
         How values mix, on each axis, in the groups after the first.
-    shared : ParametersTransformer
-        The other arguments of every `Transformer`.
     """
-    positions: dict[str, dict[str, Any]] = {"linear": {"linear_attn": True}}
-    for axis in ("time", "frequency"):
-        positions[axis] = (
-            {"pope_embed": PolarEmbedding(shared["dim_head"], shared["heads"])}
-            if use_pope
-            else {"rotary_embed": RotaryEmbedding(shared["dim_head"])}
-        )
+    heads, dim_head = parameters.attention.heads, parameters.attention.dim_head
+    positions: dict[str, PositionEmbedding | None] = {
+        axis: PolarEmbedding(dim_head, heads) if use_pope else RotaryEmbedding(dim_head)
+        for axis in ("time", "frequency")
+    }
     return nn.ModuleList(
         nn.ModuleList(
             Transformer(
                 dim,
+                parameters,
                 depth=axis_depth,
+                linear_attn=axis == "linear",
+                positions=positions.get(axis),
                 value_residual_mix=mixes[axis] if group else None,
                 keep_values=group == 0 and mixes[axis] is not None,
-                **positions[axis],
-                **shared,
             )
             for axis, axis_depth in axis_depths.items()
             if axis_depth

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hunterFormsBS.kernels.seam import Layer
+
 # torch.linalg has no annotations.
 vector_norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
@@ -40,12 +42,17 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     return normed.to(x.dtype if x.dtype.itemsize <= gamma.dtype.itemsize else gamma.dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """`rms_norm` over `dim` features with a learned gain, the parameter `gamma`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
+        self.gamma = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the gain to 1."""
+        nn.init.ones_(self.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(..., d)`."""

@@ -1,26 +1,28 @@
 """Where positions enter attention: rotary and polar embeddings.
 
-Both turn packed queries, keys and values into what the attention kernel takes, and both are a complex
-multiplication by a table of unit vectors, one for each position and frequency. The table depends on the
-frequencies, the length and the device only, so a transformer computes it once a call. Frequencies and tables
-stay float32 when the model is cast: in bfloat16 an angle of 400 rad would be off by more than a radian.
+Both multiply complex numbers by a table of unit vectors, one for each position and frequency. The table depends on the
+frequencies and the length only. Frequencies and tables stay float32 when the model is cast: in bfloat16 an angle of
+400 rad would be off by more than a radian.
 
-PyTorch's compiler and ONNX have no complex numbers worth using, so compiled graphs use real arithmetic.
+Axis letters in this module: b sequences, n positions, h heads, e features of one head, p pairs of them, c real and
+imaginary part.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from math import pi
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hunterFormsBS.blocks.norm import at_least_float32
+from hunterFormsBS.kernels.complexNumbers import complex_operator
+from hunterFormsBS.kernels.seam import Layer, served_by
 
 
 def unit_vectors(angles: Tensor) -> Tensor:
@@ -28,16 +30,33 @@ def unit_vectors(angles: Tensor) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
+@served_by(complex_operator)
 def complex_product(x: Tensor, y: Tensor) -> Tensor:
     """Multiply complex numbers kept as real pairs on the last axis, `(..., 2)`, broadcasting the others."""
-    if torch.compiler.is_compiling():
-        (a, b), (c, d) = x.unbind(-1), y.unbind(-1)
-        return torch.stack((a * c - b * d, a * d + b * c), dim=-1)
-    return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))
+    (a, b), (c, d) = x.unbind(-1), y.unbind(-1)
+    return torch.stack((a * c - b * d, a * d + b * c), dim=-1)
 
 
-class PositionEmbedding(nn.Module):
-    """Base of the two embeddings: keeps its tensors in the dtype that they were made in."""
+class PositionEmbedding(Layer):
+    """Base of the embeddings: gives queries and keys their positions, and keeps its own tensors in full precision.
+
+    A new one needs a `name`, a `table` and an `embed`.
+    """
+
+    name: ClassVar[str]
+    """The attribute of `Attention` that holds it, and so the first part of its keys in a state dict."""
+
+    @abstractmethod
+    def table(self, length: int) -> tuple[Tensor, ...]:
+        """Return what depends on positions 0 to `length` - 1 alone, so that layers can share it."""
+
+    @abstractmethod
+    def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return queries and keys, `(b, h, n, e)`, with their positions, which `table(n)` describes."""
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys, `(b, h, n, e)`, with their positions; they may come out wider."""
+        return self.embed(q, k, self.table(q.shape[-2]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `Module.to` and its kin end here. Run the change, then undo what it did to the dtype.
@@ -85,45 +104,37 @@ class RotaryEmbedding(PositionEmbedding):
     .. [1] Su et al., RoFormer, Neurocomputing 568:127063 (2024), arXiv 2104.09864.
     """
 
+    name = "rotary_embed"
+
     def __init__(self, dim_head: int, theta: float = 10000.0) -> None:
         super().__init__()
         if dim_head % 2:
             raise ValueError(
                 f"dim_head={dim_head} is odd, and rotary embeddings turn pairs: make it even, or use_pope=True."
             )
-        exponents = torch.arange(0, dim_head, 2).float() / dim_head
-        self.freqs = nn.Parameter(1.0 / theta**exponents, requires_grad=False)
+        self.theta = theta
+        self.freqs = nn.Parameter(torch.empty(dim_head // 2), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the frequencies by their formula."""
+        exponents = torch.arange(len(self.freqs), device=self.freqs.device).float() / len(self.freqs)
+        with torch.no_grad():
+            self.freqs.copy_(1.0 / self.theta**exponents)
 
     def table(self, length: int) -> tuple[Tensor, ...]:
-        """Return one unit vector for each position and pair, `(length, 1, 1, dim_head / 2, 2)`."""
+        """Return one unit vector for each position and pair, `(length, p, 2)`."""
         positions = torch.arange(length, device=self.freqs.device, dtype=self.freqs.dtype)
-        return (unit_vectors(rearrange(positions, "n -> n 1 1 1") * self.freqs),)
+        return (unit_vectors(positions[:, None] * self.freqs),)
 
-    def place(self, qkv: Tensor, table: tuple[Tensor, ...], *, may_overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotate the queries and keys of `qkv`.
+    def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys; shapes stay as they are."""
 
-        Parameters
-        ----------
-        qkv : Tensor
-            `(b, n, 3, h, dim_head)`.
-        table : tuple of Tensor
-            From `table(n)`.
-        may_overwrite : bool
-            Whether the memory of `qkv` may be reused: nobody else needs it. Takes a quarter of the time, and no memory.
+        def rotate(x: Tensor) -> Tensor:
+            pairs = rearrange(x.to(at_least_float32(x.dtype)), "b h n (p c) -> b h n p c", c=2)
+            return complex_product(pairs, table[0]).flatten(-2).to(x.dtype)
 
-        Returns
-        -------
-        tuple of Tensor
-            Queries, keys and values, each `(b, h, n, dim_head)`.
-        """
-        (vectors,) = table
-        if may_overwrite and qkv.dtype == vectors.dtype and not torch.compiler.is_compiling():
-            rotate = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]", _RotateInPlace.apply)
-            return (rotate if qkv.requires_grad else _rotate_in_place)(qkv, vectors)
-        pairs = rearrange(qkv[:, :, :2], "b n two h (e c) -> b n two h e c", c=2)
-        turned = complex_product(pairs.to(at_least_float32(qkv.dtype)), vectors).flatten(-2).to(qkv.dtype)
-        q, k = rearrange(turned, "b n two h e -> two b h n e").unbind(0)
-        return q, k, rearrange(qkv[:, :, 2], "b n h e -> b h n e")
+        return rotate(q), rotate(k)
 
 
 class PolarEmbedding(PositionEmbedding):
@@ -152,60 +163,40 @@ class PolarEmbedding(PositionEmbedding):
        2025, arXiv 2509.10534.
     """
 
+    name = "pope_embed"
     inv_freqs: Tensor
 
     def __init__(self, dim_head: int, heads: int, theta: float = 10000.0) -> None:
         super().__init__()
-        self.register_buffer("inv_freqs", theta ** -(torch.arange(dim_head).float() / dim_head))
-        self.bias = nn.Parameter(torch.zeros(heads, dim_head))
+        self.theta = theta
+        self.register_buffer("inv_freqs", torch.empty(dim_head))
+        self.bias = nn.Parameter(torch.empty(heads, dim_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the frequencies by their formula, and the bias to 0."""
+        features = torch.arange(len(self.inv_freqs), device=self.inv_freqs.device).float()
+        with torch.no_grad():
+            self.inv_freqs.copy_(self.theta ** -(features / len(self.inv_freqs)))
+            self.bias.zero_()
 
     def table(self, length: int) -> tuple[Tensor, ...]:
-        """Return unit vectors for queries, `(length, 1, dim_head, 2)`, and keys, `(length, heads, dim_head, 2)`."""
+        """Return unit vectors for queries, `(length, e, 2)`, and keys, `(h, length, e, 2)`."""
         positions = torch.arange(length, device=self.inv_freqs.device, dtype=self.inv_freqs.dtype)
-        angles = rearrange(positions, "n -> n 1 1") * self.inv_freqs
-        return unit_vectors(angles), unit_vectors(angles + self.bias.clamp(-2 * pi, 0.0))
+        angles = positions[:, None] * self.inv_freqs
+        return unit_vectors(angles), unit_vectors(angles + self.limited_bias()[:, None])
 
-    def place(self, qkv: Tensor, table: tuple[Tensor, ...], *, may_overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """As `RotaryEmbedding.place`, but queries and keys are real and imaginary parts, `(b, h, n, 2 · dim_head)`."""
-        q, k, v = qkv.unbind(2)
+    def limited_bias(self) -> Tensor:
+        """Return the bias within [-2π, 0], with gradient 1 at both bounds: it starts on one of them."""
+        # PyTorch's own `clamp` had that gradient up to 2.13, and has 0 there since.
+        outside = (self.bias < -2 * pi) | (self.bias > 0)
+        return torch.where(outside, self.bias.detach().clamp(-2 * pi, 0.0), self.bias)
+
+    def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Turn features into real and imaginary parts: queries and keys come out `(b, h, n, 2 · e)`."""
 
         def polar(x: Tensor, vectors: Tensor) -> Tensor:
             magnitude = F.softplus(x.to(at_least_float32(x.dtype)))
-            return rearrange(magnitude[..., None] * vectors, "b n h e c -> b h n (e c)").to(x.dtype)
+            return (magnitude[..., None] * vectors).flatten(-2).to(x.dtype)
 
-        return polar(q, table[0]), polar(k, table[1]), rearrange(v, "b n h e -> b h n e")
-
-
-def _complex_pairs(x: Tensor) -> Tensor:
-    """View neighbours on the last axis as complex numbers: an error, never a copy, where memory has them apart."""
-    return torch.view_as_complex(rearrange(x, "... (e c) -> ... e c", c=2))
-
-
-def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _complex_pairs(qkv[:, :, :2]).mul_(torch.view_as_complex(vectors))
-    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
-    return q, k, v
-
-
-class _RotateInPlace(torch.autograd.Function):
-    """Differentiable `_rotate_in_place`: gradients are turned back by the same angles, into one packed tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Not marked as dirty, which would cost two more copies of the gradient: nobody else sees this memory.
-        ctx.save_for_backward(vectors)
-        return _rotate_in_place(qkv, vectors)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (vectors,) = ctx.saved_tensors
-        back = torch.view_as_complex(vectors)[:, 0].conj().resolve_conj()
-        q, k, v = (rearrange(grad, "b h n e -> b n h e") for grad in grads)
-        packed = torch.empty((*v.shape[:2], 3, *v.shape[2:]), dtype=v.dtype, device=v.device)
-        for index, grad in enumerate((q, k)):
-            # What follows attention may send gradients in any order of memory.
-            pairs = _complex_pairs(grad if grad.stride(-1) == 1 else grad.contiguous())
-            torch.mul(pairs, back, out=_complex_pairs(packed[:, :, index]))
-        packed[:, :, 2] = v
-        return packed, None
+        return polar(q, table[0]), polar(k, table[1])

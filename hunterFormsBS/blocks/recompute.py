@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from hunterFormsBS.kernels.seam import repeatable
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -19,6 +21,6 @@ def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        return cast(R, checkpoint(partial(function, **kwargs), *args, use_reentrant=False))
+        return cast(R, checkpoint(partial(repeatable(function), **kwargs), *args, use_reentrant=False))
 
     return run

@@ -6,31 +6,41 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import hyper_connections as library  # type: ignore[import-untyped, unused-ignore]  # it has no annotations
+import torch
 from einops import rearrange, repeat
+from einops.layers.torch import Rearrange
+from hyper_connections import hyper_connections, manifold_constrained_hyper_connections
 from torch import Tensor, nn
 
+from hunterFormsBS.kernels.seam import know
+from hunterFormsBS.theTypes import ParametersResidual
 
-def has_streams(num_residual_streams: int, num_residual_fracs: int) -> bool:
+know(
+    library.HyperConnections,
+    library.ManifoldConstrainedHyperConnections,
+    hyper_connections.RMSNorm,
+    manifold_constrained_hyper_connections.RMSNorm,
+    Rearrange,
+)
+
+
+def has_streams(parameters: ParametersResidual) -> bool:
     """Tell whether sublayers are wrapped at all: one stream in one piece is the ordinary residual connection."""
-    return num_residual_streams > 1 or num_residual_fracs > 1
+    return parameters.num_residual_streams > 1 or parameters.num_residual_fracs > 1
 
 
-def residual_wrapper(
-    dim: int, *, num_residual_streams: int, num_residual_fracs: int, mc_hyper_conn_sinkhorn_iters: int | None
-) -> Callable[[nn.Module, int], nn.Module]:
+def residual_wrapper(dim: int, parameters: ParametersResidual) -> Callable[[nn.Module, int], nn.Module]:
     """Return a function that wraps a sublayer, given its index, so that it reads from and writes to all streams.
 
     Parameters
     ----------
     dim : int
         Features, a multiple of `num_residual_fracs`.
-    num_residual_streams : int
-        Copies of the residual stream: hyper-connections [1]_.
-    num_residual_fracs : int
-        Pieces that the features of each stream are divided into: frac-connections [2]_.
-    mc_hyper_conn_sinkhorn_iters : int, optional
-        Constrain the mixing of streams to (nearly) doubly stochastic matrices with that many Sinkhorn iterations [3]_.
-        None: no constraint.
+    parameters : ParametersResidual
+        `num_residual_streams`: copies of the residual stream, hyper-connections [1]_. `num_residual_fracs`: pieces that
+        the features of each stream are divided into, frac-connections [2]_. `mc_hyper_conn_sinkhorn_iters`: constrain
+        the mixing of streams to (nearly) doubly stochastic matrices with that many Sinkhorn iterations [3]_; None: no
+        constraint. Without streams a sublayer stays as it is.
 
     References
     ----------
@@ -38,17 +48,28 @@ def residual_wrapper(
     .. [2] Zhu et al., Frac-Connections, 2025, arXiv 2503.14125.
     .. [3] Xie et al., mHC: Manifold-Constrained Hyper-Connections, 2025, arXiv 2512.24880.
     """
+    if not has_streams(parameters):
+        return lambda sublayer, index: sublayer  # noqa: ARG005
     kind = cast(Any, library.HyperConnections)
-    keywords: dict[str, Any] = {"dim": dim, "num_fracs": num_residual_fracs}
-    if mc_hyper_conn_sinkhorn_iters is not None:
+    keywords: dict[str, Any] = {"dim": dim, "num_fracs": parameters.num_residual_fracs}
+    if parameters.mc_hyper_conn_sinkhorn_iters is not None:
         kind = cast(Any, library.ManifoldConstrainedHyperConnections)
-        keywords["sinkhorn_iters"] = mc_hyper_conn_sinkhorn_iters
+        keywords["sinkhorn_iters"] = parameters.mc_hyper_conn_sinkhorn_iters
 
     def wrap(sublayer: nn.Module, index: int) -> nn.Module:
         # The index picks the stream that the sublayer reads at first; the library would draw it at random.
-        return cast(nn.Module, kind(num_residual_streams, branch=sublayer, layer_index=index, **keywords))
+        return cast(nn.Module, kind(parameters.num_residual_streams, branch=sublayer, layer_index=index, **keywords))
 
     return wrap
+
+
+def reset_connection(wrapped: nn.Module, dim: int, parameters: ParametersResidual, index: int) -> None:
+    """Give the parameters of a wrapper, not those of the sublayer in it, their initial values."""
+    fresh = dict(residual_wrapper(dim, parameters)(nn.Identity(), index).named_parameters())
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if name in fresh:
+                parameter.copy_(fresh[name])
 
 
 def expand_streams(x: Tensor, num_residual_streams: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from einops import rearrange
 from torch import Tensor
 
 ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
@@ -13,16 +14,32 @@ LearnedValueResidualMix: TypeAlias = bool | Literal["swapped", "swapped_everywhe
 """The same choice for a whole model."""
 
 
-def mix_values(v: Tensor, first: Tensor, mix: Tensor | float, how: ValueResidualMix) -> Tensor:
+def mix_values(v: Tensor, first: Tensor | None, logits: Tensor | None, how: ValueResidualMix | None) -> Tensor:
     """Move values toward those of the first layer: value residual learning [1]_.
 
     `v + mix · (first - v)`; when `how` is 'swapped', `v + first · (mix - v)`, which is what BS-RoFormer's Mel models
     compute, their `lerp` arguments being the other way round, and so what their checkpoints were trained with.
 
+    Parameters
+    ----------
+    v : Tensor
+        Values, `(b, h, n, e)`.
+    first : Tensor, optional
+        Values of the first layer, of the same shape; needed unless `how` is None.
+    logits : Tensor, optional
+        `(b, n, h)`: `mix` is their sigmoid. None: 0.5.
+    how : {'learned', 'constant', 'swapped'}, optional
+        None: values stay as they are.
+
     References
     ----------
     .. [1] Zhou et al., Value Residual Learning, ACL 2025, arXiv 2410.17897.
     """
+    if how is None:
+        return v
+    if first is None:
+        raise ValueError("This layer mixes its values with the first layer's: pass `first_values`.")
+    mix = 0.5 if logits is None else rearrange(logits.sigmoid(), "b n h -> b h n 1")
     if how == "swapped":
         return v + first * (mix - v)
     return v + mix * (first - v)

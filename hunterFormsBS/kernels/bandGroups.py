@@ -1,4 +1,4 @@
-"""Bands of like width, padded to one width, so that they can share one matrix product.
+"""Bands of like width, padded to one width, so that they share one matrix product.
 
 A launch per band is what a GPU, and a compiler, would spend their time with. The number of groups grows with the
 logarithm of the ratio between the widest and the narrowest band, not with the number of bands.
@@ -6,14 +6,24 @@ logarithm of the ratio between the widest and the narrowest band, not with the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.seam import device_of_constants
+from hunterFormsBS.blocks.norm import RMSNorm, rms_norm
+from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.kernels.constants import Constants
+from hunterFormsBS.kernels.linear import linear_of
+from hunterFormsBS.kernels.seam import Layer, Where, kernel
+
+if TYPE_CHECKING:
+    from hunterFormsBS.bandSplit import BandSplit, MaskEstimator
 
 
 class Group(NamedTuple):
@@ -24,7 +34,7 @@ class Group(NamedTuple):
     columns: slice
 
 
-class BandGroups(nn.Module):
+class BandGroups:
     """Indices that pad bands to the width of the widest in their group, and back.
 
     The widest band of a group is at most twice as wide as the narrowest.
@@ -40,68 +50,53 @@ class BandGroups(nn.Module):
         Widest bands first.
     bands : list of int
         The bands, group by group.
-    order, rank : Tensor
-        `(band)`: the same, and the inverse permutation.
-    columns : Tensor
-        `(padded)`: of every padded band, group by group, the columns in the input, and one after its last as padding.
-    places : Tensor
-        `(sum of widths)`: where in `columns` each column of the input is.
-    widths, padded_widths : Tensor
-        `(padded)`: how wide the band of that column is, without and with padding.
-    gated_rows : Tensor
-        `(2 · padded)`: as `columns`, for layers with two outputs for each column of a band, one half of them after the
-        other. Padding is any row.
+    indices : Constants
+        `order` and `rank`, `(band)`: the same, and the inverse permutation. `columns`, `(padded)`: of every padded
+        band, group by group, the columns in the input, and one after its last as padding. `places`, `(sum of widths)`:
+        where in `columns` each column of the input is. `widths` and `padded_widths`, `(padded)`: how wide the band of
+        that column is, without and with padding. `gated_rows`, `(2 · padded)`: as `columns`, for layers with two
+        outputs for each column of a band, one half of them after the other; padding is any row.
     """
 
-    order: Tensor
-    rank: Tensor
-    columns: Tensor
-    places: Tensor
-    widths: Tensor
-    padded_widths: Tensor
-    gated_rows: Tensor
-
     def __init__(self, dim_inputs: Sequence[int]) -> None:
-        super().__init__()
-        self.dim_inputs = tuple(dim_inputs)
+        total = sum(dim_inputs)
+        starts = [0, *accumulate(dim_inputs)]
         self.groups: list[Group] = []
         self.bands: list[int] = []
-        self._register_indices(device_of_constants())
-
-    def _register_indices(self, device: torch.device) -> None:
-        total = sum(self.dim_inputs)
-        starts = [0, *accumulate(self.dim_inputs)]
-        self.groups = []
-        names = ("order", "columns", "widths", "padded_widths", "gated_rows")
-        index: dict[str, list[int]] = {name: [] for name in names}
-        for bands in _alike(self.dim_inputs):
-            width = self.dim_inputs[bands[0]]
-            first_band, first_column = len(index["order"]), len(index["columns"])
+        columns: list[int] = []
+        widths: list[int] = []
+        padded_widths: list[int] = []
+        gated_rows: list[int] = []
+        for bands in _alike(dim_inputs):
+            width = dim_inputs[bands[0]]
+            first_band, first_column = len(self.bands), len(columns)
             size = width * len(bands)
             self.groups.append(
                 Group(slice(first_band, first_band + len(bands)), width, slice(first_column, first_column + size))
             )
-            index["order"] += bands
-            index["padded_widths"] += [width] * size
+            self.bands += bands
+            padded_widths += [width] * size
             for band in bands:
-                start, own = starts[band], self.dim_inputs[band]
+                start, own = starts[band], dim_inputs[band]
                 padding = width - own
-                index["columns"] += [*range(start, start + own), *[total] * padding]
-                index["widths"] += [own] * width
+                columns += [*range(start, start + own), *[total] * padding]
+                widths += [own] * width
                 for first in (2 * start, 2 * start + own):
-                    index["gated_rows"] += [*range(first, first + own), *[0] * padding]
-        tensors = {name: torch.tensor(numbers, device=device) for name, numbers in index.items()}
-        self.bands = index["order"]
-        tensors["rank"] = tensors["order"].argsort()
-        tensors["places"] = tensors["columns"].argsort()[:total]
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+                    gated_rows += [*range(first, first + own), *[0] * padding]
+        self.indices = Constants(
+            order=self.bands,
+            rank=_inverse(self.bands),
+            columns=columns,
+            places=_inverse(columns)[:total],
+            widths=widths,
+            padded_widths=padded_widths,
+            gated_rows=gated_rows,
+        )
 
-    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        self._register_indices(self.order.device)  # `to_empty` leaves buffers without content
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Return the positions of the smallest, the second smallest, … number."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _alike(dim_inputs: Sequence[int]) -> list[list[int]]:
@@ -113,3 +108,108 @@ def _alike(dim_inputs: Sequence[int]) -> list[list[int]]:
         else:
             groups.append([band])
     return groups
+
+
+@kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
+def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
+    """Make tokens with one product for each group of bands, instead of one for each band."""
+    if not band_split.is_unmodified_inside():
+        return None
+    norms, linears = zip(*cast("Iterable[tuple[RMSNorm, nn.Linear]]", band_split.to_features), strict=True)
+    groups = band_split.groups
+    columns, widths, padded_widths, rank = (
+        groups.indices.on(x.device, name) for name in ("columns", "widths", "padded_widths", "rank")
+    )
+    # Padding is zero in all factors, and adds nothing.
+    frames = F.pad(rearrange(x, "b t w -> (b t) w"), (0, 1)).index_select(-1, columns)
+    gamma = F.pad(torch.cat([norm.gamma for norm in norms]), (0, 1)).index_select(0, columns)
+    weight = F.pad(torch.cat([linear.weight for linear in linears], dim=-1), (0, 1)).index_select(-1, columns)
+    bias = torch.stack([linears[band].bias for band in groups.bands])[:, None]
+    # But it does count in a mean.
+    gamma = gamma * (widths / padded_widths).sqrt()
+    tokens: list[Tensor] = []
+    for group in groups.groups:
+        bands, gains, factor = (
+            rearrange(t[..., group.columns], "r (f w) -> f r w", w=group.width) for t in (frames, gamma[None], weight)
+        )
+        normed = rms_norm(bands, gains).to(weight.dtype)
+        tokens.append(torch.baddbmm(bias[group.bands], normed, factor.mT))
+    return rearrange(torch.cat(tokens).index_select(0, rank), "f (b t) d -> b t f d", b=x.shape[0])
+
+
+@kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
+def masks_by_groups(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
+    """Estimate masks with one product for all stems and all bands of a group."""
+    if not all(isinstance(estimator, Layer) and estimator.is_unmodified() for estimator in estimators):
+        return None
+    run = partial(_masks_by_groups, cast("Sequence[MaskEstimator]", estimators))
+    return (checkpointed(run) if use_torch_checkpoint else run)(x)
+
+
+def _masks_by_groups(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+    stems = len(estimators)
+    groups = estimators[0].groups
+    order, gated_rows, places = (groups.indices.on(x.device, name) for name in ("order", "gated_rows", "places"))
+    # mlps[stem][band][layer]
+    mlps = [[list(net[0]) for net in cast("Iterable[Any]", estimator.to_freqs)] for estimator in estimators]
+    hidden = repeat(x.index_select(-2, order), "b t f d -> (f n) (b t) d", n=stems)
+    for layer in range(0, len(mlps[0][0]) - 1, 2):
+        linears = [mlp[band][layer] for band in groups.bands for mlp in mlps]
+        weight, bias = (torch.stack([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        hidden = torch.baddbmm(bias[:, None], hidden, weight.mT).tanh()
+
+    linears = [mlp[-1] for stem in mlps for mlp in stem]
+    weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+    first_rows = len(weight) // stems * torch.arange(stems, device=x.device)[:, None]
+    masks: list[Tensor] = []
+    for group in groups.groups:
+        width = 2 * group.width
+        rows = gated_rows[2 * group.columns.start : 2 * group.columns.stop]
+        rows = (rearrange(rows, "(f w) -> f 1 w", w=width) + first_rows).flatten()
+        factor = rearrange(weight.index_select(0, rows), "(f w) d -> f d w", w=width)
+        summand = rearrange(bias.index_select(0, rows), "(f w) -> f 1 w", w=width)
+        bands = hidden[stems * group.bands.start : stems * group.bands.stop]
+        mask = F.glu(torch.baddbmm(summand, bands, factor), dim=-1)
+        masks.append(rearrange(mask, "(f n) (b t) w -> b n t (f w)", n=stems, b=x.shape[0]))
+    return torch.cat(masks, dim=-1).index_select(-1, places)
+
+
+@kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
+def mask_by_groups(estimator: MaskEstimator, x: Tensor) -> Tensor | None:
+    """As `masks_by_groups`, for a mask estimator by itself."""
+    return _masks_by_groups([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
+
+
+@kernel(Where.CPU)
+def mask_by_bands(estimator: MaskEstimator, x: Tensor) -> Tensor | None:
+    """As `masks_by_bands`, for a mask estimator by itself."""
+    return _masks_by_bands([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
+
+
+@kernel(Where.CPU)
+def masks_by_bands(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
+    """Estimate masks band by band, each band copied out of the tokens once for all stems, by faster linear maps."""
+    if use_torch_checkpoint and len(estimators) > 1:  # Recomputing one stem at a time takes less memory.
+        return None
+    if not all(isinstance(estimator, Layer) and estimator.is_unmodified() for estimator in estimators):
+        return None
+    run = partial(_masks_by_bands, cast("Sequence[MaskEstimator]", estimators))
+    return (checkpointed(run) if use_torch_checkpoint else run)(x)
+
+
+def _masks_by_bands(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+    # Once for all stems: each linear map, and each gradient, would copy a band out of its tokens for itself.
+    bands = map(Tensor.contiguous, x.unbind(-2))
+    nets_of_bands = zip(*(cast("Iterable[Any]", estimator.to_freqs) for estimator in estimators), strict=True)
+    by_band = [[_mask(net, band) for net in nets] for band, nets in zip(bands, nets_of_bands, strict=True)]
+    masks = torch.cat(list(chain.from_iterable(zip(*by_band, strict=True))), dim=-1)
+    return rearrange(masks, "b t (n w) -> b n t w", n=len(estimators))
+
+
+def _mask(net: nn.Sequential, band: Tensor) -> Tensor:
+    """Return the mask, `(b, t, w)`, that one band's MLP and GLU make of its tokens, `(b, t, d)`."""
+    mlp, glu = cast("Sequence[Any]", net)
+    *hidden_layers, last = mlp[::2]
+    for layer in hidden_layers:
+        (band,) = linear_of(None, (band,), (layer,), activation="tanh")
+    return cast(Tensor, glu(*linear_of(None, (band,), (last,))))

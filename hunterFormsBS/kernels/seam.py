@@ -1,53 +1,291 @@
-"""What is so by default: layers that do what their class says, eager calls on a CPU, devices for constants."""
+"""The seam between what a layer is and how it is computed fast.
+
+A layer's method is its formula, in ordinary PyTorch. `served_by` puts kernels in front of it: functions of the same
+arguments, with the same results, that are faster on some machine. A kernel runs only where nobody can tell the
+difference; elsewhere the method itself runs:
+
+- Kernels are on: not within `reference`, and not `HUNTERFORMSBS_REFERENCE=1` in the environment.
+- No transformation of `torch.func` and no forward-mode differentiation is under way.
+- No mode and no tracer records operators, unless the kernel is made of PyTorch's ordinary ones, and all tensors are
+  plain.
+- The layers that the kernel would not call are as their classes made them: see `Layer.is_unmodified_inside`.
+- The kernel's own conditions hold, such as those on dtypes: it returns None otherwise.
+
+`KERNELS` lists every kernel by its name, and tests take each through all of this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import ParamSpec, TypeVar
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import wraps
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_internals
 
+from hunterFormsBS.kernels import internals
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+VARIABLE = "HUNTERFORMSBS_REFERENCE"
+"""The environment variable that turns kernels off when it is 1."""
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether calling `module` does what `kind.forward` does and nothing else.
+class Where(Flag):
+    """Where code runs: eagerly on a CPU, eagerly on another device, or in a graph, compiled or exported."""
 
-    False for anything that someone put in its place or hung on it: subclasses, LoRA and quantised layers,
-    parametrizations, hooks, a patched `forward`, parameters that are tensor subclasses.
+    CPU = auto()
+    DEVICE = auto()
+    GRAPH = auto()
+    EAGER = CPU | DEVICE
+    EVERYWHERE = EAGER | GRAPH
+
+
+PLACES = (Where.CPU, Where.DEVICE, Where.GRAPH)
+
+
+@dataclass(eq=False)
+class Kernel:
+    """A function that may stand for a method."""
+
+    name: str
+    run: Callable[..., Any]
+    where: Where
+    ordinary: bool
+    """It calls no private operator, changes no memory in place and stores what autograd would: modes may look on."""
+
+
+KERNELS: dict[str, Kernel] = {}
+"""Every kernel."""
+
+
+def kernel(where: Where, *, ordinary: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a function a kernel: it takes what the method takes, and returns the same or None.
+
+    Parameters
+    ----------
+    where : Where
+        Where it is of use.
+    ordinary : bool
+        See `Kernel`.
     """
-    state = module.__dict__
+
+    def register(function: Callable[..., Any]) -> Kernel:
+        made = Kernel(function.__name__, function, where, ordinary)
+        made.__doc__ = function.__doc__
+        if made.name in KERNELS:
+            raise ValueError(f"there are two kernels named {made.name}")
+        KERNELS[made.name] = made
+        return made
+
+    return register
+
+
+class Surroundings(NamedTuple):
+    """Who looks on while a layer runs."""
+
+    off: bool
+    """Kernels are turned off, or a transformation asks for formulas."""
+    recorded: bool
+    """Single operators are recorded."""
+
+
+class _Switch:
+    """Whether kernels are on, for the whole process, as PyTorch's own switches of backends are."""
+
+    def __init__(self) -> None:
+        self.off = os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+class _Recomputation(threading.local):
+    """What surrounded a forward pass, while the backward pass repeats it in this thread."""
+
+    surroundings: Surroundings | None = None
+
+
+_switch = _Switch()
+_recomputation = _Recomputation()
+
+
+@contextmanager
+def reference() -> Generator[None]:
+    """Turn every kernel off: each layer computes its formula as it stands in the source, by PyTorch's own operators.
+
+    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the whole process, so it is
+    not for one of several threads. Setting `HUNTERFORMSBS_REFERENCE=1` in the environment does the same from the start.
+    Graphs compiled before keep their kernels until they are compiled again.
+    """
+    before, _switch.off = _switch.off, True
+    try:
+        yield
+    finally:
+        _switch.off = before
+
+
+def surroundings() -> Surroundings:
+    """Look who is looking on, in eager mode."""
+    if _recomputation.surroundings is not None:
+        return _recomputation.surroundings
+    if _switch.off or not internals.can_ask() or internals.is_transformed():
+        return Surroundings(off=True, recorded=True)
+    return Surroundings(off=False, recorded=internals.is_recorded())
+
+
+def repeatable(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function` such that all its calls take the same kernels, those in the backward pass too."""
+    if torch.compiler.is_compiling():
+        return function
+    first = surroundings()
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        before, _recomputation.surroundings = _recomputation.surroundings, first
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _recomputation.surroundings = before
+
+    return run
+
+
+def place_of(tensors: Iterable[Tensor]) -> Where:
+    """Return where code on these tensors runs."""
+    if torch.compiler.is_compiling():
+        return Where.GRAPH
+    return Where.CPU if all(tensor.device.type == "cpu" for tensor in tensors) else Where.DEVICE
+
+
+def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence[Kernel]:
+    """Return those kernels whose running nobody could tell by looking on."""
+    if torch.compiler.is_compiling():
+        return () if _switch.off else kernels
+    if not kernels:
+        return ()
+    watched = surroundings()
+    if watched.off:
+        return ()
+    if watched.recorded or not all(map(internals.is_simple, tensors)):
+        return [one for one in kernels if one.ordinary]
+    return kernels
+
+
+def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
+    """Put kernels in front of a method or function: the first that can takes the call, else it runs itself.
+
+    A kernel may hand the keyword argument `prepared` on to the kernels of layers inside: what it has made for them.
+    No method sees it.
+    """
+    candidates = {place: tuple(one for one in kernels if place in one.where) for place in PLACES}
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def served(*args: Any, prepared: object = None, **kwargs: Any) -> Any:
+            tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+            chosen = _permitted(candidates[place_of(tensors)], tensors)
+            if prepared is not None:
+                kwargs["prepared"] = prepared
+            for one in chosen:
+                out = one.run(*args, **kwargs)
+                if out is not None:
+                    return out
+            kwargs.pop("prepared", None)
+            return method(*args, **kwargs)
+
+        return cast(Method, served)
+
+    return decorate
+
+
+class _Constructor(type):
+    """Makes layers that remember which modules their constructor put into them."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        layer = super().__call__(*args, **kwargs)
+        layer.modules_made = modules_of(layer)
+        return layer
+
+
+class Layer(nn.Module, metaclass=_Constructor):
+    """Base of this package's layers, which know whether they are as they were made."""
+
+    forwards: ClassVar[dict[type[nn.Module], Callable[..., Any]]] = {}
+    """`forward` of each known class as it was when the class was made."""
+
+    modules_made: list[tuple[str, type[nn.Module]]]
+    """What `modules_of` returned when the constructor was done."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("hunterFormsBS."):
+            Layer.forwards[cls] = cls.forward
+
+    @internals.constant_when_compiled
+    def is_unmodified_inside(self) -> bool:
+        """Tell whether calling the modules inside does what this class, and theirs, say, and nothing else.
+
+        False for anything that someone put in their place or hung on them: other layers, subclasses, LoRA and quantised
+        layers, parametrizations, hooks, a patched `forward`, parameters that are tensor subclasses.
+        """
+        return (
+            self.modules_made == modules_of(self)
+            and has_plain_parameters(self)
+            and not internals.is_watched_everywhere()
+            and all(is_unmodified(module) for module in self.modules() if module is not self)
+        )
+
+    @internals.constant_when_compiled
+    def is_unmodified(self) -> bool:
+        """Tell whether calling this layer does what its class says, and nothing else."""
+        return is_unmodified(self) and self.is_unmodified_inside()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what was compiled."""
+        return without_compiled_methods(self)
+
+
+def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
+    """Return the state of `module` for a copy or a pickle, without methods replaced by their compiled selves.
+
+    `module.forward = torch.compile(module.forward)` holds on to `module` and its weights: a copy would run those.
+    """
+    state = dict(cast("dict[str, Any]", super(nn.Module, module).__getstate__()))
+    for name in [name for name, value in state.items() if hasattr(value, "_torchdynamo_orig_callable")]:
+        if hasattr(type(module), name):
+            del state[name]
+    return state
+
+
+def modules_of(layer: nn.Module) -> list[tuple[str, type[nn.Module]]]:
+    """Return the names and classes of the modules inside `layer`."""
+    named = cast("Iterable[tuple[str, nn.Module]]", layer.named_modules())
+    return [(name, type(module)) for name, module in named if module is not layer]
+
+
+def know(*kinds: type[nn.Module]) -> None:
+    """Let modules of these classes, which another library has, be parts of unmodified layers."""
+    Layer.forwards.update({kind: kind.forward for kind in kinds})
+
+
+know(nn.Dropout, nn.GELU, nn.GLU, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequential, nn.Tanh)
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Tell whether calling `module`, apart from what is inside, does what its class says and nothing else."""
+    kind = type(module)
     return (
-        type(module) is kind
-        and "forward" not in state
-        and not any(state[name] or getattr(module_internals, f"_global{name}") for name in HOOKS)
-        and all(type(p) in (nn.Parameter, Tensor) for p in state["_parameters"].values() if p is not None)
+        Layer.forwards.get(kind) is kind.forward
+        and "forward" not in module.__dict__
+        and not internals.has_hooks(module)
+        and has_plain_parameters(module)
     )
 
 
-def are_plain(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
-    """Tell whether `module` and everything inside it is plain, and of one of `kinds`."""
-    return all(type(part) in kinds and is_plain(part, type(part)) for part in module.modules())
-
-
-def constant_when_compiled(method: Callable[P, R]) -> Callable[P, R]:
-    """Make the compiler call `method` instead of tracing it: walking over hundreds of layers would take it long."""
-    # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
-    vars(method)["_dynamo_marked_constant"] = True
-    return method
-
-
-def is_eager_on_cpu(x: Tensor) -> bool:
-    """Tell whether small pieces are best: on a CPU calls are cheap and cache is dear; elsewhere it is the reverse."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def device_of_constants() -> torch.device:
-    """Return the default device; the CPU in place of the meta device, from which no value ever comes back."""
-    device = torch.get_default_device()
-    return torch.device("cpu") if device.type == "meta" else device
+def has_plain_parameters(module: nn.Module) -> bool:
+    """Tell whether no parameter of `module` itself is a tensor subclass."""
+    return all(internals.is_simple(p) for p in module.__dict__["_parameters"].values() if p is not None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import pytest
 import torch
-from einops import rearrange
 from PoPE_pytorch import PoPE
 from rotary_embedding_torch import RotaryEmbedding as ReferenceRotaryEmbedding
 from torch import Tensor, nn
@@ -17,38 +17,37 @@ from torch import Tensor, nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.blocks.positions import (
     PolarEmbedding,
+    PositionEmbedding,
     RotaryEmbedding,
-    _RotateInPlace,
     complex_product,
     unit_vectors,
 )
+from hunterFormsBS.kernels.seam import KERNELS, reference
 
 LENGTH, HEADS, DIM_HEAD = 9, 3, 8
 
-either_way = pytest.mark.parametrize("may_overwrite", [False, True], ids=["copy", "in place"])
+both_ways = pytest.mark.parametrize("way", [reference, nullcontext], ids=["reference", "kernels"])
+Way: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
-def packed(length: int = LENGTH, dim_head: int = DIM_HEAD, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, length, 3, HEADS, dim_head).to(dtype)
+def queries_and_keys(
+    length: int = LENGTH, dim_head: int = DIM_HEAD, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return views into one memory, as attention has them."""
+    packed = torch.randn(2, length, 2, HEADS, dim_head).to(dtype)
+    return packed[:, :, 0].transpose(1, 2), packed[:, :, 1].transpose(1, 2)
 
 
-def unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, `(b, h, n, e)`, without the package's help."""
-    q, k, v = (qkv[:, :, index].permute(0, 2, 1, 3).clone() for index in range(3))
-    return q, k, v
+def reference_rotary(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    reference = ReferenceRotaryEmbedding(dim=q.shape[-1])
+    return reference.rotate_queries_or_keys(q), reference.rotate_queries_or_keys(k)
 
 
-def reference_rotary(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = unpacked(qkv)
-    reference = ReferenceRotaryEmbedding(dim=qkv.shape[-1])
-    return reference.rotate_queries_or_keys(q), reference.rotate_queries_or_keys(k), v
-
-
-def reference_polar(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = unpacked(qkv)
-    reference = PoPE(qkv.shape[-1], heads=HEADS)
+def reference_polar(q: Tensor, k: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    reference = PoPE(q.shape[-1], heads=HEADS)
     reference.bias = nn.Parameter(bias)
-    return *reference.apply_pope_to_qk(reference(qkv.shape[1]), q, k), v
+    rotated: tuple[Tensor, Tensor] = reference.apply_pope_to_qk(reference(q.shape[-2]), q, k)
+    return rotated
 
 
 def bias_beyond_its_range() -> Tensor:
@@ -58,23 +57,24 @@ def bias_beyond_its_range() -> Tensor:
 # Rotary
 
 
-@either_way
+@both_ways
 @pytest.mark.parametrize("dim_head", [4, 8, 64])
-def test_rotated_queries_and_keys_equal_the_reference_and_values_stay(may_overwrite: bool, dim_head: int) -> None:
-    qkv, embedding = packed(dim_head=dim_head), RotaryEmbedding(dim_head)
-    expected = reference_rotary(qkv)
-    torch.testing.assert_close(embedding.place(qkv, embedding.table(LENGTH), may_overwrite=may_overwrite), expected)
+def test_rotated_queries_and_keys_equal_the_reference_and_what_came_in_stays(way: Way, dim_head: int) -> None:
+    (q, k), embedding = queries_and_keys(dim_head=dim_head), RotaryEmbedding(dim_head)
+    before = q.clone(), k.clone()
+    with way():
+        torch.testing.assert_close(embedding(q, k), reference_rotary(q, k))
+    assert all(map(torch.equal, (q, k), before))
 
 
 def test_first_pair_turns_by_one_radian_a_position() -> None:
     embedding = RotaryEmbedding(2)
-    qkv = torch.zeros(1, 4, 3, 1, 2)
-    qkv[..., 0] = 1
-    q, k, v = embedding.place(qkv, embedding.table(4), may_overwrite=False)
+    ones = torch.zeros(1, 1, 4, 2)
+    ones[..., 0] = 1
+    q, k = embedding(ones, ones)
     circle = torch.tensor([[math.cos(position), math.sin(position)] for position in range(4)])
     torch.testing.assert_close(q[0, 0], circle)
     torch.testing.assert_close(k[0, 0], circle)
-    assert v[0, 0].tolist() == [[1, 0]] * 4
 
 
 def test_frequencies_fall_from_one_by_a_power_of_theta() -> None:
@@ -89,71 +89,33 @@ def test_frequencies_are_stored_but_not_trained() -> None:
     assert torch.equal(embedding.freqs, ReferenceRotaryEmbedding(dim=DIM_HEAD).freqs)
 
 
-@either_way
-def test_gradients_equal_those_of_the_reference(may_overwrite: bool) -> None:
-    embedding, qkv, weights = RotaryEmbedding(DIM_HEAD), packed(), torch.randn(3, 2, HEADS, LENGTH, DIM_HEAD)
-    grads: list[Tensor] = []
-    for place in (
-        lambda packed: embedding.place(packed, embedding.table(LENGTH), may_overwrite=may_overwrite),
-        reference_rotary,
-    ):
-        leaf = qkv.clone().requires_grad_()
-        sum((out * weight).sum() for out, weight in zip(place(leaf * 1), weights, strict=True)).backward()
-        assert leaf.grad is not None
-        grads.append(leaf.grad)
-    torch.testing.assert_close(*grads)
-
-
-def test_incoming_gradients_are_not_overwritten() -> None:
-    vectors, qkv = RotaryEmbedding(DIM_HEAD).table(LENGTH)[0], packed().requires_grad_()
-    outputs = _RotateInPlace.apply(qkv * 1, vectors)
-    grads = [torch.randn_like(out) for out in outputs]
-    before = [grad.clone() for grad in grads]
-    torch.autograd.backward(outputs, grads)
-    assert all(map(torch.equal, grads, before))
-    assert qkv.grad is not None
-    assert torch.equal(qkv.grad[:, :, 2], rearrange(grads[2], "b h n e -> b n h e"))
-    assert not torch.equal(qkv.grad[:, :, 0], rearrange(grads[0], "b h n e -> b n h e"))
-
-
-@pytest.mark.parametrize("unused", [0, 1, 2])
-def test_gradients_in_any_order_of_memory_and_missing_ones_are_turned_back(unused: int) -> None:
-    embedding, x, results = RotaryEmbedding(DIM_HEAD), packed().requires_grad_(), []
-    for may_overwrite in (False, True):
-        outputs = embedding.place(x * 1, embedding.table(LENGTH), may_overwrite=may_overwrite)
-        # The first sum's gradient is one number, expanded; the second's is transposed.
-        used = [out for index, out in enumerate(outputs) if index != unused]
-        weights = torch.randn(used[1].mT.shape, generator=torch.Generator().manual_seed(0))
-        results.append(torch.autograd.grad(used[0].sum() + (used[1].mT * weights).sum(), x)[0])
+@both_ways
+def test_gradients_equal_those_of_the_reference(way: Way) -> None:
+    embedding, weights = RotaryEmbedding(DIM_HEAD), torch.randn(2, 2, HEADS, LENGTH, DIM_HEAD)
+    leaves = [t.detach().requires_grad_() for t in queries_and_keys()]
+    with way():
+        results = [
+            torch.autograd.grad((torch.stack(embed(*leaves)) * weights).sum(), leaves)
+            for embed in (embedding, reference_rotary)
+        ]
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_memory_is_reused_exactly_when_it_may_be(requires_grad: bool) -> None:
-    embedding = RotaryEmbedding(DIM_HEAD)
-    for may_overwrite in (False, True):
-        qkv = packed().requires_grad_(requires_grad) * 1
-        before = qkv.detach().clone()
-        q, k, _ = embedding.place(qkv, embedding.table(LENGTH), may_overwrite=may_overwrite)
-        shared = {t.untyped_storage().data_ptr() for t in (q, k)} == {qkv.untyped_storage().data_ptr()}
-        assert shared == may_overwrite
-        assert torch.equal(qkv, before) != may_overwrite
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@either_way
-def test_other_dtypes_are_rotated_in_float32_or_better_and_come_back(dtype: torch.dtype, may_overwrite: bool) -> None:
-    qkv, embedding = packed(dtype=dtype), RotaryEmbedding(DIM_HEAD)
-    expected = [t.to(dtype) for t in reference_rotary(qkv.to(torch.promote_types(dtype, torch.float32)))]
-    placed = embedding.place(qkv, embedding.table(LENGTH), may_overwrite=may_overwrite)
-    for actual, wanted in zip(placed, expected, strict=True):
+@both_ways
+def test_other_dtypes_are_rotated_in_float32_or_better_and_come_back(way: Way, dtype: torch.dtype) -> None:
+    (q, k), embedding = queries_and_keys(dtype=dtype), RotaryEmbedding(DIM_HEAD)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = [t.to(dtype) for t in reference_rotary(q.to(wide), k.to(wide))]
+    with way():
+        rotated = embedding(q, k)
+    for actual, wanted in zip(rotated, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-2 if dtype == torch.bfloat16 else 2e-3, atol=1e-6)
 
 
 def test_score_depends_on_distance_only() -> None:
     embedding = RotaryEmbedding(DIM_HEAD)
-    qkv = packed(1).expand(2, 40, 3, HEADS, DIM_HEAD)  # the same at every position
-    q, k, _ = embedding.place(qkv, embedding.table(40), may_overwrite=False)
+    q, k = embedding(*(t.expand(2, HEADS, 40, DIM_HEAD) for t in queries_and_keys(1)))  # the same at every position
     scores = q @ k.transpose(-1, -2)
     torch.testing.assert_close(scores[..., 7:, 7:], scores[..., :-7, :-7], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(scores[..., 7:, :], scores[..., :-7, :], atol=0.1)
@@ -167,32 +129,29 @@ def test_odd_head_is_refused_with_the_remedy() -> None:
 # Polar
 
 
-@either_way
 @pytest.mark.parametrize("dim_head", [1, 5, 8])
-def test_polar_queries_and_keys_equal_the_reference_and_values_stay(may_overwrite: bool, dim_head: int) -> None:
-    qkv, embedding = packed(dim_head=dim_head), PolarEmbedding(dim_head, HEADS)
+def test_polar_queries_and_keys_equal_the_reference_and_what_came_in_stays(dim_head: int) -> None:
+    (q, k), embedding = queries_and_keys(dim_head=dim_head), PolarEmbedding(dim_head, HEADS)
+    before = q.clone(), k.clone()
     with torch.no_grad():
         embedding.bias.uniform_(-9, 3)
-    expected = reference_polar(qkv, embedding.bias.detach())
-    actual = embedding.place(qkv, embedding.table(LENGTH), may_overwrite=may_overwrite)
-    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(embedding(q, k), reference_polar(q, k, embedding.bias.detach()))
+    assert all(map(torch.equal, (q, k), before))
 
 
 def test_polar_gradients_equal_those_of_the_reference_also_of_the_clamped_bias() -> None:
-    embedding, qkv, bias = PolarEmbedding(DIM_HEAD, HEADS), packed(), bias_beyond_its_range()
+    embedding, qk, bias = PolarEmbedding(DIM_HEAD, HEADS), queries_and_keys(), bias_beyond_its_range()
     weights = torch.randn(2, 2, HEADS, LENGTH, 2 * DIM_HEAD)
     embedding.bias = nn.Parameter(bias)
     reference = PoPE(DIM_HEAD, heads=HEADS)
     reference.bias = nn.Parameter(bias.clone())
-    mine, theirs = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
+    mine, theirs = ([t.clone().requires_grad_() for t in qk] for _ in range(2))
 
-    q, k, _ = embedding.place(mine, embedding.table(LENGTH), may_overwrite=False)
-    (torch.stack((q, k)) * weights).sum().backward()
-    q, k, _ = unpacked(theirs)
-    q, k = reference.apply_pope_to_qk(reference(LENGTH), q, k)
+    (torch.stack(embedding(*mine)) * weights).sum().backward()
+    q, k = reference.apply_pope_to_qk(reference(LENGTH), *theirs)
     (torch.stack((q, k)) * weights).sum().backward()
 
-    torch.testing.assert_close(mine.grad, theirs.grad)
+    torch.testing.assert_close([t.grad for t in mine], [t.grad for t in theirs])
     torch.testing.assert_close(embedding.bias.grad, reference.bias.grad)
     assert embedding.bias.grad is not None
     within = (bias >= -2 * math.pi) & (bias <= 0)
@@ -209,8 +168,8 @@ def test_polar_magnitude_is_softplus_and_angle_is_position_times_frequency() -> 
     embedding = PolarEmbedding(2, 1, theta=4.0)
     with torch.no_grad():
         embedding.bias.copy_(torch.tensor([[-1.0, -0.25]]))
-    qkv = torch.full((1, 4, 3, 1, 2), 0.7)
-    q, k, _ = embedding.place(qkv, embedding.table(4), may_overwrite=False)
+    features = torch.full((1, 1, 4, 2), 0.7)
+    q, k = embedding(features, features)
     magnitude = math.log(1 + math.exp(0.7))
     frequency = [1.0, 0.5]
     for position in range(4):
@@ -224,9 +183,9 @@ def test_polar_magnitude_is_softplus_and_angle_is_position_times_frequency() -> 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_polar_half_types_are_turned_in_float32_and_come_back(dtype: torch.dtype) -> None:
-    qkv, embedding = packed(400, dtype=dtype), PolarEmbedding(DIM_HEAD, HEADS)
-    expected = reference_polar(qkv.float(), embedding.bias.detach())
-    for actual, wanted in zip(embedding.place(qkv, embedding.table(400), may_overwrite=False), expected, strict=True):
+    (q, k), embedding = queries_and_keys(400, dtype=dtype), PolarEmbedding(DIM_HEAD, HEADS)
+    expected = reference_polar(q.float(), k.float(), embedding.bias.detach())
+    for actual, wanted in zip(embedding(q, k), expected, strict=True):
         assert actual.dtype == dtype
         # Rounded once, at the end: twice would put every tenth number one step off.
         assert (actual == wanted.to(dtype)).float().mean() > 0.99
@@ -235,11 +194,29 @@ def test_polar_half_types_are_turned_in_float32_and_come_back(dtype: torch.dtype
 # Tables
 
 
+@pytest.mark.parametrize(
+    ("embedding", "shapes"),
+    [
+        (RotaryEmbedding(8), [(LENGTH, 4, 2)]),
+        (PolarEmbedding(8, HEADS), [(LENGTH, 8, 2), (HEADS, LENGTH, 8, 2)]),
+    ],
+    ids=["rotary", "polar"],
+)
+def test_embedding_is_what_embed_does_with_a_table_of_unit_vectors(
+    embedding: PositionEmbedding, shapes: list[tuple[int, ...]]
+) -> None:
+    table, (q, k) = embedding.table(LENGTH), queries_and_keys()
+    assert [tuple(vectors.shape) for vectors in table] == shapes
+    for vectors in table:
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+    assert all(map(torch.equal, embedding(q, k), embedding.embed(q, k, table)))
+
+
 @pytest.mark.parametrize("kind", [lambda: RotaryEmbedding(8), lambda: PolarEmbedding(8, HEADS)])
 def test_angles_are_right_at_positions_of_long_songs(kind: Callable[[], Any]) -> None:
     embedding = kind()
     freqs = (embedding.freqs if isinstance(embedding, RotaryEmbedding) else embedding.inv_freqs).tolist()
-    last = embedding.table(20001)[0][-1].reshape(-1, 2)
+    last = embedding.table(20001)[0][-1]
     expected = [[math.cos(20000 * freq), math.sin(20000 * freq)] for freq in freqs]
     torch.testing.assert_close(last, torch.tensor(expected), rtol=0, atol=3e-3)
 
@@ -302,6 +279,10 @@ def test_complex_product_in_real_arithmetic_equals_complex_numbers(monkeypatch: 
     x, y = torch.randn(4, 1, 3, 2), torch.randn(5, 3, 2)
     expected = torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))
     torch.testing.assert_close(complex_product(x, y), expected)
+    torch.testing.assert_close(KERNELS["complex_operator"].run(x, y), expected)
+    monkeypatch.setattr(KERNELS["complex_operator"], "run", lambda *_: pytest.fail("complex numbers were used"))
+    with reference():
+        torch.testing.assert_close(complex_product(x, y), expected)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(complex_product(x, y), expected)
 

@@ -1,0 +1,58 @@
+"""Attention with its norm and its gates stored in none of its linear maps, and positions entering in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from hunterFormsBS.blocks.norm import rms_norm
+from hunterFormsBS.blocks.positions import RotaryEmbedding
+from hunterFormsBS.blocks.valueResidual import mix_values
+from hunterFormsBS.kernels.linear import linear_of
+from hunterFormsBS.kernels.prepared import NOTHING, Prepared
+from hunterFormsBS.kernels.rotation import rotate_in_place
+from hunterFormsBS.kernels.seam import Where, kernel
+
+if TYPE_CHECKING:
+    from hunterFormsBS.blocks.attention import Attention
+
+
+@kernel(Where.EAGER)
+def attention(
+    layer: Attention, x: Tensor, first_values: Tensor | None = None, *, prepared: Prepared = NOTHING
+) -> tuple[Tensor, Tensor] | None:
+    """Attend; the normed input, and heads scaled by their gates, are computed again in the backward pass."""
+    if prepared is NOTHING and not layer.is_unmodified_inside():
+        return None
+    maps = [layer.to_qkv, layer.to_gates]
+    if layer.to_value_residual_mix is not None:
+        maps.append(layer.to_value_residual_mix)
+    project, dropout = cast("tuple[nn.Linear, nn.Dropout]", layer.to_out)
+    qkv, gates, *mix = linear_of(rms_norm, (x, layer.norm.gamma), maps, packed=prepared.packed)
+    q, k, values = _with_positions(layer, qkv, prepared)
+    v = mix_values(values, first_values, mix[0] if mix else None, layer.value_residual_mix)
+    out = rearrange(layer.attend(q, k, v), "b h n e -> b n h e")
+    (merged,) = linear_of(gated_heads, (out, gates), (project,), packed=prepared.packed)
+    return cast(Tensor, dropout(merged)), values
+
+
+def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
+    """Return `(b, n, h · e)`: heads, `(b, n, h, e)`, each scaled by the sigmoid of its gate, `(b, n, h)`."""
+    return (out * gates.sigmoid()[..., None]).flatten(-2)
+
+
+def _with_positions(layer: Attention, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values, `(b, h, n, e)`, the first two with positions."""
+    qkv = rearrange(qkv, "b n (three h e) -> b n three h e", three=3, h=layer.heads)
+    positions = layer.positions
+    table = None
+    if positions is not None:
+        table = positions.table(qkv.shape[1]) if prepared.table is None else prepared.table
+        if type(positions) is RotaryEmbedding and qkv.dtype == table[0].dtype and not table[0].requires_grad:
+            return rotate_in_place(qkv, table[0])
+    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
+    if positions is not None and table is not None:
+        q, k = positions.embed(q, k, table)
+    return q, k, v

@@ -1,0 +1,16 @@
+"""Products of complex numbers in one operator, where complex numbers serve."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.kernels.seam import Where, kernel
+
+
+@kernel(Where.EAGER, ordinary=True)
+def complex_operator(x: Tensor, y: Tensor) -> Tensor | None:
+    """Stand for `complex_product`; PyTorch's compiler and ONNX have no complex numbers worth using."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return None
+    return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))

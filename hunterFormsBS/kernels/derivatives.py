@@ -1,0 +1,44 @@
+"""Higher derivatives of kernels: the backward pass of a kernel can be differentiated when that of its formula can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gradients_of(
+    formula: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Any],
+    needs: Sequence[bool],
+    grad_outputs: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Return gradients that can be differentiated again, for the backward pass of an `autograd.Function`.
+
+    A kernel's own backward pass is for gradients alone. When PyTorch asks for a graph of it (`create_graph=True`; grad
+    mode is then on in it), the formula is computed once more and differentiated.
+
+    Parameters
+    ----------
+    formula : Callable
+        Differentiable function of `inputs` that returns what the kernel did.
+    inputs : sequence
+        What was given to the kernel, as `ctx.saved_tensors` has it.
+    needs : sequence of bool
+        Which inputs need a gradient, as `ctx.needs_input_grad` has it.
+    grad_outputs : sequence of Tensor
+        Gradients of the outputs.
+
+    Returns
+    -------
+    list of Tensor or None
+        A gradient for each input that needs one.
+    """
+    # Aliases: one input may itself be computed from another, and that way is not the kernel's to follow.
+    aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(inputs, needs, strict=True)]
+    wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
+    outputs = formula(*aliases)
+    grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True, allow_unused=True))
+    return [next(grads) if need else None for need in needs]

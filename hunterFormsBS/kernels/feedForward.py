@@ -1,0 +1,35 @@
+"""The feedforward with neither its norm nor its activation stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hunterFormsBS.blocks.norm import rms_norm
+from hunterFormsBS.kernels.linear import linear_of
+from hunterFormsBS.kernels.prepared import NOTHING, Prepared
+from hunterFormsBS.kernels.seam import Where, kernel
+
+if TYPE_CHECKING:
+    from hunterFormsBS.blocks.feedForward import FeedForward
+
+
+@kernel(Where.EAGER)
+def feed_forward(layer: FeedForward, x: Tensor, *, prepared: Prepared = NOTHING) -> Tensor | None:
+    """Store `x` and what enters GELU; outputs of norm and GELU, four times dim more, are computed again."""
+    if prepared is NOTHING and not layer.is_unmodified_inside():
+        return None
+    norm, expand, gelu, first_dropout, contract, last_dropout = cast(Any, layer.net)
+    if gelu.approximate != "none" or any(one.training and one.p > 0 for one in (first_dropout, last_dropout)):
+        return None
+
+    if not torch.is_grad_enabled():
+        (hidden,) = linear_of(rms_norm, (x, norm.gamma), (expand,), activation="gelu", packed=prepared.packed)
+        (out,) = linear_of(None, (hidden,), (contract,), packed=prepared.packed)
+        return out
+    (hidden,) = linear_of(rms_norm, (x, norm.gamma), (expand,), packed=prepared.packed)
+    (out,) = linear_of(F.gelu, (hidden,), (contract,), packed=prepared.packed)
+    return out

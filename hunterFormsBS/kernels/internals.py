@@ -1,0 +1,143 @@
+"""The parts of PyTorch that are not documented and that this package relies on, all of them, each with its probe.
+
+Where one is missing, or does not do what it is used for, what depends on it stands back: the questions of the seam then
+count as answered "yes, somebody looks on", so that no kernel runs in eager mode; products are then PyTorch's own.
+"""
+
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.modules import module as module_internals
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks; those of all modules are in `torch.nn.modules.module`, named `_global` before."""
+
+_PARTS_ASKED: tuple[tuple[object, str], ...] = (
+    *((module_internals, f"_global{name}") for name in HOOKS),
+    (torch._C, "_are_functorch_transforms_active"),
+    (torch._C, "_len_torch_dispatch_stack"),
+    (torch._C, "_len_torch_function_stack"),
+    (torch._C, "_get_tracing_state"),
+    (forward_ad, "_current_level"),
+)
+
+
+@cache
+def can_ask() -> bool:
+    """Tell whether PyTorch has all the parts that the questions below are asked of."""
+    return all(hasattr(owner, name) for owner, name in _PARTS_ASKED) and all(
+        isinstance(vars(nn.Identity()).get(name), dict) for name in HOOKS
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether `module` has a hook of its own."""
+    state = module.__dict__
+    return any(state[name] for name in HOOKS)
+
+
+def is_watched_everywhere() -> bool:
+    """Tell whether a hook hangs on all modules at once."""
+    return any(getattr(module_internals, f"_global{name}") for name in HOOKS)
+
+
+def is_transformed() -> bool:
+    """Tell whether a transformation of `torch.func`, or forward-mode differentiation, is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_recorded() -> bool:
+    """Tell whether a mode, or `torch.jit.trace`, sees single operators, which it may keep, count or replay."""
+    if cast(Any, torch._C)._get_tracing_state() is not None:
+        return True
+    if torch._C._len_torch_dispatch_stack():
+        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+        # Fake tensors are computed with as if they were true ones.
+        if any(type(mode).__name__ != "FakeTensorMode" for mode in _get_current_dispatch_mode_stack()):
+            return True
+    if torch._C._len_torch_function_stack():
+        from torch import overrides
+
+        stack = cast(Any, overrides)._get_current_function_mode_stack()
+        # `torch.set_default_device` and `with torch.device(...)` say where new tensors are made, no more.
+        if any(type(mode).__name__ != "DeviceContext" for mode in stack):
+            return True
+    return False
+
+
+def is_simple(tensor: Tensor) -> bool:
+    """Tell whether `tensor` is of no subclass that does something else, such as a quantised or a distributed one."""
+    return type(tensor) in (Tensor, nn.Parameter) or type(tensor).__name__ == "FakeTensor"
+
+
+class OneDNN(NamedTuple):
+    """Two operators that PyTorch's own compiler uses on a CPU."""
+
+    linear: Callable[..., Tensor]
+    """Of x `(..., i)`, weight `(o, i)`, bias, name of an activation, its scalars and its algorithm."""
+    pack: Callable[[Tensor, int], Tensor]
+    """Of a weight and a number of rows: the weight in oneDNN's own order of memory, which `linear` takes as well."""
+
+
+@cache
+def onednn() -> OneDNN | None:
+    """Return oneDNN's operators, None where this PyTorch lacks them or where they take other arguments."""
+    x, weight, bias = torch.tensor([[2.0, -1.0]], device="cpu"), torch.tensor([[3.0, 5.0]], device="cpu"), torch.ones(1)
+    try:
+        operators = OneDNN(
+            cast(Any, torch.ops.mkldnn)._linear_pointwise, cast(Any, torch.ops.mkldnn)._reorder_linear_weight
+        )
+        results = [
+            operators.linear(x, one, bias.to("cpu"), activation, [], "none")
+            for one in (weight, operators.pack(weight, 1))
+            for activation in ("none", "tanh", "gelu")
+        ]
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    expected = [2.0, 0.9640, 1.9545] * 2  # 2 · 3 − 1 · 5 + 1, its tanh and its GELU
+    correct = all(abs(float(result) - value) < 1e-3 for result, value in zip(results, expected, strict=True))
+    return operators if correct else None
+
+
+def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the compiler call `method` instead of tracing it, and take what it returns for a constant."""
+    # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
+    vars(method)["_dynamo_marked_constant"] = True
+    return method
+
+
+def softmax_backward_(grad: Tensor, weights: Tensor) -> None:
+    """Turn, in place, the gradient of `weights`, a softmax over the last axis, into that of its argument."""
+    if operator := _softmax_backward():
+        operator(grad, weights, -1, weights.dtype, grad_input=grad)
+    else:
+        grad.sub_((grad * weights).sum(-1, keepdim=True)).mul_(weights)
+
+
+@cache
+def _softmax_backward() -> Callable[..., Tensor] | None:
+    weights, grad = torch.tensor([0.25, 0.75], device="cpu"), torch.tensor([1.0, 0.0], device="cpu")
+    try:
+        operator = cast("Callable[..., Tensor]", torch.ops.aten._softmax_backward_data)
+        operator(grad, weights, -1, weights.dtype, grad_input=grad)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return operator if grad.tolist() == [0.1875, -0.1875] else None
+
+
+def counted_as_product(x: Tensor, weight: Tensor) -> AbstractContextManager[object]:
+    """Let the profiler, which counts operations by names of operators, count what happens within as `x weightᵀ`."""
+    if not cast(Any, torch.autograd)._profiler_enabled():
+        return nullcontext()
+    record = cast(Any, torch._C)._profiler._RecordFunctionFast
+    return cast("AbstractContextManager[object]", record("aten::mm", [x.reshape(-1, x.shape[-1]), weight.mT], {}))

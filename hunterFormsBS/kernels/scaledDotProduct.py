@@ -1,0 +1,152 @@
+"""Softmax attention without the whole attention matrix.
+
+Axis letters in this module: b sequences, n positions, h heads, e features of one head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from functools import cache, partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hunterFormsBS.kernels.derivatives import gradients_of
+from hunterFormsBS.kernels.internals import softmax_backward_
+from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
+
+SHORT = 256
+"""Up to this many positions, products of one head of all sequences are faster on a CPU than PyTorch's kernel."""
+
+
+@kernel(Where.EVERYWHERE)
+def sage(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+    """Attend by SageAttention, if asked for; where it cannot be, say why, once."""
+    if not parameters.sage_attention:
+        return None
+    if reason := _why_not_sage(q, k, v):
+        if not torch.compiler.is_compiling():
+            _warn_once(f"sage_attention=True has no effect here: {reason}. PyTorch's attention is used.")
+        return None
+    from sageattention import sageattn  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+
+    v, width = _padded(v, q.shape[-1])
+    return cast(Tensor, sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=parameters.scale))[..., :width]
+
+
+def _why_not_sage(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    if importlib.util.find_spec("sageattention") is None:
+        return "the package sageattention is not installed"
+    if not q.is_cuda:
+        return f"it needs CUDA tensors, and these are on {q.device.type}"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, and these are {q.dtype}"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return "gradients are needed, and its kernels have no backward pass"
+    return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+@kernel(Where.EVERYWHERE, ordinary=True)
+def fused(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+    """Attend by PyTorch's `scaled_dot_product_attention`, and whatever backend it picks of those allowed."""
+    v, width = _padded(v, q.shape[-1])
+    attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=parameters.dropout, scale=parameters.scale)
+    if not isinstance(parameters.flash_attn, FlashAttentionConfig):
+        return attend()[..., :width]
+    backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
+    allowed = [backend for backend, enabled in zip(backends, parameters.flash_attn, strict=True) if enabled]
+    with sdpa_kernel(allowed):
+        return attend()[..., :width]
+
+
+def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
+    """Return `v` as wide as queries, which is what fast kernels want, and the width that it had."""
+    own = v.shape[-1]
+    return (v if own == width else F.pad(v, (0, width - own))), own
+
+
+@kernel(Where.CPU)
+def by_heads(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+    """Attend one head of all sequences at a time, so that its scores stay in cache; for short sequences.
+
+    Attention weights are computed again in the backward pass, never stored. In memory the result is `(b, n, h, e)`, as
+    PyTorch's kernel leaves it.
+    """
+    if (
+        parameters.flash_attn is not True
+        or q.ndim != 4
+        or not q.shape[:2] == k.shape[:2] == v.shape[:2]
+        or parameters.dropout
+        or max(q.shape[-2], k.shape[-2]) > SHORT
+        or q.dtype not in (torch.float32, torch.float64)
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    if torch.is_grad_enabled():
+        return cast(Tensor, _AttendByHeads.apply(q, k, v, parameters.scale))  # type: ignore[no-untyped-call]
+    return _by_heads(q, k, v, parameters.scale)
+
+
+def _by_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    batch, heads, length, width = *q.shape[:3], v.shape[-1]
+    out, head_out = q.new_empty(batch, length, heads, width), q.new_empty(batch, length, width)
+    weights = _scores(q, k)
+    for head in range(heads):
+        _weights_of(q[:, head], k[:, head], scale, weights)
+        # Products go faster to a matrix by itself than to every h-th row of the output.
+        out[:, :, head] = torch.bmm(weights, v[:, head], out=head_out)
+    return rearrange(out, "b n h e -> b h n e")
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Return memory for the scores of one head, `(b, queries, keys)`."""
+    return q.new_empty(q.shape[0], q.shape[2], k.shape[2])
+
+
+def _weights_of(q: Tensor, k: Tensor, scale: float, out: Tensor) -> None:
+    torch.baddbmm(out, q, k.mT, beta=0, alpha=scale, out=out)
+    torch.softmax(out, -1, out=out)
+
+
+class _AttendByHeads(torch.autograd.Function):
+    """Differentiable `_by_heads`."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v)
+        return _by_heads(q, k, v, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                weights: Tensor = (q @ k.mT * ctx.scale).softmax(-1)
+                return weights @ v
+
+            return (*gradients_of(formula, (q, k, v), ctx.needs_input_grad[:3], (grad,)), None)
+        # Heads first: each head's gradients are matrices by themselves.
+        by_head = [t.new_empty(t.shape[1], t.shape[0], *t.shape[2:]) for t in (q, k, v)]
+        weights, grad_scores = _scores(q, k), _scores(q, k)
+        for head, (grad_q, grad_k, grad_v) in enumerate(zip(*by_head, strict=True)):
+            _weights_of(q[:, head], k[:, head], ctx.scale, weights)
+            torch.bmm(weights.mT, grad[:, head], out=grad_v)
+            torch.bmm(grad[:, head], v[:, head].mT, out=grad_scores)
+            softmax_backward_(grad_scores, weights)
+            torch.baddbmm(grad_q, grad_scores, k[:, head], beta=0, alpha=ctx.scale, out=grad_q)
+            torch.baddbmm(grad_k, grad_scores.mT, q[:, head], beta=0, alpha=ctx.scale, out=grad_k)
+        grad_q, grad_k, grad_v = (rearrange(t, "h b n e -> b h n e") for t in by_head)
+        return grad_q, grad_k, grad_v, None

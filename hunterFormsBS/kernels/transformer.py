@@ -1,0 +1,65 @@
+"""A transformer whose sequences run in blocks that stay in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.kernels.linear import pack
+from hunterFormsBS.kernels.prepared import Prepared
+from hunterFormsBS.kernels.seam import Where, kernel
+
+if TYPE_CHECKING:
+    from hunterFormsBS.blocks.transformer import Transformer
+
+TOKENS_PER_BLOCK = 2048
+"""On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
+
+
+@kernel(Where.EAGER)
+def by_blocks(
+    transformer: Transformer, x: Tensor, first_values: Tensor | None = None
+) -> tuple[Tensor, Tensor | None] | None:
+    """Run blocks of sequences one after another, with weights packed and the table of positions made once for all.
+
+    Sequences do not see one another. On a device other than a CPU there is one block: launches cost more than memory
+    traffic there.
+    """
+    if x.numel() == 0 or not transformer.is_unmodified_inside():
+        return None
+    streams = transformer.num_residual_streams
+    rows = x.shape[0] * x.shape[1]
+    if x.device.type == "cpu":
+        sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
+        rows = min(sequences, x.shape[0]) * x.shape[1]
+        # One at a time into order: each linear map of the first layer would copy a transposed view for itself.
+        blocks: Iterable[Tensor] = map(Tensor.contiguous, torch.split(x, sequences))
+    else:
+        sequences, blocks = len(x), (x,)
+
+    linears = [module for module in transformer.modules() if type(module) is nn.Linear]
+    packed = pack(linears, x, rows // streams)
+    positions = transformer.positions
+    prepared = Prepared(None if positions is None else positions.table(x.shape[1]), packed)
+    run = checkpointed(transformer.run_layers) if transformer.use_torch_checkpoint else transformer.run_layers
+    firsts = repeat(None) if first_values is None else torch.split(first_values, sequences // streams)
+    outs: list[Tensor] = []
+    values: list[Tensor] = []
+    for block, first in zip(blocks, firsts, strict=False):
+        out, value = run(block, first, prepared=prepared)
+        outs.append(out)
+        if value is not None:
+            # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
+            values.append(value if value.requires_grad else value.contiguous())
+    # What the backward pass computes again must not hold copies of the weights until then.
+    packed.clear()
+    return _joined(outs), _joined(values) if values else None
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
