@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,6 @@ def where_there_is_fft(transform: Callable[P, Tensor]) -> Callable[P, Tensor]:
             return transform(*args, **kwargs)
         moved: Any = [arg.cpu() if isinstance(arg, Tensor) else arg for arg in args]
         named: Any = {name: arg.cpu() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
-        return cast(Any, transform)(*moved, **named).to(device)
+        return cast("Callable[..., Tensor]", transform)(*moved, **named).to(device)
 
     return run
