@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,7 @@ from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.kernels.seam import KERNELS, PLACES, Where
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
@@ -136,6 +139,32 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
     behind = {"__init__", "__main__", "audioFile", "blocks", "checks", "commandLine", "kernels"}
     behind |= {module for module in modules if module.startswith("checkpoint.")}
     assert documented == modules - behind
+
+
+def served() -> Iterator[tuple[str, str]]:
+    """Yield each kernel, in the order of preference, and the method or function that it is put in front of."""
+    for path in sorted((ROOT / "hunterFormsBS").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        owners = [("", tree), *((f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+        for prefix, owner in owners:
+            for function in owner.body:
+                for decorator in getattr(function, "decorator_list", ()):
+                    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "served_by":
+                        yield from ((ast.unparse(kernel), f"{prefix}{function.name}") for kernel in decorator.args)
+
+
+def test_architecture_lists_every_kernel_as_it_is() -> None:
+    words = {Where.CPU: "CPU", Where.DEVICE: "device", Where.GRAPH: "graph"}
+    expected = []
+    for name, method in served():
+        places = ", ".join(words[place] for place in PLACES if place in KERNELS[name].where)
+        places = "everywhere" if KERNELS[name].where == Where.EVERYWHERE else places
+        expected.append((f"`{name}`", f"`{method}`", places, "yes" if KERNELS[name].ordinary else "no"))
+    (section,) = re.findall(r"^## Kernels\n(.*?)^#", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in section.splitlines() if "|" in line]
+    # The order of a method's kernels is that of preference; that of methods is free.
+    assert sorted(rows[2:], key=itemgetter(1)) == sorted(expected, key=itemgetter(1))
+    assert {f"`{name}`" for name in KERNELS} == {name for name, *_ in expected}
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path: Path) -> None:
