@@ -163,6 +163,27 @@ def test_readme_exists_and_gives_the_test_command() -> None:
     assert 'python -m pip install -e ".[testing]" && python -m pytest' in read("README.md")
 
 
+def test_issue_forms_have_what_github_asks_for() -> None:
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    assert forms != []
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys()
+        assert len({field["id"] for field in form["body"]}) == len(form["body"])
+        for field in form["body"]:
+            assert field["type"] in {"dropdown", "input", "textarea"}
+            assert field["attributes"]["label"]
+            assert all(isinstance(option, str) for option in field["attributes"].get("options", []))
+
+
+def test_hooks_before_a_commit_run_the_programs_of_continuous_integration() -> None:
+    (repository,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    programs = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    assert repository["repo"] == "local"
+    stages = re.findall(r"^stage_(?:lint|types)\(\) \{\n(.*?)^\}", read(".ci/run"), re.M | re.S)
+    assert programs == set(re.findall(r"^    (\w+)(?: [\w. -]+)? \|\| status=1", "".join(stages), re.M))
+
+
 def test_package_is_typed() -> None:
     assert (ROOT / "hunterFormsBS" / "py.typed").is_file()
 
