@@ -9,6 +9,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def ends(bands: list[int], *, channels: int = 1, stems: int = 1, hidden: tuple[i
         shapes |= under(f"band_split.to_features.{band}", {"0.gamma": (width,), "1.weight": (8, width), "1.bias": (8,)})
         for stem in range(stems):
             widths = [8, *hidden, 2 * width]
-            for layer, (low, high) in enumerate(zip(widths, widths[1:], strict=False)):  # noqa: RUF007
+            for layer, (low, high) in enumerate(pairwise(widths)):
                 prefix = f"mask_estimators.{stem}.to_freqs.{band}.0.{2 * layer}"
                 shapes |= under(prefix, {"weight": (high, low), "bias": (high,)})
     return shapes

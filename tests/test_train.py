@@ -22,9 +22,9 @@ import pytest
 import soundfile
 import torch
 import yaml
+from packaging.version import Version
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.torch_version import TorchVersion
 
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
 
@@ -779,7 +779,7 @@ def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # gloo, the CPU's way of communicating, cannot scatter sums in older versions.
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if torch.__version__ >= TorchVersion("2.7") else ["ddp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if Version(torch.__version__).release >= (2, 7) else ["ddp"])
 def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
     strategy: str, one_process: Path, songs: Path, tmp_path: Path
 ) -> None:
