@@ -390,7 +390,7 @@ class BandSplitRotator(nn.Module):
 
     def split_bands(self, bands: Tensor) -> Tensor:
         """Make one token of each band of each frame: `(b, t, band, d)`."""
-        # Not from `parameters()`, which are none in the replicas of nn.DataParallel.
+        # Not from `parameters()`, which is empty in the replicas of nn.DataParallel.
         norms = [module for module in self.band_split.modules() if isinstance(module, RMSNorm)]
         if norms:
             # Widened for float64, never narrowed before the norm: a loud song's spectrum exceeds float16.
@@ -408,7 +408,7 @@ class BandSplitRotator(nn.Module):
             for axis, transformer in zip(self.axes, cast(nn.ModuleList, group), strict=True):
                 if axis == "time":
                     x = sum(earlier, start=x)
-                # From here x is a view in another order; the transformer's first layer reads it so.
+                # From here x is a transposed view; the transformer's first layer reads it as it is.
                 sequences = rearrange(x, f"b t f d -> {SEQUENCES[axis]}")
                 sequences, values = transformer(sequences, first_values.get(axis))
                 first_values.setdefault(axis, values)
@@ -449,7 +449,7 @@ class BandSplitRotator(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies and pickles what was compiled, such as `mask_spectrum`."""
+        """Leave compiled methods, such as `mask_spectrum`, out of copies and pickles."""
         return without_compiled_methods(self)
 
     if TYPE_CHECKING:

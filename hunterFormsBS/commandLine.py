@@ -82,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the argument parser."""
     reader = _Parser(
         prog=f"python -m {PROGRAM}",
         description="Separate songs into stems with a RoFormer checkpoint.",

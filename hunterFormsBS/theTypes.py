@@ -1,7 +1,7 @@
 """Records that carry arguments from a constructor to the block that uses them.
 
-`BandSplitRotator` takes flat keyword arguments, and packs those that travel together once, into one of these records,
-whose fields have the same names; the record is passed whole.
+`BandSplitRotator` takes flat keyword arguments. It packs those that belong together once, into one of these records,
+whose fields have the same names, and the record is passed whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FlashAttentionConfig(NamedTuple):
     Parameters
     ----------
     enable_flash, enable_math, enable_mem_efficient : bool
-        Allow FlashAttention [1]_, the plain composition of operators, and the memory-efficient kernel.
+        Allow FlashAttention [1]_, attention made of separate operators, and the memory-efficient kernel.
 
     References
     ----------
@@ -37,7 +37,7 @@ class FlashAttentionConfig(NamedTuple):
 
 
 class ParametersScaledDotProduct(NamedTuple):
-    """How one call of attention is to be computed; `dropout` is the probability in this call."""
+    """How to compute one call of attention; `dropout` is the probability in this call."""
 
     scale: float
     dropout: float

@@ -217,7 +217,7 @@ def resolve_freq_range(freq_range: tuple[int, int] | None, num_freqs: int) -> tu
 
 
 def check_freqs_per_bands(freqs_per_bands: object) -> list[int]:
-    """Return the numbers of bins in each band, or refuse what cannot be that."""
+    """Return the numbers of bins in each band, or refuse values that cannot be that."""
     counts = _integers("freqs_per_bands", freqs_per_bands)
     if not counts or min(counts) < 1:
         raise ValueError(f"freqs_per_bands must be at least one number, and each at least 1, but is {counts}")
@@ -225,7 +225,7 @@ def check_freqs_per_bands(freqs_per_bands: object) -> list[int]:
 
 
 def check_mask_filter_bank(mask_filter_bank: object, num_freqs: int | None = None) -> Tensor:
-    """Return a copy, on the CPU, of a boolean tensor `(band, freq)`, or refuse what is none or not `num_freqs` wide."""
+    """Return a copy, on the CPU, of a boolean tensor `(band, freq)`, or refuse what is not one of `num_freqs` bins."""
     mask = mask_filter_bank
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         received = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -246,7 +246,7 @@ def check_mask_filter_bank(mask_filter_bank: object, num_freqs: int | None = Non
 
 
 def check_sample_rate(sample_rate: object) -> None:
-    """Refuse what is no positive number."""
+    """Refuse anything but a positive, finite number."""
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)):
         raise TypeError(f"sample_rate must be a number, but {sample_rate!r} is a {type(sample_rate).__name__}")
     if not 0 < sample_rate < math.inf:
@@ -313,7 +313,7 @@ def _indices(flags: Tensor) -> list[int]:
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Write increasing integers as ranges, such as '0-3, 7', and no more ranges than anyone reads."""
+    """Write increasing integers as ranges, such as '0-3, 7', ten of them at most."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:

@@ -59,7 +59,7 @@ class PositionEmbedding(Layer):
         return self.embed(q, k, self.table(q.shape[-2]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `Module.to` and its kin end here. Run the change, then undo what it did to the dtype.
+        # `Module.to` and similar methods end up here. Let them do their work, then undo what it did to the dtype.
         before = {name: tensor.data for name, tensor in self._tensors()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self._tensors():
@@ -92,7 +92,7 @@ class RotaryEmbedding(PositionEmbedding):
     dim_head : int
         Features of one head, even.
     theta : float
-        Ratio of the shortest to the longest wavelength, in the limit.
+        Ratio of the longest to the shortest wavelength, in the limit of many features.
 
     Attributes
     ----------

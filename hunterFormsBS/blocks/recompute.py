@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function` such that the backward pass has only its arguments stored, and runs it again."""
+    """Return `function` such that only its arguments are stored for the backward pass, which runs it again."""
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_grad_enabled():

@@ -72,7 +72,7 @@ class SpectralTransform:
         spectrum : Tensor
             Real and imaginary parts.
         length : int, optional
-            Samples to return; the frames decide by default, which is at most one hop less than was transformed.
+            Samples to return; as many as the frames hold by default, at most one hop less than was transformed.
         """
         spectrum = spectrum.to(at_least_float32(spectrum.dtype))
         audio = istft(

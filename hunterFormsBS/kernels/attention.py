@@ -1,4 +1,4 @@
-"""Attention with its norm and its gates stored in none of its linear maps, and positions entering in place."""
+"""Attention that stores neither its normed input nor its gated heads, and rotates queries and keys in place."""
 
 from __future__ import annotations
 

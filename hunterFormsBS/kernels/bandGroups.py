@@ -1,7 +1,7 @@
-"""Bands of like width, padded to one width, so that they share one matrix product.
+"""Bands of similar width, padded to one width, so that they share one matrix product.
 
-A launch per band is what a GPU, and a compiler, would spend their time with. The number of groups grows with the
-logarithm of the ratio between the widest and the narrowest band, not with the number of bands.
+With a product for each band, a GPU would spend its time on launches, and a compiler on compiling them. The number of
+groups grows with the logarithm of the ratio between the widest and the narrowest band, not with the number of bands.
 """
 
 from __future__ import annotations

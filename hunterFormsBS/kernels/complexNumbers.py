@@ -1,4 +1,4 @@
-"""Products of complex numbers in one operator, where complex numbers serve."""
+"""Products of complex numbers in one operator, where complex dtypes are well supported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hunterFormsBS.kernels.seam import Where, kernel
 
 @kernel(Where.EAGER, ordinary=True)
 def complex_operator(x: Tensor, y: Tensor) -> Tensor | None:
-    """Stand for `complex_product`; PyTorch's compiler and ONNX have no complex numbers worth using."""
+    """Stand for `complex_product`; PyTorch's compiler and ONNX support complex numbers badly."""
     if x.dtype not in (torch.float32, torch.float64):
         return None
     return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))

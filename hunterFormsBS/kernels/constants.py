@@ -1,4 +1,4 @@
-"""Index tensors that never change, wherever they are needed."""
+"""Index tensors that never change, on whichever device needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hunterFormsBS.kernels.internals import constant_when_compiled
 
 
 def device_of_constants() -> torch.device:
-    """Return the default device; the CPU in place of the meta device, from which no value ever comes back."""
+    """Return the default device; the CPU in place of the meta device, which holds no values."""
     device = torch.get_default_device()
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -47,8 +47,8 @@ class Constants:
             with torch.inference_mode(False):
                 made = {name: torch.tensor(numbers, device=device) for name, numbers in self._values.items()}
             if any(type(tensor) is not Tensor for tensor in made.values()):
-                return False  # Fake tensors are for now only.
-            # The compiler takes the size of a parameter for fixed, that of another tensor for one that may vary.
+                return False  # Fake tensors belong to the mode that is active now.
+            # The compiler assumes that sizes of parameters are fixed, and that those of other tensors may vary.
             self._made[str(device)] = {name: nn.Parameter(one, requires_grad=False) for name, one in made.items()}
         return True
 

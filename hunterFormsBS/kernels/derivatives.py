@@ -36,7 +36,7 @@ def gradients_of(
     list of Tensor or None
         A gradient for each input that needs one.
     """
-    # Aliases: one input may itself be computed from another, and that way is not the kernel's to follow.
+    # Aliases: one input may be computed from another, and gradients must not flow along that path here.
     aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(inputs, needs, strict=True)]
     wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
     outputs = formula(*aliases)

@@ -1,4 +1,4 @@
-"""The feedforward with neither its norm nor its activation stored."""
+"""The feedforward, storing the output of neither its norm nor its activation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @kernel(Where.EAGER)
 def feed_forward(layer: FeedForward, x: Tensor, *, prepared: Prepared = NOTHING) -> Tensor | None:
-    """Store `x` and what enters GELU; outputs of norm and GELU, four times dim more, are computed again."""
+    """Store `x` and the input of GELU; the outputs of norm and GELU are computed again in the backward pass."""
     if prepared is NOTHING and not layer.is_unmodified_inside():
         return None
     norm, expand, gelu, first_dropout, contract, last_dropout = cast(Any, layer.net)

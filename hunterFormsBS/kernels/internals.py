@@ -1,7 +1,7 @@
-"""The parts of PyTorch that are not documented and that this package relies on, all of them, each with its probe.
+"""The undocumented parts of PyTorch that this package relies on, with their probes.
 
-Where one is missing, or does not do what it is used for, what depends on it stands back: the questions of the seam then
-count as answered "yes, somebody looks on", so that no kernel runs in eager mode; products are then PyTorch's own.
+Where a part that the seam asks is missing, no kernel runs in eager mode. Where an operator is missing or does
+not return what it should, a documented one takes its place.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -33,7 +33,7 @@ _PARTS_ASKED: tuple[tuple[object, str], ...] = (
 
 @cache
 def can_ask() -> bool:
-    """Tell whether PyTorch has all the parts that the questions below are asked of."""
+    """Tell whether PyTorch has all the parts that the functions below ask."""
     return all(hasattr(owner, name) for owner, name in _PARTS_ASKED) and all(
         isinstance(vars(nn.Identity()).get(name), dict) for name in HOOKS
     )
@@ -62,7 +62,7 @@ def is_recorded() -> bool:
     if torch._C._len_torch_dispatch_stack():
         from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-        # Fake tensors are computed with as if they were true ones.
+        # A layer computes with fake tensors as with real ones.
         if any(type(mode).__name__ != "FakeTensorMode" for mode in _get_current_dispatch_mode_stack()):
             return True
     if torch._C._len_torch_function_stack():
@@ -76,7 +76,7 @@ def is_recorded() -> bool:
 
 
 def is_simple(tensor: Tensor) -> bool:
-    """Tell whether `tensor` is of no subclass that does something else, such as a quantised or a distributed one."""
+    """Tell whether `tensor` is of no subclass that behaves differently, such as a quantised or a distributed one."""
     return type(tensor) in (Tensor, nn.Parameter) or type(tensor).__name__ == "FakeTensor"
 
 
@@ -110,7 +110,7 @@ def onednn() -> OneDNN | None:
 
 
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the compiler call `method` instead of tracing it, and take what it returns for a constant."""
+    """Make the compiler call `method` instead of tracing it, and treat what it returns as a constant."""
     # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
     vars(method)["_dynamo_marked_constant"] = True
     return method

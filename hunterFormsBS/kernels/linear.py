@@ -71,7 +71,7 @@ def pack(linears: Iterable[nn.Linear], x: Tensor, rows: int) -> dict[nn.Linear, 
     linears : iterable of nn.Linear
         Layers whose weights stay as they are until the last use of what is returned.
     x : Tensor
-        Something like their input, in device and dtype.
+        A tensor with the device and the dtype of their input.
     rows : int
         How many rows their input usually has.
     """
@@ -86,7 +86,7 @@ def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:
     """Return `xᵀ y`, `(m, n)`, of `x`, `(k, m)`, and `y`, `(k, n)`: the gradient of a weight, by way of `linear`."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return x.T @ y  # With AVX2 oneDNN is slower at this than MKL.
-    # oneDNN likes few rows and many columns.
+    # oneDNN is fastest with few rows and many columns.
     return linear(x.T, y.T) if x.shape[1] <= y.shape[1] else linear(y.T, x.T).T
 
 
@@ -142,7 +142,7 @@ def linear_of(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return `(..., d)` as `(rows, d)`. With gaps between rows oneDNN would take hundreds of times as long."""
+    """Return `(..., d)` as `(rows, d)`, contiguous: with gaps between rows oneDNN takes hundreds of times as long."""
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The spectral term of the loss with its gradient made at once, so that no spectrum waits for the backward pass."""
+"""The spectral term of the loss, computed along with its gradient, so that no spectrum is stored for later."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def spectral_l1_with_gradient(rows: Tensor, parameters: ParametersComputeLoss) -
 
 
 class _SpectralL1(torch.autograd.Function):
-    """`spectral_l1`, signal by signal on a CPU: spectra of all would be new memory every time."""
+    """`spectral_l1`, signal by signal on a CPU, where the spectra of all would be new memory in every step."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, parameters: ParametersComputeLoss) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -67,7 +67,7 @@ def _term_and_gradient(rows: Tensor, window_size: int, parameters: ParametersCom
     squares = torch.view_as_real(spectrum).square()
     modulus = (squares[..., 0] + squares[..., 1]).sqrt_()
     term = modulus.mean()
-    # The gradient of a modulus is its number's direction, and zero at zero. Squares of less than this are zero, too.
+    # The gradient of a modulus is its number's direction, and zero at zero. Smaller moduli have squares that underflow.
     gain = modulus.clamp_min_(torch.finfo(modulus.dtype).tiny ** 0.5).reciprocal_()
     # The inverse transform counts twice what stands for two conjugate bins: all but 0 Hz and, if there is one, Nyquist.
     gain[..., 1 : (n_fft + 1) // 2] /= 2

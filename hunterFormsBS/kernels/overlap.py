@@ -1,8 +1,8 @@
 """Gathering and averaging bins in whole runs.
 
-Bins that follow one another, both where bands line up one after another and in the spectrum, are a run. Bands side by
-side are one run altogether, which needs neither gather nor scatter. Where bands overlap PyTorch goes from bin to bin on
-a CPU; adding runs takes an eighth of the time.
+A run is a stretch of bins that are consecutive both in the spectrum and in the list of all bands' bins. Bands side by
+side are a single run, which needs neither gather nor scatter. Where bands overlap, PyTorch goes from bin to bin on a
+CPU; going from run to run takes an eighth of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """Where a run is in the line of all bands' bins, and in the spectrum."""
+    """Where a run is in the list of all bands' bins, and where in the spectrum."""
 
     places: slice
     freqs: slice
@@ -40,7 +40,7 @@ def runs_of(freq_indices: Sequence[int]) -> tuple[Run, ...]:
 
 @kernel(Where.EVERYWHERE, ordinary=True)
 def gather_slice(bins: Bins, frames: Tensor) -> Tensor | None:
-    """Gather one run: a view."""
+    """Gather a single run, as a view."""
     run, *others = bins.runs
     return None if others else frames[:, :, run.freqs]
 
@@ -53,7 +53,7 @@ def gather_runs(bins: Bins, frames: Tensor) -> Tensor | None:
 
 @kernel(Where.EVERYWHERE, ordinary=True)
 def average_slice(bins: Bins, masks: Tensor) -> Tensor | None:
-    """Average one run: nothing overlaps, and only bins outside all bands are missing."""
+    """Average a single run: nothing overlaps, and only the bins outside all bands have to be added."""
     run, *others = bins.runs
     if others:
         return None
@@ -69,7 +69,7 @@ def average_runs(bins: Bins, masks: Tensor) -> Tensor | None:
 
 
 class _AddRuns(torch.autograd.Function):
-    """Sum, for every bin, of what bands have for it; autograd by itself would copy all bins for every run."""
+    """Sum of the bands' values at every bin; autograd by itself would copy all bins for every run."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, runs: Sequence[Run], num_freqs: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

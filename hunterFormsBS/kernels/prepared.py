@@ -10,7 +10,7 @@ from hunterFormsBS.kernels.linear import NOT_PACKED, Packed
 
 
 class Prepared(NamedTuple):
-    """Handed down, as `prepared`, in one call of a transformer; it has then made sure that all inside is unmodified."""
+    """Handed down, as `prepared`, in one call of a transformer, whose kernel found all layers inside unmodified."""
 
     table: tuple[Tensor, ...] | None = None
     """Of the position embedding, for the length of these sequences."""

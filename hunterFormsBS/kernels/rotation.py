@@ -1,4 +1,4 @@
-"""Rotary embedding of packed queries and keys, in the memory that they are in.
+"""Rotary embedding of packed queries and keys, in place.
 
 Axis letters in this module: b sequences, n positions, h heads, e features of one head, p pairs of them.
 """
@@ -19,7 +19,7 @@ def rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tenso
     Parameters
     ----------
     qkv : Tensor
-        `(b, n, 3, h, e)`, of the dtype of `vectors`. Its content is lost: nobody else may need it.
+        `(b, n, 3, h, e)`, of the dtype of `vectors`. It is overwritten: nothing else may use it.
     vectors : Tensor
         Unit vectors, `(n, p, 2)`, without gradient.
 
@@ -48,7 +48,7 @@ class _RotateInPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Not marked as dirty, which would cost two more copies of the gradient: nobody else sees this memory.
+        # Not marked as dirty, which would cost two more copies of the gradient: nothing else uses this memory.
         ctx.save_for_backward(vectors)
         return _rotate_in_place(qkv, vectors)
 
@@ -62,7 +62,7 @@ class _RotateInPlace(torch.autograd.Function):
             return torch.stack([*turned, v], dim=2), None
         packed = torch.empty((*v.shape[:2], 3, *v.shape[2:]), dtype=v.dtype, device=v.device)
         for index, grad in enumerate((q, k)):
-            # What follows attention may send gradients in any order of memory.
+            # Gradients may arrive in any memory layout.
             pairs = _pairs(grad if grad.stride(-1) == 1 else grad.contiguous())
             torch.mul(pairs, back, out=_pairs(packed[:, :, index]))
         packed[:, :, 2] = v

@@ -59,7 +59,7 @@ def _warn_once(message: str) -> None:
 
 @kernel(Where.EVERYWHERE, ordinary=True)
 def fused(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
-    """Attend by PyTorch's `scaled_dot_product_attention`, and whatever backend it picks of those allowed."""
+    """Attend by PyTorch's `scaled_dot_product_attention`, and the backend that it picks among those allowed."""
     v, width = _padded(v, q.shape[-1])
     attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=parameters.dropout, scale=parameters.scale)
     if not isinstance(parameters.flash_attn, FlashAttentionConfig):
@@ -71,7 +71,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduc
 
 
 def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
-    """Return `v` as wide as queries, which is what fast kernels want, and the width that it had."""
+    """Return `v` padded to the width of the queries, as fast backends require, and the width that it had."""
     own = v.shape[-1]
     return (v if own == width else F.pad(v, (0, width - own))), own
 

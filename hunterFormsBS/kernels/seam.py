@@ -6,9 +6,9 @@ difference; elsewhere the method itself runs:
 
 - Kernels are on: not within `reference`, and not `HUNTERFORMSBS_REFERENCE=1` in the environment.
 - No transformation of `torch.func` and no forward-mode differentiation is under way.
-- No mode and no tracer records operators, unless the kernel is made of PyTorch's ordinary ones, and all tensors are
-  plain.
-- The layers that the kernel would not call are as their classes made them: see `Layer.is_unmodified_inside`.
+- No mode and no tracer records operators, and no argument is of a tensor subclass, unless the kernel is `ordinary`: see
+  `Kernel`.
+- The layers whose weights the kernel uses without calling them are unmodified: see `Layer.is_unmodified_inside`.
 - The kernel's own conditions hold, such as those on dtypes: it returns None otherwise.
 
 `KERNELS` lists every kernel by its name, and tests take each through all of this.
@@ -59,7 +59,7 @@ class Kernel:
     run: Callable[..., Any]
     where: Where
     ordinary: bool
-    """It calls no private operator, changes no memory in place and stores what autograd would: modes may look on."""
+    """It calls no private operator, changes no memory in place and stores what autograd would: modes may record it."""
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -67,12 +67,12 @@ KERNELS: dict[str, Kernel] = {}
 
 
 def kernel(where: Where, *, ordinary: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a function a kernel: it takes what the method takes, and returns the same or None.
+    """Make a kernel of a function that takes what the method takes, and returns the same or None.
 
     Parameters
     ----------
     where : Where
-        Where it is of use.
+        Where it is useful.
     ordinary : bool
         See `Kernel`.
     """
@@ -89,12 +89,12 @@ def kernel(where: Where, *, ordinary: bool = False) -> Callable[[Callable[..., A
 
 
 class Surroundings(NamedTuple):
-    """Who looks on while a layer runs."""
+    """What else is going on while a layer runs."""
 
     off: bool
     """Kernels are turned off, or a transformation asks for formulas."""
     recorded: bool
-    """Single operators are recorded."""
+    """Something records single operators: a mode or a tracer."""
 
 
 class _Switch:
@@ -118,8 +118,8 @@ _recomputation = _Recomputation()
 def reference() -> Generator[None]:
     """Turn every kernel off: each layer computes its formula as it stands in the source, by PyTorch's own operators.
 
-    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the whole process, so it is
-    not for one of several threads. Setting `HUNTERFORMSBS_REFERENCE=1` in the environment does the same from the start.
+    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the whole process,
+    all threads. Setting `HUNTERFORMSBS_REFERENCE=1` in the environment does the same from the start.
     Graphs compiled before keep their kernels until they are compiled again.
     """
     before, _switch.off = _switch.off, True
@@ -130,7 +130,7 @@ def reference() -> Generator[None]:
 
 
 def surroundings() -> Surroundings:
-    """Look who is looking on, in eager mode."""
+    """Find out what is going on around a layer, in eager mode."""
     if _recomputation.surroundings is not None:
         return _recomputation.surroundings
     if _switch.off or not internals.can_ask() or internals.is_transformed():
@@ -162,7 +162,7 @@ def place_of(tensors: Iterable[Tensor]) -> Where:
 
 
 def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence[Kernel]:
-    """Return those kernels whose running nobody could tell by looking on."""
+    """Return the kernels that may run: those whose use nothing outside could notice."""
     if torch.compiler.is_compiling():
         return () if _switch.off else kernels
     if not kernels:
@@ -178,8 +178,8 @@ def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence
 def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
     """Put kernels in front of a method or function: the first that can takes the call, else it runs itself.
 
-    A kernel may hand the keyword argument `prepared` on to the kernels of layers inside: what it has made for them.
-    No method sees it.
+    A kernel may pass the keyword argument `prepared`, which holds what it has made for them, to the kernels of the
+    layers inside. No method sees it.
     """
     candidates = {place: tuple(one for one in kernels if place in one.where) for place in PLACES}
 
@@ -212,7 +212,7 @@ class _Constructor(type):
 
 
 class Layer(nn.Module, metaclass=_Constructor):
-    """Base of this package's layers, which know whether they are as they were made."""
+    """Base of this package's layers, which can tell whether anybody has changed them."""
 
     forwards: ClassVar[dict[type[nn.Module], Callable[..., Any]]] = {}
     """`forward` of each known class as it was when the class was made."""
@@ -268,7 +268,7 @@ def modules_of(layer: nn.Module) -> list[tuple[str, type[nn.Module]]]:
 
 
 def know(*kinds: type[nn.Module]) -> None:
-    """Let modules of these classes, which another library has, be parts of unmodified layers."""
+    """Let modules of these classes, which belong to other libraries, be parts of unmodified layers."""
     Layer.forwards.update({kind: kind.forward for kind in kinds})
 
 

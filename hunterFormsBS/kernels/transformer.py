@@ -37,7 +37,7 @@ def by_blocks(
     if x.device.type == "cpu":
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
         rows = min(sequences, x.shape[0]) * x.shape[1]
-        # One at a time into order: each linear map of the first layer would copy a transposed view for itself.
+        # Made contiguous one at a time: each linear map of the first layer would make its own copy of a transposed view.
         blocks: Iterable[Tensor] = map(Tensor.contiguous, torch.split(x, sequences))
     else:
         sequences, blocks = len(x), (x,)
@@ -56,7 +56,7 @@ def by_blocks(
         if value is not None:
             # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
             values.append(value if value.requires_grad else value.contiguous())
-    # What the backward pass computes again must not hold copies of the weights until then.
+    # Under activation checkpointing the packed weights would otherwise be kept until the backward pass.
     packed.clear()
     return _joined(outs), _joined(values) if values else None
 
