@@ -37,7 +37,7 @@ def by_blocks(
     if x.device.type == "cpu":
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
         rows = min(sequences, x.shape[0]) * x.shape[1]
-        # Made contiguous one at a time: else each linear map of the first layer would copy the transposed view for itself.
+        # Made contiguous one at a time, or each linear map of the first layer would copy the transposed view itself.
         blocks: Iterable[Tensor] = map(Tensor.contiguous, torch.split(x, sequences))
     else:
         sequences, blocks = len(x), (x,)
