@@ -89,7 +89,8 @@ class Attention(Layer):
             `(b, h, n, e)`, this layer's values before mixing.
         """
         normed = self.norm(x)
-        q, k, values = rearrange(self.to_qkv(normed), "b n (three h e) -> three b h n e", three=3, h=self.heads)
+        qkv = rearrange(self.to_qkv(normed), "b n (three h e) -> three b h n e", three=3, h=self.heads)
+        q, k, values = qkv.unbind(0)
         if self.positions is not None:
             q, k = self.positions(q, k)
         mix = None if self.to_value_residual_mix is None else self.to_value_residual_mix(normed)
@@ -149,7 +150,7 @@ class LinearAttention(Layer):
     def forward(self, x: Tensor, first_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `Attention.forward`."""
         normed = self.norm(x)
-        q, k, v = self.to_qkv(normed)
+        q, k, v = self.to_qkv(normed).unbind(0)
         values = v.mT
         mix = None if self.to_value_residual_mix is None else self.to_value_residual_mix(normed)
         v = mix_values(values, first_values, mix, self.value_residual_mix).mT

@@ -140,7 +140,7 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
 def masks_by_groups(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
     """Estimate masks with one product for all stems and all bands of a group."""
-    if not all(isinstance(estimator, Layer) and estimator.is_unmodified() for estimator in estimators):
+    if not _are_unmodified(estimators):
         return None
     run = partial(_masks_by_groups, cast("Sequence[MaskEstimator]", estimators))
     return (checkpointed(run) if use_torch_checkpoint else run)(x)
@@ -160,7 +160,7 @@ def _masks_by_groups(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
 
     linears = [mlp[-1] for stem in mlps for mlp in stem]
     weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
-    first_rows = len(weight) // stems * torch.arange(stems, device=x.device)[:, None]
+    first_rows = weight.shape[0] // stems * torch.arange(stems, device=x.device)[:, None]
     masks: list[Tensor] = []
     for group in groups.groups:
         width = 2 * group.width
@@ -191,7 +191,7 @@ def masks_by_bands(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpo
     """Estimate masks band by band, each band copied out of the tokens once for all stems, by faster linear maps."""
     if use_torch_checkpoint and len(estimators) > 1:  # Recomputing one stem at a time takes less memory.
         return None
-    if not all(isinstance(estimator, Layer) and estimator.is_unmodified() for estimator in estimators):
+    if not _are_unmodified(estimators):
         return None
     run = partial(_masks_by_bands, cast("Sequence[MaskEstimator]", estimators))
     return (checkpointed(run) if use_torch_checkpoint else run)(x)
@@ -213,3 +213,9 @@ def _mask(net: nn.Sequential, band: Tensor) -> Tensor:
     for layer in hidden_layers:
         (band,) = linear_of(None, (band,), (layer,), activation="tanh")
     return cast(Tensor, glu(*linear_of(None, (band,), (last,))))
+
+
+def _are_unmodified(estimators: Iterable[nn.Module]) -> bool:
+    """Tell whether these are mask estimators as their class made them, and no other heads."""
+    kinds = {type(estimator).__name__ for estimator in estimators}
+    return kinds == {"MaskEstimator"} and all(cast(Layer, one).is_unmodified() for one in estimators)

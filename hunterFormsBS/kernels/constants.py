@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.internals import constant_when_compiled
+from hunterFormsBS.kernels.internals import constant_when_compiled, is_transformed
 
 
 def device_of_constants() -> torch.device:
@@ -32,6 +32,7 @@ class Constants:
     def __init__(self, **values: Sequence[int]) -> None:
         self._values: Mapping[str, tuple[int, ...]] = {name: tuple(numbers) for name, numbers in values.items()}
         self._made: dict[str, dict[str, Tensor]] = {}
+        self._keeps(torch.device("cpu"))
 
     def on(self, device: torch.device, name: str) -> Tensor:
         """Return a tensor on `device`."""
@@ -42,16 +43,23 @@ class Constants:
     @constant_when_compiled
     def _keeps(self, device: torch.device) -> bool:
         """Make all tensors for `device`, unless they are there, and tell whether they may be kept."""
+        if type(torch.empty(0, device=device)) is not Tensor:
+            return False  # Fake tensors are for now only.
         if str(device) not in self._made:
+            if is_transformed():
+                return False  # What a transformation makes ends with it.
             # Not inference tensors, which could not take part in training later.
             with torch.inference_mode(False):
                 made = {name: torch.tensor(numbers, device=device) for name, numbers in self._values.items()}
-            if any(type(tensor) is not Tensor for tensor in made.values()):
-                return False  # Fake tensors belong to the mode that is active now.
-            # The compiler assumes that sizes of parameters are fixed, and that those of other tensors may vary.
+            # The compiler takes the size of a parameter for fixed, that of another tensor for one that may vary.
             self._made[str(device)] = {name: nn.Parameter(one, requires_grad=False) for name, one in made.items()}
         return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle the values alone."""
-        return {"_values": self._values, "_made": {}}
+        return {"_values": self._values}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the tensors anew."""
+        self._values, self._made = state["_values"], {}
+        self._keeps(torch.device("cpu"))
