@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from einops import rearrange
@@ -21,7 +21,6 @@ from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
 from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
-from hunterFormsBS.kernels.constants import device_of_constants
 from hunterFormsBS.kernels.seam import without_compiled_methods
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
@@ -110,15 +109,13 @@ class BandSplitRotator(nn.Module):
     configuration : dict
         The arguments, such that `type(model)(**model.configuration)` is the same model with new weights.
     mask_filter_bank : Tensor
-        Buffer, boolean `(band, f)`.
+        Boolean `(band, f)`, on the device of the model. No buffer: averages over buffers would refuse or truncate it.
 
     References
     ----------
     .. [1] Lu et al., Music Source Separation with Band-Split RoPE Transformer, ICASSP 2024, arXiv 2309.02612.
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
-
-    mask_filter_bank: Tensor
 
     def __init__(
         self,
@@ -194,7 +191,6 @@ class BandSplitRotator(nn.Module):
         self.zero_dc = not overlapping if zero_dc is None else zero_dc
         self.layout = layout
         self.bins = Bins(layout)
-        self.register_buffer("mask_filter_bank", layout.to(device_of_constants()), persistent=False)
 
         self.stft = SpectralTransform(
             ParametersSTFT(stft_n_fft, stft_hop_length, stft_win_length, stft_normalized, stft_window_fn)
@@ -245,8 +241,16 @@ class BandSplitRotator(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Fill the buffer `mask_filter_bank`; parameters are reset by the modules that have them."""
-        self.mask_filter_bank.copy_(self.layout)
+        """Initialise every parameter, for a model that `to_empty` has left without content."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+
+    @property
+    def mask_filter_bank(self) -> Tensor:
+        """The band layout."""
+        return self.layout.to(next(self.parameters()).device)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class BandSplitRotator(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layout, the channels, the hop and the size."""
-        bands, freqs = self.mask_filter_bank.shape
+        bands, freqs = self.layout.shape
         return (
             f"bands={bands}, freqs={freqs}, num_stems={self.num_stems}, audio_channels={self.audio_channels}, "
             f"stft_hop_length={self.stft.parameters.stft_hop_length}, "
@@ -442,11 +446,6 @@ class BandSplitRotator(nn.Module):
         if misfit := explain_misfit(state_dict, prefix, self._configuration):
             raise RuntimeError(misfit)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.reset_parameters()  # `to_empty` leaves buffers without content.
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave compiled methods, such as `mask_spectrum`, out of copies and pickles."""

@@ -26,7 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from training.engine import shard  # noqa: E402
 
 from hunterFormsBS import BandSplitRotator  # noqa: E402
-from hunterFormsBS.attend import Transformer  # noqa: E402
+from hunterFormsBS.attend import Attention, FeedForward, Transformer  # noqa: E402
+from hunterFormsBS.blocks.positions import PositionEmbedding  # noqa: E402
 
 TINY: dict[str, Any] = {
     "dim": 12,
@@ -64,6 +65,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "use_torch_checkpoint": True,
     },
 }
+LAYERED = ("plain", "mel", "pope", "linear_and_skips")
+"""Models whose attention and feedforward layers are sharded one by one."""
 # gloo, the CPU's way of communicating, cannot scatter sums before.
 SHARDS = Version(torch.__version__).release >= (2, 7)
 
@@ -105,7 +108,7 @@ def main(folder: Path) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    written: dict[str, Any] = {"ddp": {}, "unused": {}, "fsdp2": {}}
+    written: dict[str, Any] = {"ddp": {}, "unused": {}, "fsdp2": {}, "fsdp2_by_layer": {}}
     for name in MODELS:
         written["ddp"][name] = in_ddp(name, rank)
     for name, stem_ids in (("same", [[2, 0], [2, 0]]), ("different", [[0], [1, 0]])):
@@ -117,6 +120,8 @@ def main(folder: Path) -> None:
     if SHARDS:
         for name in MODELS:
             written["fsdp2"][name] = in_fsdp2(name, rank)
+        for name in LAYERED:
+            written["fsdp2_by_layer"][name] = in_fsdp2_by_layer(name, rank)
     if rank == 0:
         torch.save(written, folder / "written.pt")
     dist.barrier()
@@ -166,6 +171,31 @@ def in_fsdp2(name: str, rank: int) -> dict[str, Any]:
         "gradients": first,
         "wrapped": [isinstance(transformer, FSDPModule) for transformer in transformers],
         "share": local / sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def in_fsdp2_by_layer(name: str, rank: int) -> dict[str, Any]:
+    """Shard each attention and each feedforward by itself: weights are there while their own layer runs, no longer."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    model, mesh = build(name), init_device_mesh("cpu", (2,))
+    for embedding in [module for module in model.modules() if isinstance(module, PositionEmbedding)]:
+        fully_shard(embedding, mesh=mesh, reshard_after_forward=False)  # shared by many layers
+    layers = [module for module in model.modules() if isinstance(module, (Attention, FeedForward))]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh)
+    loss = step(model, rank)
+    dist.all_reduce(loss, op=dist.ReduceOp.SUM)
+    grads = gradients(model)
+    with torch.no_grad():
+        alone = model(audio()[0])
+    return {
+        "loss": float(loss) / 2,
+        "gradients": grads,
+        "audio": alone,
+        "wrapped": [isinstance(layer, FSDPModule) for layer in layers],
     }
 
 
@@ -313,3 +343,15 @@ def test_activation_checkpointing_stores_less() -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+@pytest.mark.skipif(not SHARDS, reason="FSDP2 is not in this PyTorch")
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_sharded_one_by_one_compute_with_their_own_weights(written: dict[str, Any], name: str) -> None:
+    result = written["fsdp2_by_layer"][name]
+    assert all(result["wrapped"])
+    loss, expected = in_one_process(name)
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    assert_same_gradients(result["gradients"], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(result["audio"], build(name)(audio()[0]), rtol=1e-4, atol=1e-6)

@@ -199,11 +199,12 @@ def test_keys_and_shapes_are_those_of_checkpoints(name: str, tiny_model: Build) 
 # Derived tensors
 
 
-def test_masks_and_indices_are_buffers_that_no_state_dict_holds(tiny_model: Build) -> None:
+def test_masks_and_indices_are_in_no_state_dict_and_in_no_buffer_to_be_averaged(tiny_model: Build) -> None:
     model = tiny_model(overlapping=True)
-    buffers = dict(model.named_buffers())
-    assert "mask_filter_bank" in buffers
-    assert not set(buffers) & set(model.state_dict())
+    assert list(model.buffers()) == []
+    assert "mask_filter_bank" not in model.state_dict()
+    assert model.mask_filter_bank.dtype == torch.bool
+    assert model.to("meta").mask_filter_bank.is_meta
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

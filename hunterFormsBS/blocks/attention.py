@@ -61,8 +61,11 @@ class Attention(Layer):
         )
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim_inner, bias=False)
-        self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix in ("learned", "swapped") else None
+        # In upstream's order, which is another one in its Mel models.
+        self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix == "learned" else None
         self.to_gates = nn.Linear(dim, heads)
+        if value_residual_mix == "swapped":
+            self.to_value_residual_mix = nn.Linear(dim, heads)
         self.to_out = nn.Sequential(nn.Linear(dim_inner, dim, bias=False), nn.Dropout(parameters.attn_dropout))
 
     @property

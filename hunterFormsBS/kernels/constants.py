@@ -11,12 +11,6 @@ from torch import Tensor, nn
 from hunterFormsBS.kernels.internals import constant_when_compiled, is_transformed
 
 
-def device_of_constants() -> torch.device:
-    """Return the default device; the CPU in place of the meta device, which holds no values."""
-    device = torch.get_default_device()
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 class Constants:
     """Tensors of integers by name, made on each device that asks for them.
 
