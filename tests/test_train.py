@@ -33,6 +33,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from training.averaging import AveragedWeights, copy_weights  # noqa: E402
 from training.engine import compile_transformers, make_fabric  # noqa: E402
+from training.optimizerState import load_named_state, named_state  # noqa: E402
 from training.pictures import band_masks  # noqa: E402
 from training.run import Run, learning_rate_factor, make_optimizer, newest_state  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
@@ -854,3 +855,70 @@ def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs
     Launched(configuration, songs, tmp_path, "--checkpoint", str(whole_run / "last.ckpt")).finish()
     start, end = (from_checkpoint(folder / "last.ckpt").state_dict() for folder in (whole_run, tmp_path))
     torch.testing.assert_close(end, start, rtol=0, atol=0)
+
+
+# ---- the order of parameters
+
+
+def registered_as_upstream(model: nn.Module) -> nn.Module:
+    """Sort the modules of a model anew; what it computes stays the same."""
+    order = ("layers", "final_norm", "band_split", "mask_estimators")
+    last = len(order)
+    modules = sorted(model._modules.items(), key=lambda item: order.index(item[0]) if item[0] in order else last)
+    model._modules.clear()
+    model._modules.update(modules)
+    return model
+
+
+@pytest.mark.parametrize("positional", [False, True], ids=["by name", "as 0.1.0 saved it"])
+def test_a_run_continues_the_same_in_whatever_order_the_parameters_are_registered(
+    positional: bool, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = in_this_process(tmp_path)
+    found = find_songs(songs / "train", first.settings.instruments, first.settings.sample_rate)
+    batches = first.batches(found)
+    for _ in range(3):
+        first.update(batches)
+    first.save()
+    if positional:
+        path = newest_state(tmp_path)
+        assert path is not None
+        saved = torch.load(path, weights_only=False)
+        saved["optimizer"] = first.optimizer.optimizer.state_dict()
+        del saved["progress"]["names"]
+        torch.save(saved, path)
+    first.update(batches)
+
+    build = from_configuration
+    monkeypatch.setattr(
+        sys.modules[__name__], "from_configuration", lambda *a, **k: registered_as_upstream(build(*a, **k))
+    )
+    second = in_this_process(tmp_path)
+    names = [[name for name, _ in run.model.named_parameters()] for run in (first, second)]
+    assert names[0] != names[1]
+    assert second.resume()
+    second.update(second.batches(found))
+    torch.testing.assert_close(dict(second.model.named_parameters()), dict(first.model.named_parameters()))
+
+
+def test_moments_of_another_shape_are_refused(tiny_model: Callable[..., nn.Module]) -> None:
+    model = tiny_model()
+    optimizer = make_optimizer(model, some_settings())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    saved = named_state(optimizer, model)
+    name = next(iter(saved["state"]))
+    saved["state"][name]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=rf"exp_avg of {re.escape(name)} has the shape \(3,\)"):
+        load_named_state(optimizer, model, saved)
+
+
+def test_a_resumed_run_takes_the_learning_rate_of_its_settings(songs: Path, tmp_path: Path) -> None:
+    first = in_this_process(tmp_path, warmup_steps=0)
+    first.update(first.batches(find_songs(songs / "train", first.settings.instruments, first.settings.sample_rate)))
+    first.save()
+    second = in_this_process(tmp_path, warmup_steps=0, lr=0.5)
+    assert second.resume()
+    logged, _ = update_and_look_at_gradients(second, songs)
+    assert logged["learning_rate"] == pytest.approx(0.5 * learning_rate_factor(1, second.settings))

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -20,6 +20,7 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
+from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
 from training.segments import Positions, Segments, Song, read_song
 from training.settings import Settings
@@ -65,7 +66,8 @@ class Run:
         self.model: nn.Module = model  # the module itself, whatever surrounds it
         optimizer: Any = fabric.setup_optimizers(make_optimizer(model, settings))
         self.optimizer = optimizer
-        self.scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, settings))
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.updates = 0
         self.best = -math.inf
@@ -74,13 +76,21 @@ class Run:
         """Continue from the newest state in the folder, if there is one."""
         if (path := newest_state(self.folder)) is None:
             return False
-        state: dict[str, Any] = {"model": self.wrapped, "optimizer": self.optimizer, "progress": {}}
-        self.fabric.load(path, state)
+        state: dict[str, Any] = {"progress": {}}
+        if self.sharded:
+            state |= {"model": self.wrapped, "optimizer": self.optimizer}
+            self.fabric.load(path, state)
+        else:
+            state = self.fabric.load(path)
         progress = state["progress"]
         if progress["model"] != self.configuration["model"]:
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
+        if not self.sharded:
+            names = names_in_older_order(state["model"], self.model)
+            self.model.load_state_dict(state["model"])
+            optimizer = state["optimizer"] if "names" in progress else with_names(state["optimizer"], names)
+            load_named_state(self.optimizer.optimizer, self.model, optimizer)
         self.average.load(progress["average"])
-        self.scheduler.load_state_dict(progress["scheduler"])
         self.fabric.strategy.precision.load_state_dict(progress["precision"])
         self.updates = progress["updates"]
         self.best = progress["best"]
@@ -91,8 +101,8 @@ class Run:
         average = self.average.gather()
         progress = {
             "model": dict(self.configuration["model"]),
+            "names": True,  # the optimizer's state has names for numbers
             "average": average,
-            "scheduler": self.scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "updates": self.updates,
             "best": self.best,
@@ -103,7 +113,9 @@ class Run:
             remove(unfinished)
             path.parent.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
-        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": self.optimizer, "progress": progress})
+        # PyTorch itself saves sharded optimizers by names.
+        optimizer = self.optimizer if self.sharded else named_state(self.optimizer.optimizer, self.model)
+        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             remove(path)
@@ -159,6 +171,9 @@ class Run:
         torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
         sums = torch.zeros(3, device=self.fabric.device)
         self.wrapped.train()
+        factor = learning_rate_factor(self.updates, settings)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         for batch in range(settings.gradient_accumulation_steps):
             mixture, stems = self.fabric.to_device(next(batches))
             last = batch + 1 == settings.gradient_accumulation_steps
@@ -167,12 +182,11 @@ class Run:
                 self.fabric.backward(loss / settings.gradient_accumulation_steps)
             sums += torch.stack((loss, *terms)).detach() / settings.gradient_accumulation_steps
         logged = dict(zip(("loss/total", "loss/waveform", "loss/spectra"), sums, strict=True))
-        logged["learning_rate"] = sums.new_tensor(self.scheduler.get_last_lr()[0])
+        logged["learning_rate"] = sums.new_tensor(self.optimizer.param_groups[0]["lr"])
         if settings.grad_clip:
             logged["gradient_norm"] = self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
         self.updates += 1
         self.average.update(self.updates)
         return logged
