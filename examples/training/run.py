@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
+from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
@@ -46,6 +47,8 @@ class Run:
     folder : Path
         `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
         `tensorboard` the log.
+    adapted : peft.PeftModel, optional
+        What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
     """
 
     def __init__(
@@ -55,11 +58,13 @@ class Run:
         settings: Settings,
         configuration: Mapping[str, Any],
         folder: Path,
+        adapted: Any = None,
     ) -> None:
         self.fabric = fabric
         self.settings = settings
         self.configuration = configuration
         self.folder = folder
+        self.adapted = adapted
         self.arguments = model.configuration
         compile_transformers(model, settings.compile)
         self.wrapped = fabric.setup_module(model)
@@ -83,7 +88,7 @@ class Run:
         else:
             state = self.fabric.load(path)
         progress = state["progress"]
-        if progress["model"] != self.configuration["model"]:
+        if progress["model"] != dict(self.configuration.get("model") or {}):
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
         if not self.sharded:
             names = names_in_older_order(state["model"], self.model)
@@ -100,7 +105,7 @@ class Run:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
         average = self.average.gather()
         progress = {
-            "model": dict(self.configuration["model"]),
+            "model": dict(self.configuration.get("model") or {}),
             "names": True,  # the optimizer's state has names for numbers
             "average": average,
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -123,18 +128,35 @@ class Run:
             for older in path.parent.iterdir():
                 if older != path:
                     remove(older)
-            self.write_checkpoint("last.ckpt", average)
+            self.write_checkpoint("last", average)
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Write a file that `hunterFormsBS.checkpoint.from_checkpoint` reads without any other."""
+        """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
+        if self.adapted is not None:
+            folder = self.folder / f"{name}.lora"
+            unfinished = folder.with_suffix(".unfinished")
+            self.with_adapters(weights).save_pretrained(str(unfinished))
+            remove(folder)
+            unfinished.rename(folder)
+            return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
-        save_checkpoint(self.folder / name, self.whole_model(weights), configuration=sections)
+        save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)
 
     def whole_model(self, weights: Mapping[str, Tensor]) -> BandSplitRotator:
-        """Return a model on the CPU that is neither sharded nor compiled, with these weights."""
+        """Return a model on the CPU that is neither sharded nor compiled nor adapted, with these weights."""
+        if self.adapted is not None:
+            merged: BandSplitRotator = self.with_adapters(weights).merge_and_unload()
+            return merged.eval()
         model = BandSplitRotator(**self.arguments)
         copy_weights(weights, model)
         return model.eval()
+
+    def with_adapters(self, weights: Mapping[str, Tensor]) -> Any:
+        """Return a peft model on the CPU with these weights."""
+        model = BandSplitRotator(**self.arguments)
+        adapted = add_adapters(model, self.settings.lora or {})
+        copy_weights(weights, model)
+        return adapted
 
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
         """Yield this process's batches, from where the run is to its end."""
@@ -218,7 +240,7 @@ class Run:
         if mean > self.best:
             self.best = mean
             if self.fabric.is_global_zero:
-                self.write_checkpoint("best.ckpt", weights)
+                self.write_checkpoint("best", weights)
         if writer is not None:
             for stem, score in {**scores, "mean": mean}.items():
                 writer.add_scalar(f"sdr/{stem}", score, self.updates)

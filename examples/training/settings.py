@@ -31,6 +31,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "checkpoint_every",
     ),
     "augmentations": ("enable", "loudness", "loudness_min", "loudness_max"),
+    "fine_tuning": ("freeze", "train", "heads", "lora"),
     "validation": ("every", "songs", "excerpt"),
     "inference": ("batch_size", "num_overlap"),
 }
@@ -86,6 +87,12 @@ class Settings:
         Of everything random.
     log_every, checkpoint_every, validation_every : int
         Updates between entries of the log, files to resume from, and validations.
+    freeze, train : tuple of str
+        Patterns of the names of parameters: those that match `freeze` and not `train` stay as they are.
+    heads : mapping, optional
+        For each stem the head of the checkpoint that it starts from; see `training.starting`.
+    lora : mapping, optional
+        Arguments of `peft.LoraConfig`: train low-rank adapters instead of the weights.
     validation_songs : int, optional
         How many songs to validate on; all by default.
     validation_excerpt : float
@@ -121,6 +128,10 @@ class Settings:
     log_every: int = 10
     checkpoint_every: int = 500
     validation_every: int = 2000
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    heads: Mapping[str, int | None] | None = None
+    lora: Mapping[str, Any] | None = None
     validation_songs: int | None = None
     validation_excerpt: float = 6.0
     inference_batch_size: int = 1
@@ -137,6 +148,10 @@ class Settings:
             )
         if self.target_instrument is not None and self.target_instrument not in self.instruments:
             raise ValueError(f"target_instrument={self.target_instrument!r} is none of instruments={self.instruments}")
+        if self.train and not self.freeze:
+            raise ValueError(f"train={list(self.train)} has no meaning without freeze: add freeze: ['*']")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes all weights: remove freeze, and name what to train in lora.modules_to_save")
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -181,8 +196,16 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
-    values["instruments"] = tuple(values["instruments"])
+    for name in ("instruments", "freeze", "train"):
+        if name in values:
+            values[name] = _names(name, values[name])
     return Settings(**{name: _number(name, value) for name, value in values.items()})
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name}={value!r} must be a list of names")
+    return tuple(value)
 
 
 def _number(name: str, value: Any) -> Any:
