@@ -12,7 +12,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,6 +20,7 @@ from hunterFormsBS.checkpoint import save_checkpoint
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
+from training.optimizers import make_optimizer
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
 from training.segments import Positions, Segments, Song, read_song
@@ -69,7 +69,15 @@ class Run:
         compile_transformers(model, settings.compile)
         self.wrapped = fabric.setup_module(model)
         self.model: nn.Module = model  # the module itself, whatever surrounds it
-        optimizer: Any = fabric.setup_optimizers(make_optimizer(model, settings))
+        optimizer: Any = fabric.setup_optimizers(
+            make_optimizer(
+                model,
+                settings.optimizer,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                arguments=settings.optimizer_arguments,
+            )
+        )
         self.optimizer = optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
@@ -262,15 +270,6 @@ class Run:
         truth_by_stem = dict(zip(settings.stems, truth, strict=True))
         estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
         log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """Return AdamW that decays matrices, and not the vectors: gains, biases and rotary frequencies."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(groups, lr=settings.lr)
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:

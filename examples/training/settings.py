@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
+
+from training.optimizers import NAMES
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
@@ -16,6 +18,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "gradient_accumulation_steps",
         "num_epochs",
         "num_steps",
+        "optimizer",
         "lr",
         "warmup_steps",
         "weight_decay",
@@ -63,6 +66,10 @@ class Settings:
         Segments that a process takes at a time, and how many times it does so for each update of the weights.
     num_epochs, num_steps : int
         Their product is the number of batches of the whole run.
+    optimizer : str
+        See `training.optimizers`.
+    optimizer_arguments : mapping
+        The section `optimizer`: its further arguments.
     lr, weight_decay : float
         Peak learning rate, and decay of matrices; biases and gains are not decayed.
     warmup_steps : int
@@ -110,6 +117,8 @@ class Settings:
     gradient_accumulation_steps: int = 1
     num_epochs: int = 1
     num_steps: int
+    optimizer: str = "adamw"
+    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
     lr: float
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -141,6 +150,8 @@ class Settings:
         for name in ("chunk_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if self.optimizer not in NAMES:
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown: choose one of {', '.join(NAMES)}")
         if self.updates < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
@@ -182,16 +193,16 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
     for section, content in configuration.items():
         if section in ("model", "upstream"):
             continue
+        if section == "optimizer":
+            values["optimizer_arguments"] = dict(content or {})
+            continue
         known = SECTIONS.get(section, ())
         for name, value in (content or {}).items():
             if name in known:
                 values[FIELDS.get((section, name), name)] = value
             else:
                 unused.append(f"{section}.{name}")
-    optimizer = configuration.get("training", {}).get("optimizer", "adamw")
-    if optimizer not in ("adam", "adamw"):
-        raise ValueError(f"training.optimizer={optimizer!r} is not offered: remove it, AdamW is used")
-    if unused := [name for name in unused if name not in ("training.optimizer", "audio.num_channels")]:
+    if unused := [name for name in unused if name != "audio.num_channels"]:
         warnings.warn(f"These settings have no effect here: {', '.join(unused)}", stacklevel=2)
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
