@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from training.adapters import add_adapters
 from training.engine import STRATEGIES, make_fabric
 from training.run import Run, claim
 from training.segments import Song, find_songs
 from training.settings import Settings, settings_from
+from training.starting import describe, freeze, start_from
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+from hunterFormsBS.checkpoint import read_configuration
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,20 +47,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def build_model(configuration: Mapping[str, Any], settings: Settings, checkpoint: Path | None) -> BandSplitRotator:
-    """Build the model of the configuration, with random weights or those of a checkpoint."""
+def build_model(
+    configuration: Mapping[str, Any], settings: Settings, checkpoint: Path | None
+) -> tuple[BandSplitRotator, Any, str]:
+    """Build the model to train, with the adapters that surround it, if any, and say what is trained of it."""
     torch.manual_seed(settings.seed)
-    upstream = configuration.get("upstream", "msst")
-    if checkpoint is None:
-        model = from_configuration(configuration, upstream=upstream)
-    else:
-        model = from_checkpoint(checkpoint, configuration, upstream=upstream)
-    if model.num_stems != len(settings.stems):
-        raise ValueError(
-            f"the model has num_stems={model.num_stems}, and the configuration names {len(settings.stems)} stems to "
-            f"train, {', '.join(settings.stems)}: change model.num_stems or training.instruments"
-        )
-    return model
+    upstream = configuration.get("upstream", "msst" if configuration.get("model") else None)
+    model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
+    adapted: Any = None
+    if settings.lora is not None:
+        adapted = add_adapters(model, settings.lora)
+    elif settings.freeze:
+        freeze(model, settings.freeze, settings.train)
+    return model, adapted, describe(model, origin)
 
 
 def train(run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], writer: SummaryWriter | None) -> None:
@@ -80,14 +81,20 @@ def train(run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], wri
                 if writer is not None:
                     for name, value in means.items():
                         writer.add_scalar(name, value, run.updates)
-            if validation_songs and (run.updates % settings.validation_every == 0 or at_end):
-                scores = run.validate(validation_songs, writer)
-                if writer is not None:
-                    bar.write("SDR " + ", ".join(f"{stem} {score:.2f} dB" for stem, score in scores.items()))
+            if run.updates % settings.validation_every == 0 or at_end:
+                validate(run, validation_songs, writer, f"after {run.updates} updates")
             if run.updates % settings.checkpoint_every == 0 or at_end:
                 if writer is not None:
                     writer.flush()  # what is logged up to a state is on disk when the state is
                 run.save()
+
+
+def validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when: str) -> None:
+    """Score the model on whole songs, if there are any, and print the scores."""
+    if songs:
+        scores = run.validate(songs, writer)
+        if writer is not None:
+            tqdm.write(f"SDR {when}: " + ", ".join(f"{stem} {score:.2f} dB" for stem, score in scores.items()))
 
 
 def main() -> None:
@@ -112,20 +119,23 @@ def main() -> None:
     )
     fabric.launch()
     lock = claim(fabric, arguments.output)
-    model = build_model(configuration, settings, arguments.checkpoint)
-    run = Run(fabric, model, settings, configuration, arguments.output)
+    model, adapted, description = build_model(configuration, settings, arguments.checkpoint)
+    run = Run(fabric, model, settings, configuration, arguments.output, adapted)
     resumed = run.resume()
     writer: SummaryWriter | None = None
     if fabric.is_global_zero:
         # What a killed process logged after the state it left is taken back.
         writer = SummaryWriter(str(arguments.output / "tensorboard"), purge_step=run.updates + 1 if resumed else None)
-        trained = sum(parameter.numel() for parameter in model.parameters())
+        print(description)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(
             f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
             f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
             f"{'continuing after' if resumed else 'starting at'} update {run.updates} of {settings.updates}",
             flush=True,
         )
+    if arguments.checkpoint is not None and not run.updates:
+        validate(run, validation_songs, writer, "before")
     train(run, songs, validation_songs, writer)
     if writer is not None:
         writer.close()

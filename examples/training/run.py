@@ -10,16 +10,18 @@ from typing import IO, Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
+from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
+from training.optimizers import make_optimizer
+from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
 from training.segments import Positions, Segments, Song, read_song
 from training.settings import Settings
@@ -45,6 +47,8 @@ class Run:
     folder : Path
         `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
         `tensorboard` the log.
+    adapted : peft.PeftModel, optional
+        What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
     """
 
     def __init__(
@@ -54,18 +58,29 @@ class Run:
         settings: Settings,
         configuration: Mapping[str, Any],
         folder: Path,
+        adapted: Any = None,
     ) -> None:
         self.fabric = fabric
         self.settings = settings
         self.configuration = configuration
         self.folder = folder
+        self.adapted = adapted
         self.arguments = model.configuration
         compile_transformers(model, settings.compile)
         self.wrapped = fabric.setup_module(model)
         self.model: nn.Module = model  # the module itself, whatever surrounds it
-        optimizer: Any = fabric.setup_optimizers(make_optimizer(model, settings))
+        optimizer: Any = fabric.setup_optimizers(
+            make_optimizer(
+                model,
+                settings.optimizer,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                arguments=settings.optimizer_arguments,
+            )
+        )
         self.optimizer = optimizer
-        self.scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, settings))
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.updates = 0
         self.best = -math.inf
@@ -74,13 +89,21 @@ class Run:
         """Continue from the newest state in the folder, if there is one."""
         if (path := newest_state(self.folder)) is None:
             return False
-        state: dict[str, Any] = {"model": self.wrapped, "optimizer": self.optimizer, "progress": {}}
-        self.fabric.load(path, state)
+        state: dict[str, Any] = {"progress": {}}
+        if self.sharded:
+            state |= {"model": self.wrapped, "optimizer": self.optimizer}
+            self.fabric.load(path, state)
+        else:
+            state = self.fabric.load(path)
         progress = state["progress"]
-        if progress["model"] != self.configuration["model"]:
+        if progress["model"] != dict(self.configuration.get("model") or {}):
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
+        if not self.sharded:
+            names = names_in_older_order(state["model"], self.model)
+            self.model.load_state_dict(state["model"])
+            optimizer = state["optimizer"] if "names" in progress else with_names(state["optimizer"], names)
+            load_named_state(self.optimizer.optimizer, self.model, optimizer)
         self.average.load(progress["average"])
-        self.scheduler.load_state_dict(progress["scheduler"])
         self.fabric.strategy.precision.load_state_dict(progress["precision"])
         self.updates = progress["updates"]
         self.best = progress["best"]
@@ -90,9 +113,9 @@ class Run:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
         average = self.average.gather()
         progress = {
-            "model": dict(self.configuration["model"]),
+            "model": dict(self.configuration.get("model") or {}),
+            "names": True,  # the optimizer's state has names for numbers
             "average": average,
-            "scheduler": self.scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "updates": self.updates,
             "best": self.best,
@@ -103,7 +126,9 @@ class Run:
             remove(unfinished)
             path.parent.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
-        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": self.optimizer, "progress": progress})
+        # PyTorch itself saves sharded optimizers by names.
+        optimizer = self.optimizer if self.sharded else named_state(self.optimizer.optimizer, self.model)
+        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             remove(path)
@@ -111,18 +136,35 @@ class Run:
             for older in path.parent.iterdir():
                 if older != path:
                     remove(older)
-            self.write_checkpoint("last.ckpt", average)
+            self.write_checkpoint("last", average)
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Write a file that `hunterFormsBS.checkpoint.from_checkpoint` reads without any other."""
+        """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
+        if self.adapted is not None:
+            folder = self.folder / f"{name}.lora"
+            unfinished = folder.with_suffix(".unfinished")
+            self.with_adapters(weights).save_pretrained(str(unfinished))
+            remove(folder)
+            unfinished.rename(folder)
+            return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
-        save_checkpoint(self.folder / name, self.whole_model(weights), configuration=sections)
+        save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)
 
     def whole_model(self, weights: Mapping[str, Tensor]) -> BandSplitRotator:
-        """Return a model on the CPU that is neither sharded nor compiled, with these weights."""
+        """Return a model on the CPU that is neither sharded nor compiled nor adapted, with these weights."""
+        if self.adapted is not None:
+            merged: BandSplitRotator = self.with_adapters(weights).merge_and_unload()
+            return merged.eval()
         model = BandSplitRotator(**self.arguments)
         copy_weights(weights, model)
         return model.eval()
+
+    def with_adapters(self, weights: Mapping[str, Tensor]) -> Any:
+        """Return a peft model on the CPU with these weights."""
+        model = BandSplitRotator(**self.arguments)
+        adapted = add_adapters(model, self.settings.lora or {})
+        copy_weights(weights, model)
+        return adapted
 
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
         """Yield this process's batches, from where the run is to its end."""
@@ -159,6 +201,9 @@ class Run:
         torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
         sums = torch.zeros(3, device=self.fabric.device)
         self.wrapped.train()
+        factor = learning_rate_factor(self.updates, settings)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         for batch in range(settings.gradient_accumulation_steps):
             mixture, stems = self.fabric.to_device(next(batches))
             last = batch + 1 == settings.gradient_accumulation_steps
@@ -167,12 +212,11 @@ class Run:
                 self.fabric.backward(loss / settings.gradient_accumulation_steps)
             sums += torch.stack((loss, *terms)).detach() / settings.gradient_accumulation_steps
         logged = dict(zip(("loss/total", "loss/waveform", "loss/spectra"), sums, strict=True))
-        logged["learning_rate"] = sums.new_tensor(self.scheduler.get_last_lr()[0])
+        logged["learning_rate"] = sums.new_tensor(self.optimizer.param_groups[0]["lr"])
         if settings.grad_clip:
             logged["gradient_norm"] = self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
         self.updates += 1
         self.average.update(self.updates)
         return logged
@@ -204,7 +248,7 @@ class Run:
         if mean > self.best:
             self.best = mean
             if self.fabric.is_global_zero:
-                self.write_checkpoint("best.ckpt", weights)
+                self.write_checkpoint("best", weights)
         if writer is not None:
             for stem, score in {**scores, "mean": mean}.items():
                 writer.add_scalar(f"sdr/{stem}", score, self.updates)
@@ -226,15 +270,6 @@ class Run:
         truth_by_stem = dict(zip(settings.stems, truth, strict=True))
         estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
         log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """Return AdamW that decays matrices, and not the vectors: gains, biases and rotary frequencies."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(groups, lr=settings.lr)
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:

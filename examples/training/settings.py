@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
+
+from training.optimizers import NAMES
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
@@ -16,6 +18,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "gradient_accumulation_steps",
         "num_epochs",
         "num_steps",
+        "optimizer",
         "lr",
         "warmup_steps",
         "weight_decay",
@@ -31,6 +34,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "checkpoint_every",
     ),
     "augmentations": ("enable", "loudness", "loudness_min", "loudness_max"),
+    "fine_tuning": ("freeze", "train", "heads", "lora"),
     "validation": ("every", "songs", "excerpt"),
     "inference": ("batch_size", "num_overlap"),
 }
@@ -62,6 +66,10 @@ class Settings:
         Segments that a process takes at a time, and how many times it does so for each update of the weights.
     num_epochs, num_steps : int
         Their product is the number of batches of the whole run.
+    optimizer : str
+        See `training.optimizers`.
+    optimizer_arguments : mapping
+        The section `optimizer`: its further arguments.
     lr, weight_decay : float
         Peak learning rate, and decay of matrices; biases and gains are not decayed.
     warmup_steps : int
@@ -86,6 +94,12 @@ class Settings:
         Of everything random.
     log_every, checkpoint_every, validation_every : int
         Updates between entries of the log, files to resume from, and validations.
+    freeze, train : tuple of str
+        Patterns of the names of parameters: those that match `freeze` and not `train` stay as they are.
+    heads : mapping, optional
+        For each stem the head of the checkpoint that it starts from; see `training.starting`.
+    lora : mapping, optional
+        Arguments of `peft.LoraConfig`: train low-rank adapters instead of the weights.
     validation_songs : int, optional
         How many songs to validate on; all by default.
     validation_excerpt : float
@@ -103,6 +117,8 @@ class Settings:
     gradient_accumulation_steps: int = 1
     num_epochs: int = 1
     num_steps: int
+    optimizer: str = "adamw"
+    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
     lr: float
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -121,6 +137,10 @@ class Settings:
     log_every: int = 10
     checkpoint_every: int = 500
     validation_every: int = 2000
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    heads: Mapping[str, int | None] | None = None
+    lora: Mapping[str, Any] | None = None
     validation_songs: int | None = None
     validation_excerpt: float = 6.0
     inference_batch_size: int = 1
@@ -130,6 +150,8 @@ class Settings:
         for name in ("chunk_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if self.optimizer not in NAMES:
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown: choose one of {', '.join(NAMES)}")
         if self.updates < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
@@ -137,6 +159,10 @@ class Settings:
             )
         if self.target_instrument is not None and self.target_instrument not in self.instruments:
             raise ValueError(f"target_instrument={self.target_instrument!r} is none of instruments={self.instruments}")
+        if self.train and not self.freeze:
+            raise ValueError(f"train={list(self.train)} has no meaning without freeze: add freeze: ['*']")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes all weights: remove freeze, and name what to train in lora.modules_to_save")
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -167,22 +193,30 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
     for section, content in configuration.items():
         if section in ("model", "upstream"):
             continue
+        if section == "optimizer":
+            values["optimizer_arguments"] = dict(content or {})
+            continue
         known = SECTIONS.get(section, ())
         for name, value in (content or {}).items():
             if name in known:
                 values[FIELDS.get((section, name), name)] = value
             else:
                 unused.append(f"{section}.{name}")
-    optimizer = configuration.get("training", {}).get("optimizer", "adamw")
-    if optimizer not in ("adam", "adamw"):
-        raise ValueError(f"training.optimizer={optimizer!r} is not offered: remove it, AdamW is used")
-    if unused := [name for name in unused if name not in ("training.optimizer", "audio.num_channels")]:
+    if unused := [name for name in unused if name != "audio.num_channels"]:
         warnings.warn(f"These settings have no effect here: {', '.join(unused)}", stacklevel=2)
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
-    values["instruments"] = tuple(values["instruments"])
+    for name in ("instruments", "freeze", "train"):
+        if name in values:
+            values[name] = _names(name, values[name])
     return Settings(**{name: _number(name, value) for name, value in values.items()})
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name}={value!r} must be a list of names")
+    return tuple(value)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -1,0 +1,68 @@
+"""Low-rank adapters by peft: put into a model, saved beside it, and merged into its weights.
+
+    adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
+    …train `model`, whose layers now have adapters…
+    adapted.save_pretrained("adapters")
+    merged = adapted.merge_and_unload()
+
+Needs `pip install "hunterFormsBS[lora]"`. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021,
+arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hunterFormsBS import BandSplitRotator
+
+# peft takes seconds to import: it is loaded where it is used.
+
+
+def add_adapters(model: nn.Module, settings: Mapping[str, Any]) -> Any:
+    """Put adapters beside linear layers of a model, in place, and freeze everything else.
+
+    Parameters
+    ----------
+    model : nn.Module
+    settings : mapping
+        Arguments of `peft.LoraConfig`, such as `r`, `lora_alpha`, `lora_dropout`, `target_modules`, and
+        `modules_to_save`, which are trained as a whole beside the adapters. Without `target_modules` all linear layers
+        of the transformers have adapters.
+
+    Returns
+    -------
+    adapted : peft.PeftModel
+        It holds the model, and saves, loads and merges the adapters.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    arguments = {"target_modules": linear_layers_of_transformers(model), **settings}
+    return get_peft_model(model, LoraConfig(**arguments))
+
+
+def linear_layers_of_transformers(model: nn.Module) -> list[str]:
+    """Name the linear layers under `layers`."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if name.startswith("layers.")]
+
+
+def merge_adapters(model: BandSplitRotator, folder: Path) -> BandSplitRotator:
+    """Add saved adapters to the weights of the model that they were trained on.
+
+    Parameters
+    ----------
+    model : BandSplitRotator
+        Its modules are changed.
+    folder : Path
+        What `save_pretrained` wrote: `adapter_config.json` and `adapter_model.safetensors`.
+    """
+    from peft import PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds no adapters: choose a folder with adapter_config.json")
+    merged: BandSplitRotator = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merged

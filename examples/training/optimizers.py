@@ -1,0 +1,99 @@
+"""Optimizers by the names of Music-Source-Separation-Training, which decay matrices and nothing else.
+
+    make_optimizer(model, "prodigy", lr=1.0, weight_decay=0.01, arguments={"d_coef": 0.5})
+
+Prodigy and Muon come from pytorch-optimizer, `pip install "hunterFormsBS[optimizers]"`, and 8-bit AdamW from
+bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+TORCH: Final = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+}
+ELSEWHERE: Final = {"prodigy": ("pytorch_optimizer", "Prodigy"), "adamw8bit": ("bitsandbytes.optim", "AdamW8bit")}
+NAMES: Final = (*TORCH, *ELSEWHERE, "muon")
+
+GAINS: Final = ("bias", "static_alpha", "temperature")
+"""Last names of parameters that have two axes or three and are no matrices: the angles of PoPE, the gains of residual
+streams, the temperatures of linear attention."""
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Tell what is to be decayed from gains, biases and rotary frequencies."""
+    return parameter.ndim >= 2 and name.rpartition(".")[2] not in GAINS
+
+
+def make_optimizer(
+    model: nn.Module, name: str, *, lr: float, weight_decay: float = 0.0, arguments: Mapping[str, Any] | None = None
+) -> Optimizer:
+    """Make an optimizer of what is trained of a model, with one group for matrices and one for everything else.
+
+    Parameters
+    ----------
+    model : nn.Module
+    name : str
+        One of `NAMES`.
+    lr, weight_decay : float
+        The decay is of matrices; everything else has none.
+    arguments : mapping, optional
+        Further arguments of the optimizer. For Muon those of its two groups, `muon_group` and `adam_group`, which
+        replace `lr` and `weight_decay`.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer is unknown, or has no such argument.
+    ImportError
+        If it belongs to a package that is not installed.
+    """
+    trained = {each: parameter for each, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = [parameter for each, parameter in trained.items() if is_matrix(each, parameter)]
+    others = [parameter for each, parameter in trained.items() if not is_matrix(each, parameter)]
+    given = dict(arguments or {})
+    if name == "muon":
+        return _muon(matrices, others, lr, weight_decay, given)
+    if name in TORCH:
+        kind: Any = TORCH[name]
+    elif name in ELSEWHERE:
+        kind = _load(name, *ELSEWHERE[name])
+    else:
+        raise ValueError(f"training.optimizer={name!r} is unknown: choose one of {', '.join(NAMES)}")
+    decay = given.pop("weight_decay", weight_decay)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    try:
+        optimizer: Optimizer = kind([group for group in groups if group["params"]], lr=lr, **given)
+    except TypeError as error:
+        raise ValueError(f"optimizer={given}: {error}") from error
+    return optimizer
+
+
+def _muon(
+    matrices: list[Tensor], others: list[Tensor], lr: float, weight_decay: float, given: Mapping[str, Any]
+) -> Optimizer:
+    if given.keys() - {"muon_group", "adam_group"}:
+        raise ValueError(f"optimizer={dict(given)}: Muon takes its arguments in muon_group and adam_group")
+    muon = {"lr": lr, "weight_decay": weight_decay, **given.get("muon_group", {})}
+    adam = {"lr": lr, "weight_decay": 0.0, **given.get("adam_group", {})}
+    groups = [{"params": matrices, "use_muon": True, **muon}, {"params": others, "use_muon": False, **adam}]
+    optimizer: Optimizer = _load("muon", "pytorch_optimizer", "Muon")([group for group in groups if group["params"]])
+    return optimizer
+
+
+def _load(name: str, module: str, kind: str) -> Any:
+    try:
+        return getattr(import_module(module), kind)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise ImportError(f"training.optimizer={name!r} needs a package: pip install {package}") from error
