@@ -920,3 +920,107 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_settings(songs: Path, tmp_
     assert second.resume()
     logged, _ = update_and_look_at_gradients(second, songs)
     assert logged["learning_rate"] == pytest.approx(0.5 * learning_rate_factor(1, second.settings))
+
+
+# ---- when it goes wrong
+
+
+def updated_and_saved(run: Run, songs: Path, times: int) -> None:
+    batches = run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate))
+    for _ in range(times):
+        run.update(batches)
+        run.save()
+
+
+def states(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "resume").iterdir())
+
+
+def test_two_states_are_kept_and_a_damaged_one_is_passed_over(songs: Path, tmp_path: Path) -> None:
+    updated_and_saved(in_this_process(tmp_path), songs, 3)
+    assert states(tmp_path) == [2, 3]
+    newest = newest_state(tmp_path)
+    assert newest is not None
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    run = in_this_process(tmp_path)
+    with pytest.warns(UserWarning, match=r"000000003 is damaged, so the state before it is tried"):
+        assert run.resume()
+    assert run.updates == 2
+    (tmp_path / "resume" / "000000002").write_bytes(b"")
+    message = r"no state in .*resume can be read: start again from the weights, with --checkpoint .*last\.ckpt"
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(RuntimeError, match=message):
+        in_this_process(tmp_path).resume()
+
+
+def test_a_full_disk_leaves_the_states_before(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = in_this_process(tmp_path)
+    updated_and_saved(run, songs, 2)
+    checkpoint = (tmp_path / "last.ckpt").read_bytes()
+
+    def full(path: Path, _state: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.fabric, "save", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.save()
+    assert states(tmp_path) == [1, 2]
+    assert (tmp_path / "last.ckpt").read_bytes() == checkpoint
+    assert in_this_process(tmp_path).resume()
+
+
+def test_a_state_is_on_the_disk_before_it_gets_its_name(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    done: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(("sync", Path(f"/proc/self/fd/{descriptor}").resolve().name))
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(("rename", path.name))
+        return rename(path, target)
+
+    run = in_this_process(tmp_path)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    updated_and_saved(run, songs, 1)
+    name = "000000001.unfinished"
+    assert [each for each in done if each[1] in (name, "resume")] == [
+        ("sync", name), ("rename", name), ("sync", "resume"),
+    ]  # fmt: skip
+
+
+def with_a_loss_that_is_not_finite(run: Run, update: int) -> None:
+    run.model.register_forward_hook(
+        lambda _module, _inputs, output: (output[0] * math.nan, output[1]) if run.updates == update else None
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_update_files_and_scale(songs: Path, tmp_path: Path) -> None:
+    run = in_this_process(tmp_path)
+    with_a_loss_that_is_not_finite(run, 1)
+    message = r"the loss of update 2 is nan in process 0, with a scale of 1\.0, of .*/vocals\.wav, .*/drums\.wav"
+    with pytest.raises(RuntimeError, match=message):
+        updated_and_saved(run, songs, 2)
+    assert states(tmp_path) == [1]
+
+
+def test_or_is_skipped_and_counted(songs: Path, tmp_path: Path) -> None:
+    run = in_this_process(tmp_path, not_finite="skip")
+    with_a_loss_that_is_not_finite(run, 1)
+    updated_and_saved(run, songs, 1)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    batches = run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate))
+    assert float(run.update(batches)["skipped"]) == 1
+    torch.testing.assert_close(list(run.model.parameters()), before, rtol=0, atol=0)
+    assert math.isfinite(float(run.update(batches)["loss/total"]))
+    assert (run.updates, run.skipped) == (3, 1)
+    run.save()
+    again = in_this_process(tmp_path, not_finite="skip")
+    assert again.resume()
+    assert again.skipped == 1

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -28,6 +31,9 @@ from training.settings import Settings
 from training.validation import DTYPES, channels_of, separate_with, signal_to_distortion
 
 Batch = tuple[Tensor, Tensor]
+
+KEPT = 2
+"""States in the folder of a run: the newest, and the one before in case that is damaged."""
 
 
 class Run:
@@ -83,12 +89,33 @@ class Run:
         self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.updates = 0
+        self.skipped = 0
         self.best = -math.inf
 
     def resume(self) -> bool:
-        """Continue from the newest state in the folder, if there is one."""
-        if (path := newest_state(self.folder)) is None:
-            return False
+        """Continue from the newest state in the folder that can be read, if there is any.
+
+        Raises
+        ------
+        RuntimeError
+            If there are states, and all are damaged.
+        """
+        states = complete_states(self.folder)
+        for path in states:
+            try:
+                self._load(path)
+            except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:
+                warnings.warn(f"{path} is damaged, so the state before it is tried: {error}", stacklevel=2)
+            else:
+                return True
+        if states:
+            raise RuntimeError(
+                f"no state in {self.folder / 'resume'} can be read: start again from the weights, with "
+                f"--checkpoint {self.folder / 'last.ckpt'} and another --output"
+            )
+        return False
+
+    def _load(self, path: Path) -> None:
         state: dict[str, Any] = {"progress": {}}
         if self.sharded:
             state |= {"model": self.wrapped, "optimizer": self.optimizer}
@@ -107,7 +134,7 @@ class Run:
         self.fabric.strategy.precision.load_state_dict(progress["precision"])
         self.updates = progress["updates"]
         self.best = progress["best"]
-        return True
+        self.skipped = progress.get("skipped", 0)
 
     def save(self) -> None:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
@@ -118,6 +145,7 @@ class Run:
             "average": average,
             "precision": self.fabric.strategy.precision.state_dict(),
             "updates": self.updates,
+            "skipped": self.skipped,
             "best": self.best,
         }
         path = self.folder / "resume" / f"{self.updates:09}"
@@ -128,14 +156,19 @@ class Run:
         self.fabric.barrier()
         # PyTorch itself saves sharded optimizers by names.
         optimizer = self.optimizer if self.sharded else named_state(self.optimizer.optimizer, self.model)
-        self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
+        try:
+            self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
+        except (OSError, RuntimeError):  # the disk is full: the states before stay
+            remove(unfinished)
+            raise
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             remove(path)
+            write_through(unfinished)
             unfinished.rename(path)
-            for older in path.parent.iterdir():
-                if older != path:
-                    remove(older)
+            write_through(path.parent)
+            for older in complete_states(self.folder)[KEPT:]:
+                remove(older)
             self.write_checkpoint("last", average)
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
@@ -169,7 +202,7 @@ class Run:
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
         """Yield this process's batches, from where the run is to its end."""
         settings = self.settings
-        segments = Segments(
+        self.segments = Segments(
             songs,
             chunk_size=settings.chunk_size,
             channels=channels_of(self.model),
@@ -187,7 +220,7 @@ class Run:
             world_size=self.fabric.world_size,
         )
         loader: DataLoader[Batch] = DataLoader(
-            segments,
+            self.segments,
             batch_sampler=positions,
             num_workers=settings.num_workers,
             pin_memory=self.fabric.device.type == "cuda",
@@ -213,13 +246,41 @@ class Run:
             sums += torch.stack((loss, *terms)).detach() / settings.gradient_accumulation_steps
         logged = dict(zip(("loss/total", "loss/waveform", "loss/spectra"), sums, strict=True))
         logged["learning_rate"] = sums.new_tensor(self.optimizer.param_groups[0]["lr"])
-        if settings.grad_clip:
-            logged["gradient_norm"] = self.clip()
-        self.optimizer.step()
+        if self._is_finite(sums[0]):
+            if settings.grad_clip:
+                logged["gradient_norm"] = self.clip()
+            self.optimizer.step()
+        elif settings.not_finite == "stop":
+            raise RuntimeError(self._report(float(sums[0])))
+        else:
+            self.skipped += 1
+        logged["skipped"] = sums.new_tensor(self.skipped)
         self.optimizer.zero_grad()
         self.updates += 1
         self.average.update(self.updates)
         return logged
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Tell whether the loss of every process is a number."""
+        finite: Any = self.fabric.all_reduce(torch.isfinite(loss).float(), reduce_op="mean")
+        return float(finite) == 1
+
+    def _report(self, loss: float) -> str:
+        """Say all there is to know about a loss that is not finite."""
+        batches = Positions(
+            self.updates * self.settings.gradient_accumulation_steps,
+            (self.updates + 1) * self.settings.gradient_accumulation_steps,
+            batch_size=self.settings.batch_size,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        files = {str(path): None for batch in batches for index in batch for path in self.segments.files(index)}
+        scale = self.fabric.strategy.precision.state_dict().get("scale", 1.0)
+        return (
+            f"the loss of update {self.updates + 1} is {loss} in process {self.fabric.global_rank}, with a scale of "
+            f"{scale}, of {', '.join(files)}. Look for damaged files, lower training.lr, train with precision: "
+            "32-true, or skip such updates with training.not_finite: skip"
+        )
 
     def clip(self) -> Tensor:
         """Limit the norm of the gradient, and return what it was."""
@@ -309,10 +370,26 @@ def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
     return lock
 
 
+def complete_states(folder: Path) -> list[Path]:
+    """Return the complete states, the one with the most updates first."""
+    return sorted((path for path in (folder / "resume").glob("*") if path.name.isdigit()), reverse=True)
+
+
 def newest_state(folder: Path) -> Path | None:
     """Return the complete state with the most updates, if there is one."""
-    states = [path for path in (folder / "resume").glob("*") if path.name.isdigit()]
-    return max(states, default=None)
+    return next(iter(complete_states(folder)), None)
+
+
+def write_through(path: Path) -> None:
+    """Have a file, or a folder and the files in it, on the disk and not only in the system's memory."""
+    for each in (*(path.iterdir() if path.is_dir() else ()), path):
+        if each.is_dir() and os.name == "nt":
+            continue  # Windows opens no folders
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -153,10 +153,12 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         self.gains = gains
         self.min_mean_abs = min_mean_abs
         lengths = np.array([song.length for song in songs], dtype=np.float64)
+        self.opened: dict[Path, None] = {}  # files of the last segment, in order
         self.probabilities = lengths / lengths.sum()
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the mixture, `(s, t)`, and the targets, `(n, s, t)`."""
+        self.opened.clear()
         random = np.random.default_rng((self.seed, index))
         remix = random.random() < self.remix
         song, start = self._place(random)
@@ -166,6 +168,11 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
             stems.append(stem * np.float32(random.uniform(*self.gains)))
         mixture = np.sum(stems, axis=0, dtype=np.float32)
         return torch.from_numpy(mixture), torch.from_numpy(np.stack([stems[target] for target in self.targets]))
+
+    def files(self, index: int) -> list[Path]:
+        """Return the files that a segment is read from, by reading it again."""
+        self[index]
+        return list(self.opened)
 
     def _place(self, random: np.random.Generator) -> tuple[Song, int]:
         """Choose a song, in proportion to its length, and where the segment starts."""
@@ -186,6 +193,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         paths = song.parts[part] if part < len(song.parts) else ()
         if not paths:
             return np.zeros((self.channels, self.chunk_size), np.float32)
+        self.opened.update(dict.fromkeys(paths))
         return read_parts(paths, start, self.chunk_size, self.channels)
 
 

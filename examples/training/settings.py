@@ -23,6 +23,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "warmup_steps",
         "weight_decay",
         "grad_clip",
+        "not_finite",
         "ema_momentum",
         "use_amp",
         "precision",
@@ -76,6 +77,8 @@ class Settings:
         Updates in which the learning rate rises to `lr`; then it falls to zero along a cosine.
     grad_clip : float
         Largest norm of the gradient; 0 leaves it as it is.
+    not_finite : {'stop', 'skip'}
+        What to do when a loss is not finite: stop and name the files, or leave the update out and count it.
     ema_momentum : float
         Of the averaged weights, which are validated and saved; 0 takes the weights as they are.
     precision : str, optional
@@ -123,6 +126,7 @@ class Settings:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     grad_clip: float = 0.0
+    not_finite: str = "stop"
     ema_momentum: float = 0.999
     precision: str | None = None
     use_amp: bool = True
@@ -152,6 +156,8 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
         if self.optimizer not in NAMES:
             raise ValueError(f"optimizer={self.optimizer!r} is unknown: choose one of {', '.join(NAMES)}")
+        if self.not_finite not in ("stop", "skip"):
+            raise ValueError(f"not_finite={self.not_finite!r} must be 'stop' or 'skip'")
         if self.updates < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
