@@ -324,7 +324,7 @@ def test_ensembles_and_samples_go_through_vmap(name: str, ran: list[str]) -> Non
     assert ran == []
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own use of it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
 @each_kernel
 def test_tangents_of_forward_mode_are_those_of_differences(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module().double(), CASES[name].inputs(dtype=torch.float64)
@@ -392,7 +392,7 @@ def test_profiler_counts_the_operations_of_every_product(name: str, ran: list[st
     assert name in ran
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @each_kernel
 def test_trace_takes_longer_inputs_too(name: str, ran: list[str]) -> None:
     case = CASES[name]

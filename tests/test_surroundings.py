@@ -283,7 +283,7 @@ def test_gradients_of_each_sample_go_through_torch_func(kind: str, tiny_model: B
         assert (grads - together).abs().max() <= 1e-4 * together.abs().max() + 1e-6, name
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own use of it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
 @each_kind
 def test_tangents_pass_through_the_model(kind: str, tiny_model: Build) -> None:
     model = tiny_model(**KINDS[kind]).eval().double()
@@ -363,7 +363,7 @@ def test_every_layer_hooked_is_called_with_the_whole_batch_and_once(kind: str, t
     assert model_shapes[True] == model_shapes[False]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @each_kind
 def test_traced_mask_estimation_takes_longer_songs(kind: str, tiny_model: Build) -> None:
     model = tiny_model(**KINDS[kind]).eval()
@@ -382,7 +382,7 @@ def test_traced_mask_estimation_takes_longer_songs(kind: str, tiny_model: Build)
         torch.testing.assert_close(traced(long), model.mask_spectrum(long), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_traced_model_takes_longer_songs(tiny_model: Build) -> None:
     model = tiny_model(match_input_audio_length=False).eval()
     with torch.no_grad():
