@@ -1,0 +1,65 @@
+"""Text from files and command lines, made fit for a message: bounded, on one line, nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from reprlib import Repr
+
+__all__ = ["printable", "short_repr"]
+
+LONGEST_TEXT = 300
+"""Characters of a name or a message that are shown; the middle of a longer one is left out."""
+
+_STEERING = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+"""Unicode categories that are escaped: controls, formats (bidirectional overrides among them), lone surrogates,
+private characters, line and paragraph separators."""
+
+
+def printable(text: object, limit: int = LONGEST_TEXT) -> str:
+    """Return text with control characters escaped, and the middle left out where it is longer than the limit.
+
+    Parameters
+    ----------
+    text : object
+        Usually a string or a path; `str` of anything else.
+    limit : int
+        Characters to return at most.
+    """
+    source = str(text)
+    if len(source) > limit:
+        kept = max(1, (limit - 5) // 2)
+        source = f"{source[:kept]} ... {source[-kept:]}"
+    escaped = "".join(_escape(character) for character in source)
+    return escaped if len(escaped) <= limit else f"{escaped[: max(1, limit - 4)]} ..."
+
+
+def short_repr(value: object, limit: int = LONGEST_TEXT) -> str:
+    """Return a `repr` for a message: bounded in depth, in number of elements and in length, and printable."""
+    return printable(_REPR.repr(value), limit)
+
+
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in _STEERING:
+        return character
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+class _Bounded(Repr):
+    """`reprlib.Repr` that never asks an unknown object for its own `repr`, which may be of any length."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return the size of an integer that is too long to be written out."""
+        return f"<integer of {x.bit_length()} bits>" if x.bit_length() > 200 else super().repr_int(x, level)
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  # the signature is reprlib's
+        """Return the type of an object of a kind that has no bounded `repr`."""
+        if isinstance(x, (bool, bytes, float, complex, type(None))):
+            return repr(x if not isinstance(x, bytes) else x[: self.maxstring])
+        return f"<{type(x).__name__}>"
+
+
+_REPR = _Bounded()
+_REPR.maxlevel = 3
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = 6
+_REPR.maxstring = _REPR.maxother = 120
+_REPR.maxlong = 40
