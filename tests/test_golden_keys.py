@@ -9,7 +9,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -43,9 +43,9 @@ ATTENTION: Shapes = {
     "to_out.0.weight": (8, 8),
 }
 POLAR_ATTENTION: Shapes = {
-    **{key: shape for key, shape in ATTENTION.items() if key != "rotary_embed.freqs"},
-    "pope_embed.inv_freqs": (4,),
     "pope_embed.bias": (2, 4),
+    "pope_embed.inv_freqs": (4,),
+    **{key: shape for key, shape in ATTENTION.items() if key != "rotary_embed.freqs"},
 }
 LINEAR_ATTENTION: Shapes = {
     "temperature": (2, 1, 1),
@@ -54,6 +54,14 @@ LINEAR_ATTENTION: Shapes = {
     "to_out.1.weight": (8, 8),
 }
 MIX: Shapes = {"to_value_residual_mix.weight": (2, 8), "to_value_residual_mix.bias": (2,)}
+
+
+def with_mix(attention: Shapes) -> Shapes:
+    """Put the value residual's mix after the projection to queries, keys and values."""
+    parts = [(key, shape, MIX if key.startswith("to_qkv") else {}) for key, shape in attention.items()]
+    return {name: size for key, shape, mix in parts for name, size in ({key: shape} | mix).items()}
+
+
 FEEDFORWARD: Shapes = {
     "net.0.gamma": (8,),
     "net.1.weight": (32, 8),
@@ -69,131 +77,132 @@ def under(prefix: str, *parts: Shapes) -> Shapes:
 
 def ends(bands: list[int], *, channels: int = 1, stems: int = 1, hidden: tuple[int, ...] = (32,)) -> Shapes:
     """Return band split and mask estimators; a band is 2 · channels numbers wide for each bin."""
+    widths = [2 * channels * bins for bins in bands]
     shapes: Shapes = {}
-    for band, bins in enumerate(bands):
-        width = 2 * channels * bins
+    for band, width in enumerate(widths):
         shapes |= under(f"band_split.to_features.{band}", {"0.gamma": (width,), "1.weight": (8, width), "1.bias": (8,)})
-        for stem in range(stems):
-            widths = [8, *hidden, 2 * width]
-            for layer, (low, high) in enumerate(pairwise(widths)):
-                prefix = f"mask_estimators.{stem}.to_freqs.{band}.0.{2 * layer}"
-                shapes |= under(prefix, {"weight": (high, low), "bias": (high,)})
+    for stem, (band, width) in product(range(stems), enumerate(widths)):
+        for layer, (low, high) in enumerate(pairwise([8, *hidden, 2 * width])):
+            prefix = f"mask_estimators.{stem}.to_freqs.{band}.0.{2 * layer}"
+            shapes |= under(prefix, {"weight": (high, low), "bias": (high,)})
     return shapes
 
 
-def layers(*transformers: str, attention: Shapes = ATTENTION, depth: int = 1) -> Shapes:
+def layers(*transformers: str, attention: Shapes = ATTENTION, depth: int = 1, norm_output: bool = False) -> Shapes:
     shapes: Shapes = {}
     for transformer in transformers:
         for k in range(depth):
             shapes |= under(f"layers.{transformer}.layers.{k}.0", attention)
             shapes |= under(f"layers.{transformer}.layers.{k}.1", FEEDFORWARD)
+        if norm_output:
+            shapes |= {f"layers.{transformer}.norm.gamma": (8,)}
     return shapes
 
 
 def streams(count: int, *, constrained: bool) -> Shapes:
     """Return what the hyper-connections library keeps beside each sublayer, for features of 8 and no fractions."""
-    common: Shapes = {
-        "norm.gamma": (8,),
-        "static_alpha": (count, count + 1),
-        "static_beta": (count,),
-        "dynamic_beta_fn": (8,),
-    }
+    alpha: Shapes = {"static_alpha": (count, count + 1)}
+    beta: Shapes = {"static_beta": (count,), "dynamic_beta_fn": (8,)}
     if constrained:
-        return common | {
+        return {
+            **alpha,
             "dynamic_alpha_fn": (1, 8, count + 1),
             "pre_branch_scale": (1,),
             "residual_scale": (1,),
+            **beta,
             "h_post_scale": (),
         }
-    return common | {"dynamic_alpha_fn": (8, count + 1), "dynamic_alpha_scale": (), "dynamic_beta_scale": ()}
+    return {**alpha, "dynamic_alpha_fn": (8, count + 1), "dynamic_alpha_scale": (), **beta, "dynamic_beta_scale": ()}
 
 
 def wrapped(*transformers: str, beside: Shapes) -> Shapes:
     shapes: Shapes = {}
     for transformer in transformers:
         for sublayer, branch in enumerate((ATTENTION, FEEDFORWARD)):
-            shapes |= under(f"layers.{transformer}.layers.0.{sublayer}", beside, under("branch", branch))
+            inside = under("branch", branch)
+            shapes |= under(f"layers.{transformer}.layers.0.{sublayer}", beside, inside, {"norm.gamma": (8,)})
     return shapes
 
 
 EVERY = ("0.0", "0.1", "1.0", "1.1")
 FINAL_NORM: Shapes = {"final_norm.gamma": (8,)}
-TRANSFORMER_NORMS: Shapes = {f"layers.{transformer}.norm.gamma": (8,) for transformer in EVERY}
 
 GOLDEN: dict[str, tuple[dict[str, Any], Shapes]] = {
     "BS-RoFormer defaults": (
         {"time_transformer_depth": 2, "freq_transformer_depth": 2},
-        ends(BS_BANDS) | layers(*EVERY, depth=2) | FINAL_NORM,
+        layers(*EVERY, depth=2) | FINAL_NORM | ends(BS_BANDS),
     ),
     "BS-RoFormer, stereo, four stems": (
         {"stereo": True, "num_stems": 4},
-        ends(BS_BANDS, channels=2, stems=4) | layers(*EVERY) | FINAL_NORM,
+        layers(*EVERY) | FINAL_NORM | ends(BS_BANDS, channels=2, stems=4),
     ),
     "Mel-Band RoFormer defaults": (
         {"num_bands": 60, "sample_rate": 44100},
-        ends(MEL_BANDS) | layers(*EVERY) | TRANSFORMER_NORMS,
+        layers(*EVERY, norm_output=True) | ends(MEL_BANDS),
     ),
     "both norms": (
         {"tiny": True, "norm_output": True, "final_norm": True},
-        ends(TINY_BANDS) | layers(*EVERY) | TRANSFORMER_NORMS | FINAL_NORM,
+        layers(*EVERY, norm_output=True) | FINAL_NORM | ends(TINY_BANDS),
     ),
-    "no norms": ({"tiny": True, "norm_output": False, "final_norm": False}, ends(TINY_BANDS) | layers(*EVERY)),
+    "no norms": ({"tiny": True, "norm_output": False, "final_norm": False}, layers(*EVERY) | ends(TINY_BANDS)),
     "mask estimators of three hidden layers": (
         {"tiny": True, "mask_estimator_depth": 3, "mlp_expansion_factor": 2},
-        ends(TINY_BANDS, hidden=(16, 16, 16)) | layers(*EVERY) | FINAL_NORM,
+        layers(*EVERY) | FINAL_NORM | ends(TINY_BANDS, hidden=(16, 16, 16)),
     ),
     "polar": (
         {"tiny": True, "use_pope": True},
-        ends(TINY_BANDS) | layers(*EVERY, attention=POLAR_ATTENTION) | FINAL_NORM,
+        layers(*EVERY, attention=POLAR_ATTENTION) | FINAL_NORM | ends(TINY_BANDS),
     ),
     "linear": (
         {"tiny": True, "linear_transformer_depth": 1},
-        ends(TINY_BANDS)
-        | layers("0.0", "1.0", attention=LINEAR_ATTENTION)
-        | layers("0.1", "0.2", "1.1", "1.2")
-        | FINAL_NORM,
+        layers("0.0", attention=LINEAR_ATTENTION)
+        | layers("0.1", "0.2")
+        | layers("1.0", attention=LINEAR_ATTENTION)
+        | layers("1.1", "1.2")
+        | FINAL_NORM
+        | ends(TINY_BANDS),
     ),
     "value residual": (
         {"tiny": True, "use_value_residual_learning": True, "linear_transformer_depth": 1},
-        ends(TINY_BANDS)
-        | layers("0.0", attention=LINEAR_ATTENTION)
-        | layers("1.0", attention=LINEAR_ATTENTION | MIX)
+        layers("0.0", attention=LINEAR_ATTENTION)
         | layers("0.1", "0.2")
-        | layers("1.1", "1.2", attention=ATTENTION | MIX)
-        | FINAL_NORM,
+        | layers("1.0", attention=with_mix(LINEAR_ATTENTION))
+        | layers("1.1", "1.2", attention=with_mix(ATTENTION))
+        | FINAL_NORM
+        | ends(TINY_BANDS),
     ),
     "value residual halfway": (
         {"tiny": True, "use_value_residual_learning": True, "learned_value_residual_mix": False},
-        ends(TINY_BANDS) | layers(*EVERY) | FINAL_NORM,
+        layers(*EVERY) | FINAL_NORM | ends(TINY_BANDS),
     ),
     "streams": (
         {"tiny": True, "num_residual_streams": 4},
-        ends(TINY_BANDS) | wrapped(*EVERY, beside=streams(4, constrained=False)) | FINAL_NORM,
+        wrapped(*EVERY, beside=streams(4, constrained=False)) | FINAL_NORM | ends(TINY_BANDS),
     ),
     "constrained streams": (
         {"tiny": True, "num_residual_streams": 3, "mc_hyper_conn_sinkhorn_iters": 2},
-        ends(TINY_BANDS) | wrapped(*EVERY, beside=streams(3, constrained=True)) | FINAL_NORM,
+        wrapped(*EVERY, beside=streams(3, constrained=True)) | FINAL_NORM | ends(TINY_BANDS),
     ),
     "skip connection and checkpointing": (
         {"tiny": True, "skip_connection": True, "use_torch_checkpoint": True},
-        ends(TINY_BANDS) | layers(*EVERY) | FINAL_NORM,
+        layers(*EVERY) | FINAL_NORM | ends(TINY_BANDS),
     ),
     "freq_range": (
         {"tiny": True, "freq_range": (4, 13), "freqs_per_bands": (3, 6)},
-        ends([3, 6]) | layers(*EVERY) | FINAL_NORM,
+        layers(*EVERY) | FINAL_NORM | ends([3, 6]),
     ),
 }
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_keys_and_shapes_are_those_of_checkpoints(name: str, tiny_model: Build) -> None:
+def test_keys_their_order_and_shapes_are_those_of_checkpoints(name: str, tiny_model: Build) -> None:
     arguments, expected = GOLDEN[name]
     arguments = DIM | arguments
     if arguments.pop("tiny", False):
         model = tiny_model(**({"mlp_expansion_factor": 4} | arguments))
     else:
         model = BandSplitRotator(**arguments)
-    assert {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()} == expected
+    assert [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()] == list(expected.items())
 
 
 # Derived tensors

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hunterFormsBS.checkpoint import from_checkpoint, infer_configuration
+from hunterFormsBS.kernels.seam import reference
 
 FOLDER = Path(os.environ.get("HUNTERFORMSBS_PARITY") or Path(__file__).resolve().parents[2] / "shared" / "parity")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -43,7 +46,15 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
 
 
 @each_vector
-def test_estimates_loss_and_gradient_agree_with_upstream(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("surroundings", [nullcontext, reference], ids=["kernels", "reference"])
+def test_estimates_loss_and_gradient_agree_with_upstream(
+    name: str, surroundings: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    with surroundings():
+        check_agreement(name, tmp_path)
+
+
+def check_agreement(name: str, tmp_path: Path) -> None:
     description, tensors, state_dict = read(name)
     checkpoint = tmp_path / "model.ckpt"
     torch.save(state_dict, checkpoint)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.nn.modules import module as module_internals
+from torch.utils import _python_dispatch as dispatch_modes
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps its hooks; those of all modules are in `torch.nn.modules.module`, named `_global` before."""
@@ -28,6 +29,8 @@ _PARTS_ASKED: tuple[tuple[object, str], ...] = (
     (torch._C, "_len_torch_function_stack"),
     (torch._C, "_get_tracing_state"),
     (forward_ad, "_current_level"),
+    (dispatch_modes, "_get_current_dispatch_mode_stack"),
+    (overrides, "_get_current_function_mode_stack"),
 )
 
 
@@ -60,14 +63,10 @@ def is_recorded() -> bool:
     if cast(Any, torch._C)._get_tracing_state() is not None:
         return True
     if torch._C._len_torch_dispatch_stack():
-        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-
         # A layer computes with fake tensors as with real ones.
-        if any(type(mode).__name__ != "FakeTensorMode" for mode in _get_current_dispatch_mode_stack()):
+        if any(type(mode).__name__ != "FakeTensorMode" for mode in dispatch_modes._get_current_dispatch_mode_stack()):
             return True
     if torch._C._len_torch_function_stack():
-        from torch import overrides
-
         stack = cast(Any, overrides)._get_current_function_mode_stack()
         # `torch.set_default_device` and `with torch.device(...)` say where new tensors are made, no more.
         if any(type(mode).__name__ != "DeviceContext" for mode in stack):
@@ -112,8 +111,33 @@ def onednn() -> OneDNN | None:
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make the compiler call `method` instead of tracing it, and treat what it returns as a constant."""
     # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
+    # A compiler that ignores the mark traces the method: a slower start, no other result.
     vars(method)["_dynamo_marked_constant"] = True
     return method
+
+
+def is_compiled_callable(value: object) -> bool:
+    """Tell whether `torch.compile` made this function or bound method."""
+    # Were the mark named otherwise, copies would keep what is compiled; tests of copies would show it.
+    return hasattr(value, "_torchdynamo_orig_callable")
+
+
+def tanh_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """Return the gradient of tanh's argument from that of its output, and the output."""
+    if operator := _tanh_backward():
+        return operator(grad, output)
+    return grad * (1 - output * output)
+
+
+@cache
+def _tanh_backward() -> Callable[[Tensor, Tensor], Tensor] | None:
+    one = torch.ones(1, device="cpu")
+    try:
+        operator = cast("Callable[[Tensor, Tensor], Tensor]", torch.ops.aten.tanh_backward)
+        result = operator(2 * one, one / 2)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return operator if float(result) == 1.5 else None
 
 
 def softmax_backward_(grad: Tensor, weights: Tensor) -> None:
@@ -137,7 +161,19 @@ def _softmax_backward() -> Callable[..., Tensor] | None:
 
 def counted_as_product(x: Tensor, weight: Tensor) -> AbstractContextManager[object]:
     """Let the profiler, which counts operations by names of operators, count what happens within as `x weightᵀ`."""
-    if not cast(Any, torch.autograd)._profiler_enabled():
+    record = _recorder()
+    if record is None or not cast(Any, torch.autograd)._profiler_enabled():
         return nullcontext()
-    record = cast(Any, torch._C)._profiler._RecordFunctionFast
     return cast("AbstractContextManager[object]", record("aten::mm", [x.reshape(-1, x.shape[-1]), weight.mT], {}))
+
+
+@cache
+def _recorder() -> Callable[..., Any] | None:
+    """Return what puts a name among the profiler's, None where this PyTorch lacks it: products then go uncounted."""
+    try:
+        record = cast(Any, torch._C)._profiler._RecordFunctionFast
+        with record("aten::mm", [torch.ones(1, 1, device="cpu")], {}):
+            enabled = cast(Any, torch.autograd)._profiler_enabled()
+    except (AttributeError, TypeError):
+        return None
+    return cast("Callable[..., Any]", record) if isinstance(enabled, bool) else None

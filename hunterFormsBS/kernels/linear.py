@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hunterFormsBS.kernels.derivatives import gradients_of
-from hunterFormsBS.kernels.internals import OneDNN, counted_as_product, onednn
+from hunterFormsBS.kernels.internals import OneDNN, counted_as_product, onednn, tanh_backward
 
 Activation: TypeAlias = Literal["none", "gelu", "tanh"]
 
@@ -200,7 +200,7 @@ class _LinearOf(torch.autograd.Function):
         rows = _rows(hidden.detach())
         if outputs:
             pairs = zip(grad_outputs, outputs, strict=True)
-            grad_outputs = tuple(torch.ops.aten.tanh_backward(grad, output) for grad, output in pairs)
+            grad_outputs = tuple(tanh_backward(grad, output) for grad, output in pairs)
 
         grad_hidden: Tensor | None = None
         grad_weights: list[Tensor | None] = []

@@ -234,7 +234,7 @@ class Layer(nn.Module, metaclass=_Constructor):
         """
         return (
             self.modules_made == modules_of(self)
-            and has_plain_parameters(self)
+            and has_simple_parameters(self)
             and not internals.is_watched_everywhere()
             and all(is_unmodified(module) for module in self.modules() if module is not self)
         )
@@ -255,7 +255,7 @@ def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
     `module.forward = torch.compile(module.forward)` holds on to `module` and its weights: a copy would run those.
     """
     state = dict(cast("dict[str, Any]", super(nn.Module, module).__getstate__()))
-    for name in [name for name, value in state.items() if hasattr(value, "_torchdynamo_orig_callable")]:
+    for name in [name for name, value in state.items() if internals.is_compiled_callable(value)]:
         if hasattr(type(module), name):
             del state[name]
     return state
@@ -282,10 +282,10 @@ def is_unmodified(module: nn.Module) -> bool:
         Layer.forwards.get(kind) is kind.forward
         and "forward" not in module.__dict__
         and not internals.has_hooks(module)
-        and has_plain_parameters(module)
+        and has_simple_parameters(module)
     )
 
 
-def has_plain_parameters(module: nn.Module) -> bool:
+def has_simple_parameters(module: nn.Module) -> bool:
     """Tell whether no parameter of `module` itself is a tensor subclass."""
     return all(internals.is_simple(p) for p in module.__dict__["_parameters"].values() if p is not None)
