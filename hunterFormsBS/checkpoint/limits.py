@@ -46,9 +46,3 @@ LONGEST_INTEGER: Final = 256
 
 LARGEST_EXPANSION: Final = 100
 """How many times larger what an archive holds may be than the archive; weights hardly compress at all."""
-
-LARGEST_STFT: Final = 2**20
-"""Samples of a Fourier transform."""
-
-LARGEST_MASK: Final = 2**28
-"""Entries of a band layout, bands times bins."""

@@ -300,7 +300,7 @@ def checked(storage: Storage, offset: int, shape: tuple[int, ...], strides: tupl
         last += max(0, size - 1) * stride
     if elements > storage.numbers or (elements and last >= storage.numbers):
         raise CheckpointError(
-            f"a tensor of the shape {short_repr(shape)} is larger than its storage, which holds {storage.numbers} numbers"
+            f"a tensor of the shape {short_repr(shape)} is larger than its storage of {storage.numbers} numbers"
         )
     return StoredTensor(storage, offset, shape, strides)
 

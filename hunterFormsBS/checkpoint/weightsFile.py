@@ -162,7 +162,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     state_dict: dict[str, Tensor | StoredTensor] = {
         key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, _TENSORS)
     }
-    _refuse_placeholders(entries, path)
+    _refuse_objects(entries, path)
     if not state_dict:
         keys = ", ".join(short_repr(key, 60) for key in list(entries)[:10]) or "none"
         raise CheckpointError(f"{printable(path)} holds no weights where they are looked for; its keys are: {keys}")
@@ -281,12 +281,13 @@ def _holds(value: object, key_end: str = "") -> bool:
     return False
 
 
-def _refuse_placeholders(entries: Mapping[object, object], path: Path) -> None:
+def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
     """Refuse a state dict in which something that is no plain tensor stands where weights must be."""
     for key, value in entries.items():
-        if isinstance(value, Placeholder) and isinstance(key, str) and _WEIGHT.search(key):
+        if isinstance(key, str) and not isinstance(value, _TENSORS) and _WEIGHT.search(key[:LONGEST_KEY]):
+            what = repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"
             raise CheckpointError(
-                f"{printable(path)} is refused: its weight {short_repr(key)} is {value!r}, and a weight must be a "
+                f"{printable(path)} is refused: its weight {short_repr(key)} is {what}, and a weight must be a "
                 f"plain tensor; {ASK_FOR_STATE_DICT}"
             )
 
