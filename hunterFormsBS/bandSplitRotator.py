@@ -20,7 +20,14 @@ from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
-from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.checks import (
+    check_arguments,
+    check_audio,
+    check_length,
+    check_stem_ids,
+    check_target,
+    explain_misfit,
+)
 from hunterFormsBS.kernels.seam import without_compiled_methods
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
@@ -349,6 +356,8 @@ class BandSplitRotator(nn.Module):
             For input that does not fit, before anything is computed.
         """
         audio = check_audio(raw_audio, self.audio_channels)
+        if not self.match_input_audio_length:
+            check_length(audio, self.stft.parameters.stft_hop_length)
         stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
         if target is not None:
             check_target(target, audio, self.num_stems)

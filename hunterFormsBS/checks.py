@@ -267,6 +267,16 @@ def check_audio(raw_audio: Tensor, audio_channels: int) -> Tensor:
     return audio
 
 
+def check_length(audio: Tensor, stft_hop_length: int) -> None:
+    """Refuse songs of which nothing is left when their length is rounded down to a multiple of the hop length."""
+    if audio.shape[-1] < stft_hop_length:
+        raise ValueError(
+            f"raw_audio has {audio.shape[-1]} samples, fewer than stft_hop_length={stft_hop_length}, and with "
+            "match_input_audio_length=False estimates are a multiple of that long: pass a longer song, or build the "
+            "model with match_input_audio_length=True."
+        )
+
+
 def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> list[int]:
     """Return the stems to estimate as a list, all of them for None, or refuse the choice."""
     if active_stem_ids is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import zipfile
 import zlib
@@ -57,6 +58,11 @@ class TorchFile:
             if file.read(4) == b"PK\x03\x04":
                 try:
                     self.content = self._open_archive(file)
+                except OSError as error:
+                    # A damaged archive can ask for a position before its start.
+                    if error.errno != errno.EINVAL:
+                        raise
+                    raise DamagedError("an entry is not where the archive says") from error
                 except _BROKEN as error:
                     if isinstance(error, (CheckpointError, DamagedError)):
                         raise

@@ -237,8 +237,13 @@ def _read_shards(path: Path) -> dict[str, object]:
         index: object = json.loads(read_text(path))
         weight_map = cast("dict[str, dict[object, object]]", index)["weight_map"]
         names = {Path(name).name for name in weight_map.values() if isinstance(name, str)}
-        if not names or "" in names or len(names) > MOST_SHARDS or any("\0" in name for name in names):
-            raise ValueError(f"it names no files, or an empty one, or more than {MOST_SHARDS}")
+        if (
+            not names
+            or "" in names
+            or len(names) > MOST_SHARDS
+            or any("\0" in name or len(name) > 255 for name in names)
+        ):
+            raise ValueError(f"it names no files, or one of no possible name, or more than {MOST_SHARDS}")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
