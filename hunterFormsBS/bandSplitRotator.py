@@ -356,11 +356,11 @@ class BandSplitRotator(nn.Module):
             For input that does not fit, before anything is computed.
         """
         audio = check_audio(raw_audio, self.audio_channels)
-        if not self.match_input_audio_length:
-            check_length(audio, self.stft.parameters.stft_hop_length)
         stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
         if target is not None:
             check_target(target, audio, self.num_stems)
+            if not self.match_input_audio_length:
+                check_length(audio, self.stft.parameters)
 
         spectrum = self.stft.forward(audio)
         spectra = self.mask_spectrum(spectrum, stem_ids)

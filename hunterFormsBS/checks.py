@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hunterFormsBS.printable import printable, short_repr
-from hunterFormsBS.theTypes import FlashAttentionConfig, WindowFunction
+from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersSTFT, WindowFunction
 
 OPTIONAL = ("ff_mult", "mask_estimator_depth", "mc_hyper_conn_sinkhorn_iters", "num_residual_fracs")
 """Integers that may be None, for the default."""
@@ -160,7 +160,7 @@ def _check_stft(arguments: Mapping[str, Any]) -> None:
             f"bins. {bins} is used: pass dim_freqs_in={bins}.",
             stacklevel=4,
         )
-    sizes = arguments["multi_stft_resolutions_window_sizes"]
+    sizes: object = arguments["multi_stft_resolutions_window_sizes"]
     if isinstance(sizes, (str, Tensor)) or not isinstance(sizes, Sequence) or not sizes:
         raise ValueError(
             f"multi_stft_resolutions_window_sizes={short_repr(sizes)} names no window size: pass a sequence of sample "
@@ -267,13 +267,14 @@ def check_audio(raw_audio: Tensor, audio_channels: int) -> Tensor:
     return audio
 
 
-def check_length(audio: Tensor, stft_hop_length: int) -> None:
-    """Refuse songs of which nothing is left when their length is rounded down to a multiple of the hop length."""
-    if audio.shape[-1] < stft_hop_length:
+def check_length(audio: Tensor, stft: ParametersSTFT) -> None:
+    """Refuse to compare songs with estimates that are longer, because less than half a frame was filled up."""
+    half, hop, length = stft.stft_n_fft // 2 + 1, stft.stft_hop_length, audio.shape[-1]
+    if length < half and half // hop * hop > length:
         raise ValueError(
-            f"raw_audio has {audio.shape[-1]} samples, fewer than stft_hop_length={stft_hop_length}, and with "
-            "match_input_audio_length=False estimates are a multiple of that long: pass a longer song, or build the "
-            "model with match_input_audio_length=True."
+            f"raw_audio has {length} samples, and with match_input_audio_length=False the estimate of so short a song "
+            f"is longer than its target: pass at least {half} samples, or build the model with "
+            "match_input_audio_length=True."
         )
 
 

@@ -72,14 +72,15 @@ def test_hops_are_refused_where_the_inverse_transform_of_pytorch_fails(
         BandSplitRotator(**TINY | keywords)
 
 
-@pytest.mark.parametrize("length", [1, 5, 15])
-def test_songs_shorter_than_a_hop_are_refused_where_nothing_of_them_would_be_left(length: int) -> None:
+@pytest.mark.parametrize("length", range(1, 80, 3))
+def test_estimates_are_no_longer_than_targets_or_the_song_is_refused(length: int) -> None:
     model = BandSplitRotator(**TINY | {"match_input_audio_length": False})
-    with pytest.raises(ValueError, match=rf"raw_audio has {length} samples.*match_input_audio_length=True"):
-        model(torch.randn(1, length), torch.randn(1, length))
-    with pytest.raises(ValueError, match=rf"raw_audio has {length} samples"):
-        model(torch.randn(1, length))
-    assert model(torch.randn(1, 16)).shape[-1] == 16
+    audio = torch.randn(1, length)
+    if model(audio).shape[-1] > length:
+        with pytest.raises(ValueError, match=rf"raw_audio has {length} samples.*pass at least 33 samples, or build"):
+            model(audio, audio)
+    else:
+        assert model(audio, audio).isfinite()
 
 
 @pytest.mark.parametrize("value", [3, "hann", None, [1]])
