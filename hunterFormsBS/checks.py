@@ -160,11 +160,12 @@ def _check_stft(arguments: Mapping[str, Any]) -> None:
             f"bins. {bins} is used: pass dim_freqs_in={bins}.",
             stacklevel=4,
         )
-    sizes: object = arguments["multi_stft_resolutions_window_sizes"]
+    name = "multi_stft_resolutions_window_sizes"
+    sizes: object = arguments[name]
     if isinstance(sizes, (str, Tensor)) or not isinstance(sizes, Sequence) or not sizes:
         raise ValueError(
-            f"multi_stft_resolutions_window_sizes={short_repr(sizes)} names no window size: pass a sequence of sample "
-            "counts, and multi_stft_resolution_loss_weight=0 for a loss on waveforms alone."
+            f"{name}={short_repr(arguments[name])} names no window size: pass a sequence of sample counts, and "
+            "multi_stft_resolution_loss_weight=0 for a loss on waveforms alone."
         )
     for size in sizes:  # pyright: ignore[reportUnknownVariableType]
         _check_integer("multi_stft_resolutions_window_sizes: window size", size, lowest=1)  # pyright: ignore[reportUnknownArgumentType]

@@ -94,3 +94,8 @@ def test_windows_that_are_no_functions_are_refused(name: str, value: object) -> 
 def test_sample_rates_that_no_audio_has_are_refused_whatever_the_layout(sample_rate: object) -> None:
     with pytest.raises((TypeError, ValueError), match="sample_rate must be"):
         BandSplitRotator(**TINY | {"sample_rate": sample_rate})
+
+
+def test_an_infinite_sample_rate_is_said_to_be_infinite() -> None:
+    with pytest.raises(ValueError, match="sample_rate must be positive and finite, but is inf"):
+        BandSplitRotator(**TINY | {"sample_rate": math.inf})
