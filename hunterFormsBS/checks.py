@@ -62,11 +62,15 @@ LARGEST = 2**20
 
 MOST = {
     "depth": 256,
+    "dim": 65536,
+    "dim_head": 65536,
+    "ff_mult": 1024,
     "freq_transformer_depth": 64,
     "heads": 4096,
     "linear_transformer_depth": 64,
     "mask_estimator_depth": 64,
     "mc_hyper_conn_sinkhorn_iters": 1000,
+    "mlp_expansion_factor": 1024,
     "num_residual_fracs": 256,
     "num_residual_streams": 256,
     "num_stems": 256,
