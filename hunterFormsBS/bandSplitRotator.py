@@ -20,7 +20,14 @@ from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
-from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.checks import (
+    check_arguments,
+    check_audio,
+    check_length,
+    check_stem_ids,
+    check_target,
+    explain_misfit,
+)
 from hunterFormsBS.kernels.seam import without_compiled_methods
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
@@ -352,6 +359,8 @@ class BandSplitRotator(nn.Module):
         stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
         if target is not None:
             check_target(target, audio, self.num_stems)
+            if not self.match_input_audio_length:
+                check_length(audio, self.stft.parameters)
 
         spectrum = self.stft.forward(audio)
         spectra = self.mask_spectrum(spectrum, stem_ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,7 +12,11 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
+from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
+from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
+from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
+from hunterFormsBS.printable import printable, short_repr
 
 PathFilename: TypeAlias = str | PathLike[str]
 """Path and name of a file."""
@@ -75,20 +78,49 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
         If the file cannot be opened.
     """
     path = Path(pathFilename)
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not a configuration, because it is not text in UTF-8: {error}") from error
-    try:
-        parsed: object = _parse_json(text) if path.suffix.lower() == ".json" else _parse_yaml(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the configuration {path} cannot be read: {error}") from error
+        parsed = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+        check_extent(parsed)
+    except RecursionError as error:
+        raise CheckpointError(f"the configuration {printable(path)} cannot be read: it is nested too deep") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"the configuration {printable(path)} cannot be read: {printable(' '.join(str(error).split()))}"
+        ) from error
     if not isinstance(parsed, dict):
         raise CheckpointError(
-            f"the configuration {path} holds {'nothing' if parsed is None else type(parsed).__name__}, "
+            f"the configuration {printable(path)} holds {'nothing' if parsed is None else type(parsed).__name__}, "
             'but must hold a mapping such as "model: {dim: 384, depth: 6}"'
         )
     return cast("dict[str, Any]", parsed)
+
+
+def read_text(path: Path) -> str:
+    """Read a file of text, which must not be larger than a configuration can be.
+
+    Raises
+    ------
+    CheckpointError
+        If it is larger, is not text in UTF-8, or is a checkpoint.
+    OSError
+        If it cannot be opened.
+    """
+    refuse_what_is_no_file(path, "a configuration")
+    with path.open("rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+    refuse_weights(path, data[:4096])
+    if len(data) > LARGEST_TEXT:
+        raise CheckpointError(
+            f"{printable(path)} is larger than {LARGEST_TEXT:,} bytes, which no configuration is: pass the .yaml or "
+            ".json file"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{printable(path)} is not a configuration, because it is not text in UTF-8: {printable(error, 120)}"
+        ) from error
 
 
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
@@ -104,7 +136,7 @@ def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments of the model: the `model` section, or all of a configuration without sections."""
     section: object = configuration.get("model", configuration)
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {section!r}")
+        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {short_repr(section)}")
     return cast("Mapping[str, Any]", section)
 
 
@@ -148,7 +180,9 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
         if value is None or name == "linear_flash_attn":
             continue
         if name in arguments:
-            raise CheckpointError(f"the configuration states {spelled[name]} and {key}={value!r}: keep one of them")
+            raise CheckpointError(
+                f"the configuration states {spelled[name]} and {key}={_shorten(value)}: keep one of them"
+            )
         arguments[name] = _translate_value(name, value, family)
         spelled[name] = f"{key}={_shorten(value)}"
         if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
@@ -189,7 +223,9 @@ def plain(value: object, where: str = "the configuration") -> object:
     item = getattr(value, "item", None)  # a NumPy number
     if callable(item):
         return plain(item(), where)
-    raise TypeError(f"{where} is {value!r}, which a checkpoint cannot hold: state a plain value, or a window of torch")
+    raise TypeError(
+        f"{where} is {short_repr(value)}, which a checkpoint cannot hold: state a plain value, or a window of torch"
+    )
 
 
 def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
@@ -199,8 +235,8 @@ def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
     if linear is None or linear == flash:
         return []
     return [
-        f"linear_flash_attn={linear!r} differs from flash_attn={flash!r}, but here one flag serves both kinds of "
-        f"attention: flash_attn={flash!r} is used, which computes the same"
+        f"linear_flash_attn={short_repr(linear)} differs from flash_attn={short_repr(flash)}, but here one flag serves "
+        f"both kinds of attention: flash_attn={short_repr(flash)} is used, which computes the same"
     ]
 
 
@@ -209,9 +245,9 @@ def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) ->
     for name in names:
         if name in names_known:
             continue
-        nearest = difflib.get_close_matches(str(name), names_known, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(printable(name, 60), names_known, n=1, cutoff=0.0)
         raise CheckpointError(
-            f"{name!r} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
+            f"{short_repr(name)} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
             "Is this the configuration of a RoFormer, and its arguments in a section called model?"
         )
 
@@ -220,7 +256,7 @@ def _translate_value(name: str, value: object, family: Family) -> object:
     if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
         if isinstance(value, bool) or not isinstance(value, int) or value < family.mask_estimator_depth_excess:
             raise CheckpointError(
-                f"mask_estimator_depth={value!r} cannot be: for {family.name} it must be an integer "
+                f"mask_estimator_depth={short_repr(value)} cannot be: for {family.name} it must be an integer "
                 f"of at least {family.mask_estimator_depth_excess}"
             )
         return value - family.mask_estimator_depth_excess
@@ -231,66 +267,30 @@ def _resolve_value(name: str, value: object) -> object:
     if name in _TUPLES and isinstance(value, list):
         return tuple(cast("list[object]", value))
     if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
-        return torch.tensor(value) > 0
+        return _mask(cast("Sequence[object]", value))
     if name.endswith("_window_fn") and isinstance(value, str):
         function = _WINDOW_FUNCTIONS.get(value.removeprefix("torch."))
         if function is None:
             names = ", ".join(_WINDOW_FUNCTIONS)
-            raise CheckpointError(f"{name}={value!r} names no window function that is known; known are {names}")
+            raise CheckpointError(
+                f"{name}={short_repr(value)} names no window function that is known; known are {names}"
+            )
         return function
     return value
 
 
+def _mask(rows: Sequence[object]) -> Tensor:
+    """Make a mask of rows of numbers or booleans."""
+    if all(isinstance(row, (list, tuple)) for row in rows):
+        widths = {len(cast("Sequence[object]", row)) for row in rows}
+        values = [value for row in rows for value in cast("Sequence[object]", row)]
+        if len(widths) == 1 and all(isinstance(value, (bool, int, float)) for value in values):
+            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in rows]
+            return torch.tensor(flags, dtype=torch.bool, device="cpu")
+    raise CheckpointError(
+        f"mask_filter_bank={short_repr(rows)} is no list of rows of one length, one row of numbers for each band"
+    )
+
+
 def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _parse_json(text: str) -> object:
-    def refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        mapping = dict(pairs)
-        if len(mapping) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} is stated twice")
-        return mapping
-
-    return json.loads(text, object_pairs_hook=refuse_twice)
-
-
-def _parse_yaml(text: str) -> object:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError('to read YAML, install PyYAML: pip install "hunterFormsBS[separation]"') from error
-
-    class Loader(yaml.SafeLoader):
-        """Plain values and tuples."""
-
-    def construct_tuple(loader: Loader, node: yaml.Node) -> tuple[object, ...]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise yaml.constructor.ConstructorError(None, None, "a tuple must be written as a list", node.start_mark)
-        return tuple(loader.construct_sequence(node, deep=True))
-
-    def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        construct = cast("Callable[..., object]", loader.construct_object)
-        keys = [construct(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"the key {key!r} is stated twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", construct_tuple)
-    Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
-    try:
-        return yaml.load(text, Loader)
-    except yaml.constructor.ConstructorError as error:
-        if error.problem and "tag:yaml.org,2002:python" in error.problem:
-            raise ValueError(
-                f"it asks for Python objects, which is refused because it could run code ({error}). "
-                "Of the Python tags only !!python/tuple is read: replace the others by plain values"
-            ) from error
-        raise ValueError(str(error)) from error
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    return short_repr(value, 80)

@@ -6,6 +6,7 @@ states above both. What nothing determines is named in a warning.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from operator import index
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.blocks.positions import RotaryEmbedding
 from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.checkpoint.configuration import (
     Configuration,
@@ -36,7 +38,8 @@ from hunterFormsBS.checkpoint.stateDict import (
     list_some,
     translate_state_dict,
 )
-from hunterFormsBS.checkpoint.weightsFile import read_file, unwrap, write_file
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap, write_file
+from hunterFormsBS.printable import printable, short_repr
 
 _AUDIBLE: Final = (
     "stft_win_length",
@@ -49,6 +52,7 @@ _AUDIBLE: Final = (
 """What no shape tells and a listener hears, beside `stft_hop_length`. What a configuration leaves out of these is as
 upstream's default; the hop length is left out of none that is whole."""
 
+_FREQUENCIES: Final = ".rotary_embed.freqs"
 _OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
 """What decides how a model computes with parameters that look the same."""
 
@@ -78,10 +82,11 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
         If the file cannot be opened.
     """
     path = Path(pathFilename)
-    state_dict, remarks = unwrap(read_file(path, map_location), path)
+    file = WeightsFile(path)
+    chosen, remarks = unwrap(file.content, path)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
-    return state_dict
+    return file.read_state_dict(chosen, map_location)
 
 
 def from_configuration(
@@ -177,11 +182,13 @@ def from_checkpoint(
         If a file cannot be opened.
     """
     path = Path(pathFilename)
-    content = read_file(path, "cpu")
-    original, remarks = unwrap(content, path)
+    file = WeightsFile(path)
+    chosen, remarks = unwrap(file.content, path)
+    original = file.read_state_dict(chosen, "cpu")
     if configuration is None:
-        configuration, upstream_within = _configuration_within(content)
+        configuration, upstream_within = _configuration_within(file)
         upstream = upstream or upstream_within
+    del file, chosen  # which keep the tensors
     family = recognise(original, None if upstream is None else check_upstream(upstream))
     section = model_section(load_configuration(configuration))
     stated = translate_arguments(section, family)
@@ -199,16 +206,19 @@ def from_checkpoint(
         arguments["num_stems"] = len(stems)
     if "stft_hop_length" in undetermined:
         arguments["stft_hop_length"] = min(512, _win_length(arguments) // 4)
-    model = _build(arguments)
+    with torch.device("meta"):  # the tensors of the file become its parameters
+        model = _build(arguments)
     if undetermined:
         values = ", ".join(f"{name}={plain(model.configuration[name])!r}" for name in undetermined)
         remarks.append(
-            f"nothing determines these arguments for {path}, so those of {family.name} are taken: {values}. "
+            f"nothing determines these arguments for {printable(path)}, so those of {family.name} are taken: {values}. "
             "Pass the configuration of the checkpoint, or the arguments that differ"
         )
-    for remark in [*remarks, *flash_attn_remarks(section)]:
+    remarks += [*flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
+    for remark in remarks:
         warnings.warn(remark, stacklevel=2)
 
+    del original
     _load(model, state_dict, path)
     return model.to(device, dtype).eval()
 
@@ -353,32 +363,81 @@ def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
     return BandSplitRotator(**cast("dict[str, Any]", complete))
 
 
-def _load(model: BandSplitRotator, state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Load strictly, with one message that says all that does not fit."""
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+def _load(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Make the tensors the parameters of a model without content, or refuse them with one message that says all."""
+    expected = model.state_dict()
     missing = [key for key in expected if key not in state_dict]
     extra = [key for key in state_dict if key not in expected]
     misshapen = [
-        f"{key} with the shape {tuple(state_dict[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in state_dict and tuple(state_dict[key].shape) != shape
+        f"{key} with the shape {short_repr(tuple(state_dict[key].shape))} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    mistyped = [
+        f"{key} as {str(state_dict[key].dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if key in state_dict and _kind_of_numbers(state_dict[key]) != _kind_of_numbers(tensor)
     ]
     problems = [
         f"{what} {len(keys)} tensors: {list_some(keys)}"
-        for what, keys in (("it lacks", missing), ("it has in excess", extra), ("it has misshapen", misshapen))
+        for what, keys in (
+            ("it lacks", missing),
+            ("it has in excess", extra),
+            ("it has misshapen", misshapen),
+            ("it has of another kind of numbers than weights are", mistyped),
+        )
         if keys
     ]
     if problems:
-        raise CheckpointError(f"the weights of {path} do not make a whole model: {'; '.join(problems)}")
-    model.load_state_dict(state_dict, strict=True)
+        raise CheckpointError(f"the weights of {printable(path)} do not make a whole model: {'; '.join(problems)}")
+    # Each parameter gets memory of its own; what was read for it goes at once where it is of another type.
+    taken: set[int] = set()
+    for key, tensor in expected.items():
+        read = state_dict.pop(key).detach().to(tensor.dtype)
+        storage = read.untyped_storage()
+        own = storage.nbytes() == read.numel() * read.element_size() and storage.data_ptr() not in taken
+        state_dict[key] = read.contiguous() if own else read.clone(memory_format=torch.contiguous_format)
+        taken.add(state_dict[key].untyped_storage().data_ptr())
+    model.load_state_dict(state_dict, strict=True, assign=True)
 
 
-def _configuration_within(content: object) -> tuple[Mapping[str, Any] | None, Upstream | None]:
+def _fill_in_positions(state_dict: dict[str, Tensor], model: BandSplitRotator, path: Path) -> list[str]:
+    """Give every attention its frequencies, where a file has but one copy of what all share, or none."""
+    attentions = [key for key in model.state_dict() if key.endswith(_FREQUENCIES)]
+    # Where more of an attention is missing, it is the file that is not whole.
+    whole = [key for key in attentions if key.replace(_FREQUENCIES, ".to_qkv.weight") in state_dict]
+    missing = [key for key in whole if key not in state_dict]
+    copies = {_place(key): state_dict[key] for key in attentions if key in state_dict}
+    with torch.device("cpu"):
+        by_formula = RotaryEmbedding(model.configuration["dim_head"]).freqs.detach() if missing else None
+    for key in missing:
+        # Those of the same transformer in another layer group come first.
+        copy = copies.get(_place(key), next(iter(copies.values()), by_formula))
+        state_dict[key] = cast("Tensor", copy).clone()
+    if not missing:
+        return []
+    source = "the copy that is there" if copies else "the formula that upstream has for them"
+    return [f"{printable(path)} lacks {len(missing)} tensors {_FREQUENCIES[1:]}, which are taken from {source}"]
+
+
+def _place(key: str) -> str:
+    """Return a key without the number of its layer group."""
+    return re.sub(r"\d+", "", key, count=1)
+
+
+def _kind_of_numbers(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return str(tensor.layout)
+    plain_types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return "complex" if tensor.is_complex() else "real" if tensor.dtype in plain_types else str(tensor.dtype)
+
+
+def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
     """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
-    if not isinstance(content, Mapping):
+    if not isinstance(file.content, Mapping):
         return None, None
-    entries = cast("Mapping[str, object]", content)
+    entries = cast("Mapping[str, object]", file.content)
     configuration, upstream = entries.get("configuration"), entries.get("upstream")
     if not isinstance(configuration, Mapping) or upstream != "hunterFormsBS":
         return None, None
-    return cast("Mapping[str, Any]", configuration), "hunterFormsBS"
+    return cast("Mapping[str, Any]", file.read(dict(cast("Mapping[str, object]", configuration)))), "hunterFormsBS"

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import count, islice
 from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.layout import mask_filter_bank_mel
 from hunterFormsBS.checkpoint.families import CheckpointError, is_known_key, recognise
+from hunterFormsBS.checkpoint.limits import MOST_DIGITS
+from hunterFormsBS.printable import printable, short_repr
 
 _LISTED: Final = 20
 """How many keys a message lists before it counts the rest."""
@@ -24,6 +27,8 @@ _USUAL_MEL_LAYOUTS: Final = tuple(
     for sample_rate in (44100, 48000, 32000, 24000, 22050, 16000, 96000)
     for stft_n_fft in (2048, 4096, 1024, 8192, 512)
 )
+
+_MOST_MEL_BANDS: Final = 512
 
 
 class InferredConfiguration(NamedTuple):
@@ -89,7 +94,9 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not is_known_key(name):
             unknown.append(key)
         elif name in translated:
-            raise CheckpointError(f"two tensors of the state dict would be {name!r}: is it two models in one?")
+            raise CheckpointError(
+                f"two tensors of the state dict would be {short_repr(name)}: is it two models in one?"
+            )
         translated[name] = tensor
     if unknown:
         raise CheckpointError(
@@ -159,6 +166,8 @@ def _band_widths(shapes: _Shapes) -> list[int]:
 
 @cache
 def _usual_mel_counts(sample_rate: int, stft_n_fft: int, num_bands: int) -> tuple[int, ...]:
+    if num_bands > _MOST_MEL_BANDS:
+        return ()
     try:
         mask = mask_filter_bank_mel(sample_rate, stft_n_fft, num_bands)
     except ValueError:  # so many bands that some are empty
@@ -179,7 +188,7 @@ def find_mel_layout(widths: Sequence[int]) -> MelLayout | None:
 def list_some(keys: Sequence[str]) -> str:
     """Write keys out, the first of them and the number of the rest when there are many."""
     rest = len(keys) - _LISTED
-    return ", ".join(keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(printable(key, 120) for key in keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _shapes_of(state_dict: Mapping[str, Tensor]) -> _Shapes:
@@ -294,12 +303,13 @@ def _ratio(width: int, dim: int) -> int | float:
 
 def _count(shapes: _Shapes, pattern: str, what: str) -> int:
     """Return how many parts are numbered by the pattern's group, which must be 0, 1, 2 and so on."""
-    numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key))}
-    missing = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
-    if missing:
-        found = ", ".join(map(str, sorted(numbers))) or "none"
+    numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key)) and len(match[1]) <= MOST_DIGITS}
+    if numbers != set(range(len(numbers) or 1)):
+        missing = list(islice((number for number in count() if number not in numbers), _LISTED))
+        lacking = [str(number) for number in missing if number <= max(numbers, default=0)]
+        found = list_some([str(number) for number in sorted(numbers)]) or "none"
         raise CheckpointError(
-            f"the state dict lacks {what}: number {', '.join(map(str, missing))} is missing, found are {found}. "
+            f"the state dict lacks {what}: number {', '.join(lacking)} is missing, found are {found}. "
             "Is the file complete, and are these the weights of a RoFormer for music source separation?"
         )
     return len(numbers)
@@ -310,5 +320,7 @@ def _shape(shapes: _Shapes, key: str, *, axes: int) -> tuple[int, ...]:
         raise CheckpointError(f"the state dict lacks {key}: is the file complete?")
     shape = shapes[key]
     if len(shape) != axes or 0 in shape:
-        raise CheckpointError(f"{key} of the state dict has the shape {shape}, but must have {axes} axes, none empty")
+        raise CheckpointError(
+            f"{key} of the state dict has the shape {short_repr(shape)}, but must have {axes} axes, none empty"
+        )
     return shape
