@@ -13,26 +13,53 @@ from typing import Any
 
 from torch import Tensor
 
-OPTIONAL = ("ff_mult", "mask_estimator_depth", "mc_hyper_conn_sinkhorn_iters", "num_residual_fracs")
+from hunterFormsBS.variantChecks import check_variants
+
+OPTIONAL = (
+    "ff_mult",
+    "mask_estimator_depth",
+    "mc_hyper_conn_sinkhorn_iters",
+    "num_residual_fracs",
+    "segm_hyperace_k",
+    "segm_hyperace_l",
+    "segm_num_hyperedges",
+)
 """Integers that may be None, for the default."""
 
 POSITIVE = (
+    "conv_expansion_factor",
+    "conv_kernel_size",
     "dim",
     "depth",
     "dim_freqs_in",
     "dim_head",
     "ff_mult",
-    "freq_transformer_depth",
     "heads",
+    "mask_transformer_dim_head",
+    "mask_transformer_heads",
     "mc_hyper_conn_sinkhorn_iters",
     "mlp_expansion_factor",
     "multi_stft_hop_size",
     "num_residual_fracs",
     "num_residual_streams",
     "num_stems",
+    "segm_base_depth",
+    "segm_hyperace_k",
+    "segm_hyperace_l",
+    "segm_num_heads",
+    "segm_num_hyperedges",
     "stft_hop_length",
     "stft_n_fft",
     "stft_win_length",
+)
+
+NOT_NEGATIVE = (
+    "freq_conformer_depth",
+    "freq_transformer_depth",
+    "linear_transformer_depth",
+    "mask_estimator_depth",
+    "mask_transformer_depth",
+    "time_conformer_depth",
     "time_transformer_depth",
 )
 
@@ -47,7 +74,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name in POSITIVE:
         _check_integer(name, arguments[name], lowest=1)
-    for name in ("linear_transformer_depth", "mask_estimator_depth"):
+    for name in NOT_NEGATIVE:
         _check_integer(name, arguments[name], lowest=0)
     for name in ("attn_dropout", "ff_dropout"):
         if not 0 <= arguments[name] < 1:
@@ -58,6 +85,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"scale={arguments['scale']} is not positive: leave it out for dim_head ** -0.5.")
     _check_stft(arguments)
     _check_combinations(arguments)
+    check_variants(arguments)
 
 
 def _check_integer(name: str, value: object, *, lowest: int) -> None:

@@ -32,7 +32,9 @@ _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
         torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
     )
 }
-_TUPLES: Final = frozenset({"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes"})
+_TUPLES: Final = frozenset(
+    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
+)
 
 
 class StatedArguments(NamedTuple):
