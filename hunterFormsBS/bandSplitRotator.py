@@ -20,6 +20,7 @@ from hunterFormsBS.blocks.positions import complex_product
 from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.sharedBias import SharedBias, share
+from hunterFormsBS.blocks.siamese import run_siamese
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
 from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
@@ -111,6 +112,8 @@ class BandSplitRotator(nn.Module):
     segm_num_hyperedges, segm_version
         With `use_hyperACE`; see `hunterFormsBS.theTypes.ParametersMaskEstimator`. `segm_hyperace_k`, `segm_hyperace_l`
         and `segm_num_hyperedges` are by default 2, 1 and 32 in version 2, and 3, 2 and 16 in version 1.
+    siamese : bool
+        Two streams of tokens that share their layers; see `hunterFormsBS.blocks.siamese`.
     skip_connection : bool
         Add the outputs of all earlier layer groups before a group's time transformer.
     stereo : bool
@@ -122,6 +125,8 @@ class BandSplitRotator(nn.Module):
         `hunterFormsBS.blocks.segmentation`. The published models have `zero_dc=False`.
     use_pope : bool
         Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
+    use_rotary_pos : bool
+        False: sines and cosines of positions are added to what each transformer gets, and nothing is rotated.
     use_shared_bias : bool
         One bias for the projections to queries, keys and values of all layers, and one for their output projections.
     use_torch_checkpoint : bool
@@ -192,6 +197,7 @@ class BandSplitRotator(nn.Module):
         segm_num_heads: int = 8,
         segm_num_hyperedges: int | None = None,
         segm_version: Literal[1, 2] = 2,
+        siamese: bool = False,
         skip_connection: bool = False,
         stereo: bool = False,
         stft_hop_length: int = 512,
@@ -203,6 +209,7 @@ class BandSplitRotator(nn.Module):
         time_transformer_depth: int = 2,
         use_hyperACE: bool = False,
         use_pope: bool = False,
+        use_rotary_pos: bool = True,
         use_shared_bias: bool = False,
         use_torch_checkpoint: bool = False,
         use_value_residual_learning: bool = False,
@@ -216,6 +223,7 @@ class BandSplitRotator(nn.Module):
         self.match_input_audio_length = match_input_audio_length
         self.num_residual_streams = num_residual_streams
         self.num_stems = num_stems
+        self.siamese = siamese
         self.skip_connection = skip_connection
         self.stereo = stereo
         self.use_torch_checkpoint = use_torch_checkpoint
@@ -276,6 +284,8 @@ class BandSplitRotator(nn.Module):
             convolution=ParametersConvolution(conv_expansion_factor, conv_kernel_size),
             shared_bias=shared_bias,
             residual_in_first_group_only=residual_in_first_group_only,
+            siamese=siamese,
+            use_rotary_pos=use_rotary_pos,
         )
         has_final_norm = not overlapping if final_norm is None else final_norm
         self.final_norm = RMSNorm(dim) if has_final_norm else nn.Identity()
@@ -487,6 +497,8 @@ class BandSplitRotator(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
+        if self.siamese:
+            return run_siamese(self.layers, x, self.final_norm)
         x = expand_streams(x, self.num_residual_streams)
         batch, frames, bands, _ = x.shape
         first_values: dict[str, Tensor | None] = {}

@@ -244,6 +244,7 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     segm_num_heads: int
     segm_num_hyperedges: int | None
     segm_version: Literal[1, 2]
+    siamese: bool
     skip_connection: bool
     stereo: bool
     stft_hop_length: int
@@ -255,6 +256,7 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     time_transformer_depth: int
     use_hyperACE: bool
     use_pope: bool
+    use_rotary_pos: bool
     use_shared_bias: bool
     use_torch_checkpoint: bool
     use_value_residual_learning: bool

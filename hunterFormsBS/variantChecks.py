@@ -31,6 +31,37 @@ def check_variants(arguments: Mapping[str, Any]) -> None:
     """
     _check_axes(arguments)
     _check_heads(arguments)
+    if arguments["siamese"]:
+        _refuse_beside(
+            arguments,
+            "siamese=True, whose two streams have none of that",
+            linear_transformer_depth=0,
+            time_conformer_depth=0,
+            freq_conformer_depth=0,
+            num_residual_streams=1,
+            num_residual_fracs=1,
+            use_value_residual_learning=False,
+            residual_in_first_group_only=False,
+            skip_connection=False,
+            use_shared_bias=False,
+            use_rotary_pos=True,
+            norm_output=False,
+        )
+    if not arguments["use_rotary_pos"]:
+        _refuse_beside(
+            arguments,
+            "use_rotary_pos=False",
+            use_pope=False,
+            time_conformer_depth=0,
+            freq_conformer_depth=0,
+            num_residual_streams=1,
+            num_residual_fracs=1,
+        )
+        if arguments["dim"] % 2:
+            raise ValueError(
+                f"dim={arguments['dim']} is odd, and sinusoidal positions have a sine and a cosine each: make it even, "
+                "or leave use_rotary_pos=False out."
+            )
     if arguments["residual_in_first_group_only"] and arguments["depth"] == 1:
         raise ValueError(
             "residual_in_first_group_only=True with depth=1: there are no later layer groups. Pass a depth of at "
@@ -56,14 +87,14 @@ def _check_axes(arguments: Mapping[str, Any]) -> None:
             f"conv_kernel_size={arguments['conv_kernel_size']} is even, and a convolution has as many positions "
             "before as after: pass an odd number."
         )
-    for name, usual in (
-        ("num_residual_streams", 1),
-        ("num_residual_fracs", 1),
-        ("use_value_residual_learning", False),
-        ("residual_in_first_group_only", False),
-    ):
-        if (arguments[name] or usual) != usual:
-            raise ValueError(f"{name}={arguments[name]} with a Conformer, which has none of that: leave one out.")
+    _refuse_beside(
+        arguments,
+        "a Conformer, which has none of that",
+        num_residual_streams=1,
+        num_residual_fracs=1,
+        use_value_residual_learning=False,
+        residual_in_first_group_only=False,
+    )
 
 
 def _check_heads(arguments: Mapping[str, Any]) -> None:
@@ -95,6 +126,12 @@ def _check_heads(arguments: Mapping[str, Any]) -> None:
             f"segm_backbone_channels={channels!r} with segm_num_heads={heads}: each stage needs at least 16 channels, "
             "and half of the fourth's must be a multiple of the heads."
         )
+
+
+def _refuse_beside(arguments: Mapping[str, Any], what: str, **usual: object) -> None:
+    for name, value in usual.items():
+        if (arguments[name] or value) != value:
+            raise ValueError(f"{name}={arguments[name]} with {what}: leave one of the two out.")
 
 
 def _refuse_idle(arguments: Mapping[str, Any], defaults: Mapping[str, Any], needed: str) -> None:

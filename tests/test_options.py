@@ -204,8 +204,10 @@ OF_VARIANTS = {
     "segm_num_heads",
     "segm_num_hyperedges",
     "segm_version",
+    "siamese",
     "time_conformer_depth",
     "use_hyperACE",
+    "use_rotary_pos",
     "use_shared_bias",
 }
 """These belong to other heads and layers: `test_variants.py` watches them."""

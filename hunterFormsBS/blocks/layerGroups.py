@@ -9,6 +9,7 @@ from torch import nn
 from hunterFormsBS.blocks.conformer import Conformer
 from hunterFormsBS.blocks.positions import PolarEmbedding, PositionEmbedding, RotaryEmbedding
 from hunterFormsBS.blocks.sharedBias import SharedBias
+from hunterFormsBS.blocks.siamese import siamese_groups
 from hunterFormsBS.blocks.transformer import Transformer
 from hunterFormsBS.blocks.valueResidual import ValueResidualMix
 from hunterFormsBS.theTypes import ParametersConvolution, ParametersTransformer
@@ -29,6 +30,8 @@ def layer_groups(
     convolution: ParametersConvolution,
     shared_bias: SharedBias | None = None,
     residual_in_first_group_only: bool = False,
+    siamese: bool = False,
+    use_rotary_pos: bool = True,
 ) -> nn.ModuleList:
     """Build `depth` groups of one transformer or Conformer for each axis; those of an axis share their positions.
 
@@ -50,14 +53,19 @@ def layer_groups(
         Of every Conformer.
     shared_bias : SharedBias, optional
         Of every softmax attention.
-    residual_in_first_group_only : bool
+    residual_in_first_group_only, siamese, use_rotary_pos : bool
         See `hunterFormsBS.bandSplitRotator.BandSplitRotator`.
     """
     heads, dim_head = parameters.attention.heads, parameters.attention.dim_head
     positions: dict[str, PositionEmbedding | None] = {
         axis: PolarEmbedding(dim_head, heads) if use_pope else RotaryEmbedding(dim_head)
         for axis in ("time", "frequency")
+        if use_rotary_pos
     }
+    if siamese:
+        both = ("time", "frequency")
+        depths, embeddings = [axis_depths[axis] for axis in both], [positions[axis] for axis in both]
+        return siamese_groups(dim, parameters, depth=depth, axis_depths=depths, positions=embeddings)
 
     def along(axis: str, group: int) -> nn.Module:
         if conformer_depths.get(axis):
@@ -79,6 +87,7 @@ def layer_groups(
             keep_values=group == 0 and mixes[axis] is not None,
             adds_input=group == 0 if residual_in_first_group_only else None,
             shared_bias=None if axis == "linear" else shared_bias,
+            sinusoidal=not use_rotary_pos,
         )
 
     axes = axes_of(axis_depths, conformer_depths)

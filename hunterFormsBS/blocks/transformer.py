@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hunterFormsBS.blocks.attention import Attention, LinearAttention
 from hunterFormsBS.blocks.feedForward import FeedForward
 from hunterFormsBS.blocks.norm import RMSNorm
-from hunterFormsBS.blocks.positions import PositionEmbedding
+from hunterFormsBS.blocks.positions import PositionEmbedding, add_sinusoids
 from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import has_streams, reset_connection, residual_wrapper
 from hunterFormsBS.blocks.sharedBias import SharedBias
@@ -45,6 +45,8 @@ class Transformer(Layer):
         Add to what a sublayer returns what it got. None: unless residual streams do it.
     shared_bias : SharedBias, optional
         See `Attention`.
+    sinusoidal : bool
+        Add sines and cosines of the positions to what comes in.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class Transformer(Layer):
         keep_values: bool = False,
         adds_input: bool | None = None,
         shared_bias: SharedBias | None = None,
+        sinusoidal: bool = False,
     ) -> None:
         super().__init__()
         self.linear_attn = linear_attn
         self.keep_values = keep_values
+        self.sinusoidal = sinusoidal
         self.use_torch_checkpoint = parameters.use_torch_checkpoint
         self.num_residual_streams = parameters.residual.num_residual_streams
         self.has_streams = has_streams(parameters.residual)
@@ -126,6 +130,8 @@ class Transformer(Layer):
     def run_layers(self, x: Tensor, first_values: Tensor | None, **prepared: object) -> tuple[Tensor, Tensor | None]:
         """Do what `forward` does, handing what a kernel has prepared down to the kernels of the layers."""
         first: Tensor | None = None
+        if self.sinusoidal:
+            x = add_sinusoids(x)
         for attention, feed_forward in cast("Iterable[tuple[nn.Module, nn.Module]]", self.layers):
             out, values = attention(x, first_values=first_values, **prepared)
             first = values if first is None else first

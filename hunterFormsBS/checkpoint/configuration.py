@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
+from hunterFormsBS.checkpoint.variants import states_nothing
 
 PathFilename: TypeAlias = str | PathLike[str]
 """Path and name of a file."""
@@ -144,6 +145,7 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     """
     arguments: dict[str, object] = {}
     spelled: dict[str, str] = {}
+    section = {key: value for key, value in section.items() if not states_nothing(str(key), value)}
     _refuse_unknown_names(section)
     for key, value in section.items():
         name = UPSTREAM_NAMES.get(key, key)
@@ -211,9 +213,10 @@ def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) ->
     for name in names:
         if name in names_known:
             continue
-        nearest = difflib.get_close_matches(str(name), names_known, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(str(name), names_known, n=1, cutoff=0.6)
+        hint = f"The nearest known name is {nearest[0]!r}. " if nearest else ""
         raise CheckpointError(
-            f"{name!r} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
+            f"{name!r} is not an argument of the model. {hint}"
             "Is this the configuration of a RoFormer, and its arguments in a section called model?"
         )
 

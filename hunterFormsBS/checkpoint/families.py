@@ -88,7 +88,7 @@ _SINKHORN: Final = r"\.h_post_scale$"
 _FINAL_NORM: Final = r"^final_norm\."
 _CONVOLUTION: Final = r"\.conv\.net\."
 _HEAD_OR_BIAS: Final = (
-    r"^mask_estimators\.\d+\.(?:layers|segm)\."
+    r"^mask_estimators\.\d+\.(?:layers|segm)\.|\.ln_y_attn\.|\.positional_encoding\.pe$"
     r"|^(?:linear_62_bias_0|linear_64_bias_0|shared_qkv_bias|shared_out_bias)$"
 )
 _MIX: Final = r"\.to_value_residual_mix\."
@@ -173,7 +173,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     Family(
         # None of the classes for these variants silences 0 Hz.
-        name="BS-RoFormer with another mask head, or with shared biases",
+        name="BS-RoFormer with other mask heads, layers, positions or biases",
         upstream="msst",
         overlapping=False,
         present=(_HEAD_OR_BIAS, _FINAL_NORM),
@@ -284,6 +284,7 @@ _KNOWN_KEY: Final = re.compile(
     rf"|layers\.\d+\.\d+\.layers\.\d+\.ff[12]\.ff\.(?:{_FEED_FORWARD})"
     rf"|layers\.\d+\.\d+\.layers\.\d+\.conv\.net\.(?:0\.gamma|[247]\.{_LINEAR}|5\.(?:{_BATCH_NORM}))"
     rf"|layers\.\d+\.\d+\.layers\.\d+\.out_norm\.gamma"
+    rf"|layers\.\d+\.\d+\.ln_[xy]_(?:attn|mlp)\.\d+\.gamma|layers\.\d+\.\d+\.y_attn\.\d+"
     rf"|shared_(?:qkv|out)_bias"
     rf"|final_norm\.gamma"
     rf"|mask_estimators\.\d+\.{_NORM}"

@@ -145,6 +145,10 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
         **_infer_mask_estimators(shapes),
         **_infer_conformer_depths(shapes),
     }
+    if any(key.endswith((".rotary_embed.freqs", ".pope_embed.bias")) for key in shapes):
+        arguments["use_rotary_pos"] = True
+    elif any(key.endswith(".positional_encoding.pe") for key in state_dict):
+        arguments["use_rotary_pos"] = False
     if (
         _is_mel_mix(state_dict)
         and arguments["linear_transformer_depth"]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -189,6 +189,44 @@ _TABLE: Final = re.compile(r"(?:cos|sin)_emb_(?:time|freq)|.*\.rotary_embed\.(?:
 _SINUSOIDS: Final = re.compile(r".*\.positional_encoding\.pe")
 
 
+SWITCHES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "conditional": "BS-RoFormer with conditions",
+        "fno": "BS-RoFormer with FNO heads",
+        "lora": "LoRA adapter",
+        "moe": "RoFormer with a mixture of experts (MoE)",
+        "use_fno": "BS-RoFormer with FNO heads",
+    }
+)
+"""Arguments of other programs' models that switch on a variant which is not supported, and its name in `VARIANTS`."""
+
+IDLE: Final[frozenset[str]] = frozenset({"max_seq_len"})
+"""Arguments of other programs' models that change nothing here: positions have no longest sequence."""
+
+
+def states_nothing(name: str, value: object) -> bool:
+    """Tell whether an argument of another program's model says only that something is not there.
+
+    Raises
+    ------
+    CheckpointError
+        If it switches on a variant that is not supported; the message names it.
+    """
+    if name in IDLE:
+        return True
+    if name not in SWITCHES:
+        return False
+    on = bool(value)
+    if isinstance(value, Mapping):
+        on = bool(cast("Mapping[str, object]", value).get("enabled", value))
+    if on:
+        variant = next(variant for variant in VARIANTS if variant.name == SWITCHES[name])
+        raise CheckpointError(
+            f"the configuration is that of {variant.name}, which is not supported. {variant.advice} ({name} says so.)"
+        )
+    return True
+
+
 def find_variant(keys: Iterable[str]) -> Variant | None:
     """Return the variant that the keys of a state dict are of, `None` for the plain model and for anything unknown."""
     lines = "\n".join(keys)
@@ -309,6 +347,7 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
         **_infer_conformers(shapes),
         **_infer_mask_transformers(shapes),
         **_infer_hyper_ace(shapes),
+        "siamese": any(".ln_y_attn." in key for key in shapes),
         "use_shared_bias": "shared_qkv_bias" in shapes,
     }
 
