@@ -102,6 +102,9 @@ class BandSplitRotator(nn.Module):
         Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
     num_stems : int
         Stems to estimate.
+    n_wsa_sinks, wsa_window_len : int, optional
+        Before the first frame that many learned ones, to which all frames attend; apart from these a frame attends,
+        along time, to those at most half a window away.
     residual_in_first_group_only : bool
         In layer groups after the first, nothing is added to what a sublayer returns; in the first its input is, also
         where residual streams did it already. That is a mistake in MSST's experimental classes, which checkpoints that
@@ -185,6 +188,7 @@ class BandSplitRotator(nn.Module):
         num_bands: int | None = None,
         num_residual_fracs: int | None = None,
         num_residual_streams: int = 1,
+        n_wsa_sinks: int = 0,
         num_stems: int = 1,
         residual_in_first_group_only: bool = False,
         sage_attention: bool = False,
@@ -213,6 +217,7 @@ class BandSplitRotator(nn.Module):
         use_shared_bias: bool = False,
         use_torch_checkpoint: bool = False,
         use_value_residual_learning: bool = False,
+        wsa_window_len: int | None = None,
         zero_dc: bool | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -265,7 +270,9 @@ class BandSplitRotator(nn.Module):
         shared_bias = SharedBias.zeros(dim, heads * dim_head) if use_shared_bias else None
         self.shared_qkv_bias = None if shared_bias is None else shared_bias.qkv
         self.shared_out_bias = None if shared_bias is None else shared_bias.out
-        attention = ParametersAttention(heads, dim_head, attn_dropout, flash_attn, sage_attention, scale)
+        attention = ParametersAttention(
+            heads, dim_head, attn_dropout, flash_attn, sage_attention, scale, wsa_window_len, n_wsa_sinks
+        )
         self.layers = layer_groups(
             dim,
             ParametersTransformer(
@@ -287,6 +294,7 @@ class BandSplitRotator(nn.Module):
             siamese=siamese,
             use_rotary_pos=use_rotary_pos,
         )
+        self.sink_tokens = nn.Parameter(torch.randn(n_wsa_sinks, len(layout), dim)) if n_wsa_sinks else None
         has_final_norm = not overlapping if final_norm is None else final_norm
         self.final_norm = RMSNorm(dim) if has_final_norm else nn.Identity()
         dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
@@ -325,6 +333,8 @@ class BandSplitRotator(nn.Module):
             if module is not self and callable(reset):
                 reset()
         self.share_biases()
+        if self.sink_tokens is not None:
+            nn.init.normal_(self.sink_tokens)
         for bias in (self.shared_qkv_bias, self.shared_out_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -499,6 +509,8 @@ class BandSplitRotator(nn.Module):
         """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
         if self.siamese:
             return run_siamese(self.layers, x, self.final_norm)
+        if self.sink_tokens is not None:
+            x = torch.cat((self.sink_tokens.to(x.dtype).expand(len(x), -1, -1, -1), x), dim=1)
         x = expand_streams(x, self.num_residual_streams)
         batch, frames, bands, _ = x.shape
         first_values: dict[str, Tensor | None] = {}
@@ -514,7 +526,10 @@ class BandSplitRotator(nn.Module):
                 x = rearrange(sequences, f"{SEQUENCES[axis]} -> b t f d", b=batch, t=frames, f=bands)
             if self.skip_connection:
                 earlier.append(x)
-        return cast(Tensor, self.final_norm(reduce_streams(x, self.num_residual_streams)))
+        x = reduce_streams(x, self.num_residual_streams)
+        if self.sink_tokens is not None:
+            x = x[:, len(self.sink_tokens) :]
+        return cast(Tensor, self.final_norm(x))
 
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""

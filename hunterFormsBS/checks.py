@@ -23,6 +23,7 @@ OPTIONAL = (
     "segm_hyperace_k",
     "segm_hyperace_l",
     "segm_num_hyperedges",
+    "wsa_window_len",
 )
 """Integers that may be None, for the default."""
 
@@ -51,6 +52,7 @@ POSITIVE = (
     "stft_hop_length",
     "stft_n_fft",
     "stft_win_length",
+    "wsa_window_len",
 )
 
 NOT_NEGATIVE = (
@@ -59,6 +61,7 @@ NOT_NEGATIVE = (
     "linear_transformer_depth",
     "mask_estimator_depth",
     "mask_transformer_depth",
+    "n_wsa_sinks",
     "time_conformer_depth",
     "time_transformer_depth",
 )

@@ -56,6 +56,8 @@ class ParametersAttention(NamedTuple):
         See `hunterFormsBS.attend.Attend`; `attn_dropout` also follows the output projection.
     scale : float, optional
         Factor on the scores, `dim_head ** -0.5` by default.
+    wsa_window_len, n_wsa_sinks
+        See `hunterFormsBS.attend.Attend`.
     """
 
     heads: int = 8
@@ -64,6 +66,8 @@ class ParametersAttention(NamedTuple):
     flash_attn: bool | FlashAttentionConfig = True
     sage_attention: bool = False
     scale: float | None = None
+    wsa_window_len: int | None = None
+    n_wsa_sinks: int = 0
 
 
 class ParametersResidual(NamedTuple):
@@ -233,6 +237,7 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     norm_output: bool | None
     num_residual_fracs: int | None
     num_residual_streams: int
+    n_wsa_sinks: int
     num_stems: int
     residual_in_first_group_only: bool
     sage_attention: bool
@@ -260,4 +265,5 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     use_shared_bias: bool
     use_torch_checkpoint: bool
     use_value_residual_learning: bool
+    wsa_window_len: int | None
     zero_dc: bool | None

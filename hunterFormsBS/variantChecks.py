@@ -46,7 +46,15 @@ def check_variants(arguments: Mapping[str, Any]) -> None:
             use_shared_bias=False,
             use_rotary_pos=True,
             norm_output=False,
+            n_wsa_sinks=0,
         )
+    if bool(arguments["n_wsa_sinks"]) != (arguments["wsa_window_len"] is not None):
+        raise ValueError(
+            f"n_wsa_sinks={arguments['n_wsa_sinks']} with wsa_window_len={arguments['wsa_window_len']}: windows and "
+            "sinks go together. Pass both, or neither."
+        )
+    if arguments["n_wsa_sinks"]:
+        _refuse_beside(arguments, "windowed attention, which transformers along time have", time_conformer_depth=0)
     if not arguments["use_rotary_pos"]:
         _refuse_beside(
             arguments,

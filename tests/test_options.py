@@ -203,12 +203,14 @@ OF_VARIANTS = {
     "segm_hyperace_l",
     "segm_num_heads",
     "segm_num_hyperedges",
+    "n_wsa_sinks",
     "segm_version",
     "siamese",
     "time_conformer_depth",
     "use_hyperACE",
     "use_rotary_pos",
     "use_shared_bias",
+    "wsa_window_len",
 }
 """These belong to other heads and layers: `test_variants.py` watches them."""
 

@@ -61,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "num_bands": None,
     "num_residual_fracs": None,
     "num_residual_streams": 1,
+    "n_wsa_sinks": 0,
     "num_stems": 1,
     "residual_in_first_group_only": False,
     "sage_attention": False,
@@ -89,6 +90,7 @@ DEFAULTS: dict[str, Any] = {
     "use_shared_bias": False,
     "use_torch_checkpoint": False,
     "use_value_residual_learning": False,
+    "wsa_window_len": None,
     "zero_dc": None,
 }
 MEL_DEFAULTS = DEFAULTS | {"attn_dropout": 0.1, "ff_dropout": 0.1, "num_bands": 60, "sample_rate": 44100}

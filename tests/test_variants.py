@@ -7,7 +7,7 @@ import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -44,10 +44,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "experimental": {"residual_in_first_group_only": True, "use_value_residual_learning": True, "depth": 3},
     "experimental with streams": {"residual_in_first_group_only": True, "num_residual_streams": 2},
     "Siamese": {"siamese": True, "time_transformer_depth": 2},
+    "windowed sinks": {"n_wsa_sinks": 3, "wsa_window_len": 5, "overlapping": True},
     "sinusoids": {"use_rotary_pos": False, "linear_transformer_depth": 1, "use_value_residual_learning": True},
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)
-TRACED = [pytest.param(name, marks=pytest.mark.slow if "HyperACE" in name else ()) for name in VARIANTS]
+QUICK_TO_TRACE = ("shared biases", "windowed sinks")
+TRACED = [pytest.param(name, marks=() if name in QUICK_TO_TRACE else pytest.mark.slow) for name in VARIANTS]
 
 
 @pytest.fixture
@@ -222,10 +224,8 @@ def test_checkpoint_is_loaded_by_its_keys(name: str, build: Build, tmp_path: Pat
     assert {key: inferred[key] for key in compared} == compared
     overlapping = VARIANTS[name].get("overlapping", False)
     layout = {"mask_filter_bank": model.mask_filter_bank} if overlapping else {}
-    unseen = {
-        key: model.configuration[key]
-        for key in ("stereo", "stft_hop_length", "stft_win_length", "residual_in_first_group_only", "segm_num_heads")
-    }
+    not_told = ("stereo", "stft_hop_length", "stft_win_length", "residual_in_first_group_only", "segm_num_heads")
+    unseen = {key: model.configuration[key] for key in (*not_told, "use_rotary_pos", "wsa_window_len")}
     rest = {"zero_dc": model.zero_dc, "skip_connection": False, "stft_normalized": False, "stft_n_fft": 64}
     loaded = from_checkpoint(path, {**layout, **unseen, **rest}, upstream="hunterFormsBS")
     audio = audio_for(model)
@@ -249,6 +249,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"use_hyperACE": True, "segm_backbone_channels": (64,) * 5, "segm_num_heads": 5}, "segm_num_heads=5"),
     ({"siamese": True, "skip_connection": True}, "skip_connection=True with siamese=True"),
     ({"siamese": True, "norm_output": True}, "norm_output=True with siamese=True"),
+    ({"n_wsa_sinks": 2}, "n_wsa_sinks=2 with wsa_window_len=None"),
+    ({"wsa_window_len": 2}, "n_wsa_sinks=0 with wsa_window_len=2"),
     ({"use_rotary_pos": False, "use_pope": True}, "use_pope=True with use_rotary_pos=False"),
     ({"use_rotary_pos": False, "dim": 9}, "dim=9 is odd"),
     ({"residual_in_first_group_only": True, "depth": 1}, "residual_in_first_group_only=True with depth=1"),
@@ -301,6 +303,30 @@ def test_siamese_streams_follow_the_formula_layer_by_layer(build: Build) -> None
                 x = rms(x + out * factor, transformer.ln_x_mlp[layer].gamma)
             x, y = x.transpose(1, 3 - axis), y.transpose(1, 3 - axis)
     torch.testing.assert_close(model.transform(tokens), x + model.final_norm(y))
+
+
+def test_frames_attend_to_their_window_and_to_sinks() -> None:
+    from hunterFormsBS.attend import Attend
+
+    q, k, v = torch.randn(3, 1, 2, 9, 4, dtype=torch.float64)
+    attended = Attend(wsa_window_len=5, n_wsa_sinks=1)(q, k, v)
+    for query in range(9):
+        seen = [key for key in range(9) if key < 1 or query < 1 or abs(query - key) <= 2]
+        weights = (q[0, :, query, None] * k[0, :, seen]).sum(-1).div(2).softmax(-1)
+        torch.testing.assert_close(attended[0, :, query], (weights[..., None] * v[0, :, seen]).sum(1))
+
+
+def test_sinks_come_before_the_first_frame_and_go(tiny_model: Build) -> None:
+    model = tiny_model(**VARIANTS["windowed sinks"]).eval()
+    tokens = torch.randn(2, 7, 5, 12)
+    wide = tiny_model(overlapping=True).eval()
+    model.load_state_dict(wide.state_dict() | {"sink_tokens": torch.randn(3, 5, 12)})
+    for module in model.modules():
+        if getattr(module, "wsa_window_len", None):
+            module.wsa_window_len = 100  # type: ignore[assignment]
+    sinks = cast(Tensor, model.sink_tokens)[None].expand(2, -1, -1, -1)
+    expected = wide.transform(torch.cat((sinks, tokens), dim=1))[:, 3:]
+    torch.testing.assert_close(model.transform(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sinusoids_are_those_of_the_first_transformer() -> None:

@@ -63,6 +63,8 @@ class Attention(Layer):
             flash_attn=parameters.flash_attn,
             sage_attention=parameters.sage_attention,
             scale=parameters.dim_head**-0.5 if parameters.scale is None else parameters.scale,
+            wsa_window_len=parameters.wsa_window_len,
+            n_wsa_sinks=parameters.n_wsa_sinks,
         )
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim_inner, bias=self.has_shared_bias)

@@ -40,7 +40,7 @@ def layer_groups(
     dim : int
         Features of a token.
     parameters : ParametersTransformer
-        Of every transformer.
+        Of every transformer; a window of attention is that of those along time.
     depth : int
         Groups.
     axis_depths, conformer_depths : mapping
@@ -77,9 +77,10 @@ def layer_groups(
                 positions=positions[axis],
                 shared_bias=shared_bias,
             )
+        without_window = parameters.attention._replace(wsa_window_len=None, n_wsa_sinks=0)
         return Transformer(
             dim,
-            parameters,
+            parameters if axis == "time" else parameters._replace(attention=without_window),
             depth=axis_depths[axis],
             linear_attn=axis == "linear",
             positions=positions.get(axis),

@@ -48,6 +48,8 @@ class AxialMaskEstimator(MaskEstimator):
             dim_head=parameters.mask_transformer_dim_head,
             attn_dropout=0.0,
             scale=None,
+            wsa_window_len=None,
+            n_wsa_sinks=0,
         )
         layer = ParametersTransformer(own, norm_output=False)
         time, freq = (RotaryEmbedding(own.dim_head) for _ in range(2))

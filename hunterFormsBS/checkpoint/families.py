@@ -182,6 +182,15 @@ FAMILIES: Final[tuple[Family, ...]] = (
         variant=True,
     ),
     Family(
+        name="Windowed sink attention, Mel-Band RoFormer",
+        upstream="msst",
+        overlapping=True,
+        present=(r"^sink_tokens$",),
+        absent=(_FINAL_NORM,),
+        defaults={**_MEL, "attn_dropout": 0.0, "ff_dropout": 0.0, "wsa_window_len": 10, "zero_dc": True},
+        variant=True,
+    ),
+    Family(
         name="Music-Source-Separation-Training, Mel-Band Conformer",
         upstream="msst",
         overlapping=True,
@@ -285,7 +294,7 @@ _KNOWN_KEY: Final = re.compile(
     rf"|layers\.\d+\.\d+\.layers\.\d+\.conv\.net\.(?:0\.gamma|[247]\.{_LINEAR}|5\.(?:{_BATCH_NORM}))"
     rf"|layers\.\d+\.\d+\.layers\.\d+\.out_norm\.gamma"
     rf"|layers\.\d+\.\d+\.ln_[xy]_(?:attn|mlp)\.\d+\.gamma|layers\.\d+\.\d+\.y_attn\.\d+"
-    rf"|shared_(?:qkv|out)_bias"
+    rf"|sink_tokens|shared_(?:qkv|out)_bias"
     rf"|final_norm\.gamma"
     rf"|mask_estimators\.\d+\.{_NORM}"
     rf"|mask_estimators\.\d+\.layers\.\d+\.[01]\.layers\.\d+\.0\.(?:{_ATTENTION})"

@@ -216,10 +216,8 @@ def states_nothing(name: str, value: object) -> bool:
         return True
     if name not in SWITCHES:
         return False
-    on = bool(value)
-    if isinstance(value, Mapping):
-        on = bool(cast("Mapping[str, object]", value).get("enabled", value))
-    if on:
+    switch = cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value
+    if switch:
         variant = next(variant for variant in VARIANTS if variant.name == SWITCHES[name])
         raise CheckpointError(
             f"the configuration is that of {variant.name}, which is not supported. {variant.advice} ({name} says so.)"
@@ -347,6 +345,7 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
         **_infer_conformers(shapes),
         **_infer_mask_transformers(shapes),
         **_infer_hyper_ace(shapes),
+        "n_wsa_sinks": _first(shapes, "sink_tokens") if "sink_tokens" in shapes else 0,
         "siamese": any(".ln_y_attn." in key for key in shapes),
         "use_shared_bias": "shared_qkv_bias" in shapes,
     }
@@ -354,7 +353,8 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
 
 def undetermined_of_variant(arguments: Mapping[str, object]) -> list[str]:
     """Return the arguments that change the audio, and that no shape tells, among those that these arguments need."""
-    return ["segm_num_heads"] if arguments.get("use_hyperACE") else []
+    of_hyper_ace = ["segm_num_heads"] if arguments.get("use_hyperACE") else []
+    return [*of_hyper_ace, *(["wsa_window_len"] if arguments.get("n_wsa_sinks") else [])]
 
 
 def idle_arguments(arguments: Mapping[str, object]) -> set[str]:
@@ -362,6 +362,7 @@ def idle_arguments(arguments: Mapping[str, object]) -> set[str]:
     return {
         *(() if arguments.get("use_hyperACE") else OF_HYPERACE),
         *(() if arguments.get("mask_transformer_depth") else OF_MASK_TRANSFORMERS),
+        *(() if arguments.get("n_wsa_sinks") else ("wsa_window_len",)),
         *(() if has_conformers(arguments) else OF_CONFORMERS),
     }
 
