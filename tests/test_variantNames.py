@@ -72,7 +72,16 @@ def test_likeness_is_stated_only_where_keys_match() -> None:
         translate_state_dict({"a.b": torch.zeros(1), "final_norm.gamma": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("off", [{"use_shared_bias": False}, {"moe": {"enabled": False, "top_k": 2}}, {"fno": False}])
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"use_shared_bias": False},
+        {"moe": {"enabled": False, "top_k": 2}},
+        {"fno": False},
+        {"max_seq_len": 1000, "use_rotary_pos": True},
+        {"conv_dropout": 0.0},
+    ],
+)
 def test_what_is_switched_off_is_accepted(off: dict[str, Any]) -> None:
     assert from_configuration({**SMALL, **off}).num_stems == 1
 

@@ -200,8 +200,9 @@ SWITCHES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Arguments of other programs' models that switch on a variant which is not supported, and its name in `VARIANTS`."""
 
-IDLE: Final[frozenset[str]] = frozenset({"max_seq_len"})
-"""Arguments of other programs' models that change nothing here: positions have no longest sequence."""
+IDLE: Final[frozenset[str]] = frozenset({"conv_dropout", "max_seq_len"})
+"""Arguments of other programs' models that change no audio: a dropout that MSST's Conformers do not have, and a longest
+sequence, which positions do not have here."""
 
 
 def states_nothing(name: str, value: object) -> bool:
