@@ -18,27 +18,56 @@ from torch import Tensor
 
 from hunterFormsBS.printable import printable, short_repr
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersSTFT, WindowFunction
+from hunterFormsBS.variantChecks import check_variants
 
-OPTIONAL = ("ff_mult", "mask_estimator_depth", "mc_hyper_conn_sinkhorn_iters", "num_residual_fracs")
+OPTIONAL = (
+    "ff_mult",
+    "mask_estimator_depth",
+    "mc_hyper_conn_sinkhorn_iters",
+    "num_residual_fracs",
+    "segm_hyperace_k",
+    "segm_hyperace_l",
+    "segm_num_hyperedges",
+    "wsa_window_len",
+)
 """Integers that may be None, for the default."""
 
 POSITIVE = (
+    "conv_expansion_factor",
+    "conv_kernel_size",
     "dim",
     "depth",
     "dim_freqs_in",
     "dim_head",
     "ff_mult",
-    "freq_transformer_depth",
     "heads",
+    "mask_transformer_dim_head",
+    "mask_transformer_heads",
     "mc_hyper_conn_sinkhorn_iters",
     "mlp_expansion_factor",
     "multi_stft_hop_size",
     "num_residual_fracs",
     "num_residual_streams",
     "num_stems",
+    "segm_base_depth",
+    "segm_hyperace_k",
+    "segm_hyperace_l",
+    "segm_num_heads",
+    "segm_num_hyperedges",
     "stft_hop_length",
     "stft_n_fft",
     "stft_win_length",
+    "wsa_window_len",
+)
+
+NOT_NEGATIVE = (
+    "freq_conformer_depth",
+    "freq_transformer_depth",
+    "linear_transformer_depth",
+    "mask_estimator_depth",
+    "mask_transformer_depth",
+    "n_wsa_sinks",
+    "time_conformer_depth",
     "time_transformer_depth",
 )
 
@@ -46,10 +75,15 @@ BOOLEANS = (
     "match_input_audio_length",
     "multi_stft_normalized",
     "sage_attention",
+    "residual_in_first_group_only",
+    "siamese",
     "skip_connection",
     "stereo",
     "stft_normalized",
+    "use_hyperACE",
     "use_pope",
+    "use_rotary_pos",
+    "use_shared_bias",
     "use_torch_checkpoint",
     "use_value_residual_learning",
 )
@@ -61,19 +95,32 @@ LARGEST = 2**20
 """The largest integer of any argument: features, layers, samples. Beyond it memory would run out, or counting."""
 
 MOST = {
+    "conv_expansion_factor": 64,
+    "conv_kernel_size": 65535,
     "depth": 256,
     "dim": 65536,
     "dim_head": 65536,
     "ff_mult": 1024,
+    "freq_conformer_depth": 64,
     "freq_transformer_depth": 64,
     "heads": 4096,
     "linear_transformer_depth": 64,
     "mask_estimator_depth": 64,
+    "mask_transformer_depth": 64,
+    "mask_transformer_dim_head": 4096,
+    "mask_transformer_heads": 4096,
     "mc_hyper_conn_sinkhorn_iters": 1000,
     "mlp_expansion_factor": 1024,
+    "n_wsa_sinks": 4096,
     "num_residual_fracs": 256,
     "num_residual_streams": 256,
     "num_stems": 256,
+    "segm_base_depth": 64,
+    "segm_hyperace_k": 64,
+    "segm_hyperace_l": 64,
+    "segm_num_heads": 1024,
+    "segm_num_hyperedges": 4096,
+    "time_conformer_depth": 64,
     "time_transformer_depth": 64,
 }
 """The largest values of arguments that count parts of a model, far above any that is of use."""
@@ -101,7 +148,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise TypeError(f"flash_attn={short_repr(arguments['flash_attn'])} is no boolean: pass True or False.")
     for name in POSITIVE:
         _check_integer(name, arguments[name], lowest=1)
-    for name in ("linear_transformer_depth", "mask_estimator_depth"):
+    for name in NOT_NEGATIVE:
         _check_integer(name, arguments[name], lowest=0)
     for name in ("attn_dropout", "ff_dropout"):
         _check_number(name, arguments[name])
@@ -117,6 +164,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             )
     _check_stft(arguments)
     _check_combinations(arguments)
+    check_variants(arguments)
     _check_size(arguments)
 
 
@@ -244,7 +292,8 @@ def _check_combinations(arguments: Mapping[str, Any]) -> None:
 def _check_size(arguments: Mapping[str, Any]) -> None:
     """Refuse a model that no memory would hold, by a low estimate of its parameters."""
     dim, depth, stems = (arguments[name] for name in ("dim", "depth", "num_stems"))
-    layers = depth * sum(arguments[f"{axis}_transformer_depth"] for axis in ("linear", "time", "freq"))
+    kinds = ("linear_transformer", "time_transformer", "freq_transformer", "time_conformer", "freq_conformer")
+    layers = depth * sum(arguments[f"{kind}_depth"] for kind in kinds)
     layer = dim * (4 * arguments["heads"] * arguments["dim_head"] + 2 * (arguments["ff_mult"] or 4) * dim)
     hidden = arguments["mask_estimator_depth"]
     head = (1 if hidden is None else hidden) * arguments["mlp_expansion_factor"] * dim * dim

@@ -54,13 +54,13 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made() -> None:
 
 
 @pytest.mark.parametrize("window", [torch.hann_window, torch.bartlett_window, torch.hamming_window, torch.ones])
-@pytest.mark.parametrize("win_length", [64, 48])
-@pytest.mark.parametrize("hop", [16, 32, 47, 48, 60, 63, 64])
+@pytest.mark.parametrize(
+    ("win_length", "hop"),
+    [(length, hop) for length in (64, 48) for hop in (16, 32, 47, 48, 60, 63, 64) if hop <= length],
+)
 def test_hops_are_refused_where_the_inverse_transform_of_pytorch_fails(
     window: Callable[..., torch.Tensor], win_length: int, hop: int
 ) -> None:
-    if hop > win_length:
-        pytest.skip("refused for another reason")
     spectrum = torch.zeros(33, 12, dtype=torch.complex64)
     keywords: dict[str, Any] = {"stft_hop_length": hop, "stft_win_length": win_length, "stft_window_fn": window}
     try:

@@ -137,6 +137,23 @@ class RotaryEmbedding(PositionEmbedding):
         return rotate(q), rotate(k)
 
 
+def add_sinusoids(x: Tensor, theta: float = 10000.0) -> Tensor:
+    """Add to tokens `(b, n, d)` sines and cosines of their positions, in turn, instead of rotating queries and keys.
+
+    As the first Transformer [1]_ did, and as Edge-BS-RoFormer does without rotary positions.
+
+    References
+    ----------
+    .. [1] Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv 1706.03762.
+    """
+    length, dim = x.shape[-2:]
+    dtype = at_least_float32(x.dtype)
+    positions = torch.arange(length, device=x.device, dtype=dtype)
+    pairs = torch.arange(dim // 2, device=x.device, dtype=dtype)
+    angles = positions[:, None] * theta ** (-2 * pairs / dim)
+    return x + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(x.dtype)
+
+
 class PolarEmbedding(PositionEmbedding):
     """Let magnitude say what and angle say where: PoPE [1]_.
 

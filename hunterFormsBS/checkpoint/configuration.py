@@ -16,6 +16,7 @@ from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_fil
 from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
 from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
+from hunterFormsBS.checkpoint.variants import states_nothing
 from hunterFormsBS.printable import printable, short_repr
 
 PathFilename: TypeAlias = str | PathLike[str]
@@ -35,7 +36,9 @@ _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
         torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
     )
 }
-_TUPLES: Final = frozenset({"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes"})
+_TUPLES: Final = frozenset(
+    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
+)
 
 
 class StatedArguments(NamedTuple):
@@ -174,6 +177,7 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     """
     arguments: dict[str, object] = {}
     spelled: dict[str, str] = {}
+    section = {key: value for key, value in section.items() if not states_nothing(str(key), value)}
     _refuse_unknown_names(section)
     for key, value in section.items():
         name = UPSTREAM_NAMES.get(key, key)
@@ -245,9 +249,10 @@ def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) ->
     for name in names:
         if name in names_known:
             continue
-        nearest = difflib.get_close_matches(printable(name, 60), names_known, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(printable(name, 60), names_known, n=1, cutoff=0.6)
+        hint = f"The nearest known name is {nearest[0]!r}. " if nearest else ""
         raise CheckpointError(
-            f"{short_repr(name)} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
+            f"{short_repr(name)} is not an argument of the model. {hint}"
             "Is this the configuration of a RoFormer, and its arguments in a section called model?"
         )
 

@@ -38,6 +38,7 @@ from hunterFormsBS.checkpoint.stateDict import (
     list_some,
     translate_state_dict,
 )
+from hunterFormsBS.checkpoint.variants import has_conformers, to_plain_keys, undetermined_of_variant
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap, write_file
 from hunterFormsBS.printable import printable, short_repr
 
@@ -99,7 +100,8 @@ def from_configuration(
     configuration : str | PathLike[str] | Mapping[str, Any]
         A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
     upstream : Upstream = 'msst'
-        Whose counting and whose defaults they follow: `'msst'`, `'lucidrains'` or `'hunterFormsBS'`.
+        Whose counting and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
+        `'hunterFormsBS'`.
     **overrides : Any
         Arguments of `BandSplitRotator`, in its counting, that replace those of the configuration.
 
@@ -116,7 +118,8 @@ def from_configuration(
     section = model_section(load_configuration(configuration))
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_overlapping(section)
-    family = newest_family(upstream, overlapping=overlapping)
+    conformer = has_conformers({**section, **overrides})
+    family = newest_family(upstream, overlapping=overlapping, conformer=conformer)
     stated = translate_arguments(section, family).arguments
     given = _given(overrides)
     defaults = dict(family.defaults)
@@ -158,6 +161,8 @@ def from_checkpoint(
     upstream : Upstream | None = None
         Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
+        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
+        `residual_in_first_group_only` of `BandSplitRotator`.
     device : torch.device | str = 'cpu'
         Where the model goes.
     dtype : torch.dtype = torch.float32
@@ -195,6 +200,7 @@ def from_checkpoint(
     given = _given(overrides)
 
     state_dict = translate_state_dict(original)
+    remarks += to_plain_keys(original)[1]
     inferred = infer_configuration(original).arguments
     # What the keys leave open of value residuals and streams is as in the family of the keys, whatever the upstream.
     open_defaults = {name: recognise(original).defaults.get(name) for name in _OPEN}
@@ -213,6 +219,12 @@ def from_checkpoint(
         remarks.append(
             f"nothing determines these arguments for {printable(path)}, so those of {family.name} are taken: {values}. "
             "Pass the configuration of the checkpoint, or the arguments that differ"
+        )
+    if "experimental" in path.stem.lower() and upstream is None:
+        remarks.append(
+            f"the name of {printable(path.name)} contains 'experimental': if it was trained with MSST's experimental "
+            "classes, pass upstream='msst_experimental', because its keys are those of the ordinary ones and its audio "
+            "is not"
         )
     remarks += [*flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
     for remark in remarks:
@@ -273,7 +285,7 @@ def _merge(
             remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {name}={value!r}")
 
     known = {**stated.arguments, **given}
-    overlapping = bool(inferred["norm_output"]) and not inferred["final_norm"]
+    overlapping = not inferred["final_norm"] and (bool(inferred["norm_output"]) or has_conformers(inferred))
     bands, assumed = resolve_bands(widths, known, overlapping=overlapping)
     for name in contradictions(bands, known):
         if name in given:
@@ -292,7 +304,11 @@ def _merge(
 
     unstated = ["stft_hop_length", *assumed]
     if not stated.arguments:
-        unstated += [*_AUDIBLE, *(name for name in ("sample_rate",) if name in bands)]
+        unstated += [
+            *_AUDIBLE,
+            *undetermined_of_variant(inferred),
+            *(name for name in ("sample_rate",) if name in bands),
+        ]
     undetermined = [name for name in unstated if name not in known and name not in inferred]
     if inferred.get("use_value_residual_learning") and "learned_value_residual_mix" not in {**inferred, **known}:
         undetermined.append("learned_value_residual_mix")
@@ -358,7 +374,12 @@ def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
     if complete.get("num_residual_streams", 1) == complete.get("num_residual_fracs", 1) == 1:
         complete.pop("mc_hyper_conn_sinkhorn_iters", None)
     if complete.get("depth") == 1:
-        for name in ("skip_connection", "use_value_residual_learning", "learned_value_residual_mix"):
+        for name in (
+            "skip_connection",
+            "use_value_residual_learning",
+            "learned_value_residual_mix",
+            "residual_in_first_group_only",
+        ):
             complete.pop(name, None)
     return BandSplitRotator(**cast("dict[str, Any]", complete))
 
@@ -371,12 +392,13 @@ def _load(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) ->
     misshapen = [
         f"{key} with the shape {short_repr(tuple(state_dict[key].shape))} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in state_dict and state_dict[key].shape != tensor.shape
+        # A single number may have one axis, as `load_state_dict` allows.
+        if key in state_dict and tuple(state_dict[key].shape) not in (shape := tuple(tensor.shape), shape or (1,))
     ]
     mistyped = [
         f"{key} as {str(state_dict[key].dtype).removeprefix('torch.')}"
         for key, tensor in expected.items()
-        if key in state_dict and _kind_of_numbers(state_dict[key]) != _kind_of_numbers(tensor)
+        if key in state_dict and _kind_of_numbers(state_dict[key]) not in _kinds_taken_for(tensor)
     ]
     problems = [
         f"{what} {len(keys)} tensors: {list_some(keys)}"
@@ -430,6 +452,12 @@ def _kind_of_numbers(tensor: Tensor) -> str:
         return str(tensor.layout)
     plain_types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return "complex" if tensor.is_complex() else "real" if tensor.dtype in plain_types else str(tensor.dtype)
+
+
+def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
+    # A counter is no weight, and programs that make all of a state dict float32 make it so too.
+    kind = _kind_of_numbers(tensor)
+    return (kind, "real") if kind == "torch.int64" else (kind,)
 
 
 def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:

@@ -15,6 +15,12 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.layout import mask_filter_bank_mel
 from hunterFormsBS.checkpoint.families import CheckpointError, is_known_key, recognise
 from hunterFormsBS.checkpoint.limits import MOST_DIGITS
+from hunterFormsBS.checkpoint.variants import (
+    idle_arguments,
+    infer_variants,
+    refuse_unsupported,
+    to_plain_keys,
+)
 from hunterFormsBS.printable import printable, short_repr
 
 _LISTED: Final = 20
@@ -80,7 +86,9 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     CheckpointError
         If keys are left that no family has; the message lists them.
     """
+    refuse_unsupported(state_dict)
     family = recognise(state_dict)
+    state_dict, _ = to_plain_keys(state_dict)
     groups = [int(match[1]) for key in state_dict if (match := re.match(r"layers\.\d+\.(\d+)\.", key))]
     first_group = min(groups, default=0)
     translated: dict[str, Tensor] = {}
@@ -99,9 +107,10 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         translated[name] = tensor
     if unknown:
+        likeness = f" (it looks most like {family.name})" if len(unknown) < len(state_dict) else ""
         raise CheckpointError(
-            f"the state dict has {len(unknown)} unknown keys, so it is not of a family that this package knows "
-            f"(it looks most like {family.name}): {list_some(unknown)}"
+            f"the state dict has {len(unknown)} unknown keys, so it is not of a family that this package knows"
+            f"{likeness}: {list_some(unknown)}"
         )
     for key, tensor in translated.items():
         # Before release 0.4 the hyper-connections library had no axis for proposals of the manifold-constrained kind.
@@ -141,7 +150,12 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
         **_infer_value_residual(shapes, mix),
         **_infer_streams(shapes),
         **_infer_mask_estimators(shapes),
+        **_infer_conformer_depths(shapes),
     }
+    if any(key.endswith((".rotary_embed.freqs", ".pope_embed.bias")) for key in shapes):
+        arguments["use_rotary_pos"] = True
+    elif any(key.endswith(".positional_encoding.pe") for key in state_dict):
+        arguments["use_rotary_pos"] = False
     if (
         _is_mel_mix(state_dict)
         and arguments["linear_transformer_depth"]
@@ -149,7 +163,8 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
     ):
         # Version 0.9.2 stopped swapping in linear attention, and left no trace of it in the keys.
         del arguments["learned_value_residual_mix"]
-    undetermined = [name for name in constructor_arguments() if name not in arguments and name != "dim_freqs_in"]
+    of_nothing = {"dim_freqs_in"} | idle_arguments(arguments)
+    undetermined = [name for name in constructor_arguments() if name not in arguments and name not in of_nothing]
     return InferredConfiguration(arguments, undetermined)
 
 
@@ -203,7 +218,7 @@ def _infer_bands(shapes: _Shapes) -> dict[str, object]:
     arguments: dict[str, object] = {"dim": dim, "final_norm": final_norm, "norm_output": norm_output}
     arguments["num_bands"] = len(widths)
 
-    if norm_output and not final_norm:
+    if not final_norm and (norm_output or _has_conformers(shapes)):
         mel_layout = find_mel_layout(widths)
         if mel_layout is not None:
             arguments.update(stereo=mel_layout.stereo, stft_n_fft=mel_layout.stft_n_fft)
@@ -234,10 +249,12 @@ def _infer_layers(shapes: _Shapes) -> dict[str, object]:
     layers = [_count(shapes, rf"layers\.0\.{group}\.layers\.(\d+)\.", "layers") for group in range(groups)]
     linear, time, freq = layers if groups == 3 else (0, *layers)
 
-    block = _block(shapes, f"layers.0.{groups - 1}.layers.0.0")
+    layer = f"layers.0.{groups - 1}.layers.0"
+    block = _block(shapes, f"{layer}.attn" if f"{layer}.attn.to_qkv.weight" in shapes else f"{layer}.0")
+    feed_forward = f"{layer}.ff1.ff" if f"{layer}.ff1.ff.net.1.weight" in shapes else _block(shapes, f"{layer}.1")
     heads, dim = _shape(shapes, f"{block}.to_gates.weight", axes=2)
     rows, _ = _shape(shapes, f"{block}.to_qkv.weight", axes=2)
-    inner, _ = _shape(shapes, f"{_block(shapes, f'layers.0.{groups - 1}.layers.0.1')}.net.1.weight", axes=2)
+    inner, _ = _shape(shapes, f"{feed_forward}.net.1.weight", axes=2)
     return {
         "depth": depth,
         "linear_transformer_depth": linear,
@@ -248,6 +265,24 @@ def _infer_layers(shapes: _Shapes) -> dict[str, object]:
         "ff_mult": _ratio(inner, dim),
         "use_pope": f"{block}.pope_embed.bias" in shapes,
     }
+
+
+def _has_conformers(shapes: _Shapes) -> bool:
+    return any(".conv.net." in key for key in shapes)
+
+
+def _infer_conformer_depths(shapes: _Shapes) -> dict[str, object]:
+    """Return the arguments of variants; on the axes that have Conformers, their depths and 0 for transformers."""
+    arguments = infer_variants(shapes)
+    if not _has_conformers(shapes):
+        return arguments
+    groups = _count(shapes, r"layers\.0\.(\d+)\.", "transformers of layers.0")
+    for axis, group in (("time", groups - 2), ("freq", groups - 1)):
+        depth = _count(shapes, rf"layers\.0\.{group}\.layers\.(\d+)\.", "layers")
+        conformer = f"layers.0.{group}.layers.0.conv.net.4.weight" in shapes
+        arguments[f"{axis}_conformer_depth"] = depth if conformer else 0
+        arguments[f"{axis}_transformer_depth"] = 0 if conformer else depth
+    return arguments
 
 
 def _is_mel_mix(state_dict: Mapping[str, Tensor]) -> bool:

@@ -63,8 +63,9 @@ def is_recorded() -> bool:
     if cast(Any, torch._C)._get_tracing_state() is not None:
         return True
     if torch._C._len_torch_dispatch_stack():
+        modes = dispatch_modes._get_current_dispatch_mode_stack()
         # A layer computes with fake tensors as with real ones.
-        if any(type(mode).__name__ != "FakeTensorMode" for mode in dispatch_modes._get_current_dispatch_mode_stack()):
+        if any(type(mode).__name__ != "FakeTensorMode" for mode in modes):
             return True
     if torch._C._len_torch_function_stack():
         stack = cast(Any, overrides)._get_current_function_mode_stack()
