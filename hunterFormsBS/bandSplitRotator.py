@@ -22,6 +22,7 @@ from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
 from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
 from hunterFormsBS.kernels.seam import without_compiled_methods
+from hunterFormsBS.signature import explained
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersAttention,
@@ -117,6 +118,7 @@ class BandSplitRotator(nn.Module):
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
 
+    @explained
     def __init__(
         self,
         dim: int,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
+from hunterFormsBS.installation import how_to_install
 
 PathFilename: TypeAlias = str | PathLike[str]
 """Path and name of a file."""
@@ -262,7 +263,7 @@ def _parse_yaml(text: str) -> object:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError('to read YAML, install PyYAML: pip install "hunterFormsBS[separation]"') from error
+        raise ImportError(f"to read YAML, install PyYAML: {how_to_install('separation')}") from error
 
     class Loader(yaml.SafeLoader):
         """Plain values and tuples."""

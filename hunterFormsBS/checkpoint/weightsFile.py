@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hunterFormsBS.checkpoint.configuration import PathFilename
 from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.installation import how_to_install
 
 _WRAPPERS: Final = (
     "state_dict",
@@ -161,9 +162,7 @@ def _read_safetensors(path: Path, map_location: torch.device | str) -> dict[str,
         from safetensors import SafetensorError
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
-        raise ImportError(
-            'to read .safetensors, install safetensors: pip install "hunterFormsBS[separation]"'
-        ) from error
+        raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
         return cast("Callable[..., dict[str, Tensor]]", load_file)(path, device=str(map_location))
     except SafetensorError as error:
