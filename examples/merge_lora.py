@@ -4,7 +4,7 @@
 
 What it writes needs no other file: `python -m hunterFormsBS SONG --checkpoint better.ckpt --output DIR`.
 
-Needs `pip install "hunterFormsBS[separation,lora]"`.
+Needs `python -m pip install -e ".[separation,lora]"`.
 """
 
 from __future__ import annotations

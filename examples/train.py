@@ -9,7 +9,7 @@ command again to continue a run that was killed. Several GPUs of a machine: `--d
 The loop runs on Lightning Fabric, because its FSDP2 strategy calls a function of ours to shard the model, on a CPU
 too: all transformers of an axis share a position embedding, which automatic wrapping cannot give an owner.
 
-Needs `pip install "hunterFormsBS[train]"`.
+Needs `python -m pip install -e ".[train]"`.
 """
 
 from __future__ import annotations

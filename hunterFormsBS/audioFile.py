@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hunterFormsBS.installation import how_to_install
+
 FRAMES_PER_WRITE = 1 << 20
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
@@ -129,9 +131,7 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
         try:
             import soxr
         except ImportError as error:
-            raise ImportError(
-                'to convert sample rates, install soxr: pip install "hunterFormsBS[separation]"'
-            ) from error
+            raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
         # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
         frames = audio.T.clone(memory_format=torch.contiguous_format)
         converted = soxr.resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
@@ -226,5 +226,5 @@ def _soundfile() -> ModuleType:
         return import_module("soundfile")
     except ImportError as error:
         raise ImportError(
-            'to read and write audio files, install soundfile: pip install "hunterFormsBS[separation]"'
+            f"to read and write audio files, install soundfile: {how_to_install('separation')}"
         ) from error

@@ -32,6 +32,7 @@ from hunterFormsBS.checks import (
     explain_misfit,
 )
 from hunterFormsBS.kernels.seam import without_compiled_methods
+from hunterFormsBS.signature import explained
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersAttention,
@@ -157,6 +158,7 @@ class BandSplitRotator(nn.Module):
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
 
+    @explained
     def __init__(
         self,
         dim: int,

@@ -210,7 +210,7 @@ def _check_stft(arguments: Mapping[str, Any]) -> None:
         warnings.warn(
             f"dim_freqs_in={arguments['dim_freqs_in']} disagrees with stft_n_fft={n_fft}, which has {bins} frequency "
             f"bins. {bins} is used: pass dim_freqs_in={bins}.",
-            stacklevel=4,
+            stacklevel=5,
         )
     name = "multi_stft_resolutions_window_sizes"
     sizes: object = arguments[name]

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hunterFormsBS.installation import how_to_install
+
 __all__ = ["separate"]
 
 _MARKS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -388,7 +390,7 @@ def _progress_reporter(
         try:
             from tqdm import tqdm
         except ImportError as error:
-            message = 'a progress bar needs tqdm: pip install "hunterFormsBS[separation]", or pass `progress=False`.'
+            message = f"a progress bar needs tqdm: {how_to_install('separation')}, or pass `progress=False`."
             raise ImportError(message) from error
         with tqdm(total=total, unit="chunk") as bar:
             yield lambda _done, _total: bar.update(1)

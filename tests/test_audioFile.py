@@ -197,5 +197,7 @@ def test_a_missing_library_is_named_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"install {module}: pip install \"hunterFormsBS\[separation\]\""):
+    with pytest.raises(
+        ImportError, match=rf"install {module}: python -m pip install -e \"\.\[separation\]\" in a copy"
+    ):
         resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path)

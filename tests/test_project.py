@@ -127,6 +127,26 @@ def test_one_version_everywhere(metadata: dict[str, Any], citation_file: dict[st
     assert citation_file["version"] == metadata["version"]
 
 
+def test_links_in_the_metadata_and_the_citation_file_lead_to_one_repository(
+    metadata: dict[str, Any], citation_file: dict[str, Any]
+) -> None:
+    repository = citation_file["repository-code"]
+    assert {"Homepage", "Documentation", "Changelog", "Issues", "Repository"} == set(metadata["urls"])
+    for link in metadata["urls"].values():
+        assert link.startswith(repository)
+        _, found, file = link.partition("/blob/main/")
+        assert not found or (ROOT / file).is_file()
+
+
+def test_nothing_installs_the_older_package_of_this_name_from_a_registry() -> None:
+    # Versions 0.3.0 and 0.3.1 there have no extras, and neither checkpoints nor separation.
+    files = [
+        path for folder in ("hunterFormsBS", "examples", "benchmarks", "docs") for path in ROOT.glob(f"{folder}/**/*")
+    ]
+    texts = [path for path in [ROOT / "README.md", *files] if path.suffix in {".md", ".py", ".rst"}]
+    assert [path for path in texts if re.search(r'pip install "?hunterFormsBS\b(?!<)', path.read_text("utf-8"))] == []
+
+
 def test_changelog_has_an_entry_for_the_version(metadata: dict[str, Any]) -> None:
     number = re.escape(metadata["version"])
     section = re.search(rf"^## \[{number}\].*?\n(.*?)(?=^## |\Z)", read("CHANGELOG.md"), re.M | re.S)

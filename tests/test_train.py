@@ -35,7 +35,6 @@ from training.averaging import AveragedWeights, copy_weights  # noqa: E402
 from training.engine import compile_transformers, make_fabric  # noqa: E402
 from training.optimizers import make_optimizer  # noqa: E402
 from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.pictures import band_masks  # noqa: E402
 from training.run import Run, learning_rate_factor, newest_state  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
 from training.settings import Settings, settings_from  # noqa: E402
@@ -344,44 +343,6 @@ def test_early_averages_forget_the_beginning() -> None:
     for update in range(1, 31):
         average.update(update)
     assert float(average.gather()["weight"]) > 0.99
-
-
-def test_band_masks_show_what_each_stem_keeps_of_each_band(
-    tiny_model: Callable[..., nn.Module], overlapping_mask: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_model(num_stems=2, stereo=True, overlapping=True)
-    widths = overlapping_mask.sum(1).tolist()
-    # The mask of bin i, counted over all bands, has modulus i in stem 0 and 2 i in stem 1.
-    bins = torch.arange(float(sum(widths)))
-
-    def masks(tokens: torch.Tensor, _stems: Any) -> torch.Tensor:
-        unit = torch.tensor([0.6, -0.8])
-        return (
-            torch.stack([bins, 2 * bins])[None, :, None, :, None, None].expand(1, 2, tokens.shape[1], -1, 2, 1) * unit
-        )
-
-    monkeypatch.setattr(model, "estimate_masks", masks)
-    drawn = band_masks(model, torch.randn(2, 160))
-    assert drawn.shape == (2, 5, 11)
-    means = torch.stack([band.mean() for band in bins.split(widths)])
-    torch.testing.assert_close(drawn[0], means[:, None].expand(-1, 11))
-    torch.testing.assert_close(drawn[1], 2 * drawn[0])
-
-
-def test_spectrograms_have_a_sine_of_full_scale_at_its_frequency_and_at_0_decibels() -> None:
-    from training.pictures import spectrogram_figure
-
-    seconds = torch.arange(20000) / RATE
-    sine = torch.sin(2 * math.pi * 1000 * seconds).repeat(2, 1)
-    named = {"mixture": sine, "vocals/true": sine, "vocals/estimated": sine / 10}
-    axes = spectrogram_figure(named, RATE).axes[:4]
-    assert [each.get_title() for each in axes] == ["mixture", "vocals, true", "", "vocals, estimated"]
-    for each, level in zip((axes[0], axes[1], axes[3]), (0, 0, -20), strict=True):
-        (mesh,) = each.collections
-        column = np.asarray(mesh.get_array())[:, 10]
-        assert column.max() == pytest.approx(level, abs=0.1)
-        loudest = mesh.get_coordinates()[column.argmax() : column.argmax() + 2, 0, 1]
-        assert loudest[0] < 1 < loudest[1]  # kHz
 
 
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from hunterFormsBS.checkpoint.limits import DEEPEST, MOST_KEYS, MOST_VALUES
+from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import short_repr
 
 
@@ -39,7 +40,7 @@ def parse_yaml(text: str) -> object:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError('to read YAML, install PyYAML: pip install "hunterFormsBS[separation]"') from error
+        raise ImportError(f"to read YAML, install PyYAML: {how_to_install('separation')}") from error
 
     class Loader(yaml.SafeLoader):
         """Plain values and tuples."""

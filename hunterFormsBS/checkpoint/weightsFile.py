@@ -27,6 +27,7 @@ from hunterFormsBS.checkpoint.limits import (
 from hunterFormsBS.checkpoint.stateDict import list_some
 from hunterFormsBS.checkpoint.torchFile import ASK_FOR_STATE_DICT, TorchFile
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Placeholder, StoredTensor
+from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable, short_repr
 
 _WRAPPERS: Final = (
@@ -222,9 +223,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
-        raise ImportError(
-            'to read .safetensors, install safetensors: pip install "hunterFormsBS[separation]"'
-        ) from error
+        raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
         return cast("Callable[..., dict[str, Tensor]]", load_file)(path)
     # Types that this version of PyTorch does not have, and names in bytes that are no text.
