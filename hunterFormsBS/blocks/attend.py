@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.blocks.norm import at_least_float32
-from hunterFormsBS.kernels.scaledDotProduct import by_heads, fused, sage
+from hunterFormsBS.kernels.scaledDotProduct import by_heads, by_sequences, fused, sage
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
@@ -81,7 +81,7 @@ def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor
     return (queries < sinks) | (keys < sinks) | ((queries - keys).abs() <= window // 2)
 
 
-@served_by(sage, by_heads, fused)
+@served_by(sage, by_heads, by_sequences, fused)
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor:
     """Return `softmax(scale · q kᵀ) v`, with dropout of weights."""
     weights = nn.functional.dropout(_weights(q, k, parameters.scale), parameters.dropout)

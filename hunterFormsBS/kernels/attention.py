@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -31,16 +34,32 @@ def attention(
         maps.append(layer.to_value_residual_mix)
     project, dropout = cast("tuple[nn.Linear, nn.Dropout]", layer.to_out)
     qkv, gates, *mix = linear_of(rms_norm, (x, layer.norm.gamma), maps, packed=prepared.packed)
-    q, k, values = _with_positions(layer, qkv, prepared)
-    v = mix_values(values, first_values, mix[0] if mix else None, layer.value_residual_mix)
-    out = rearrange(layer.attend(q, k, v), "b h n e -> b n h e")
+    with _in_float32(qkv) as wide:
+        q, k, values = _with_positions(layer, wide, prepared)
+        v = mix_values(values, first_values, mix[0] if mix else None, layer.value_residual_mix)
+        out = rearrange(layer.attend(q, k, v), "b h n e -> b n h e")
     (merged,) = linear_of(gated_heads, (out, gates), (project,), packed=prepared.packed)
+    if wide is not qkv:
+        values = rearrange(qkv, "b n (three h e) -> three b h n e", three=3, h=layer.heads)[2]
     return cast(Tensor, dropout(merged)), values
 
 
 def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
     """Return `(b, n, h · e)`: heads, `(b, n, h, e)`, each scaled by the sigmoid of its gate, `(b, n, h)`."""
-    return (out * gates.sigmoid()[..., None]).flatten(-2)
+    return (out * gates.sigmoid()[..., None]).flatten(-2).to(gates.dtype)
+
+
+@contextmanager
+def _in_float32(qkv: Tensor) -> Generator[Tensor]:
+    """Provide queries, keys and values in the dtype to rotate and attend in.
+
+    A CPU attends in float32 faster than in bfloat16, and more exactly. For training, float32 would be stored.
+    """
+    if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or torch.is_grad_enabled():
+        yield qkv
+    else:
+        with torch.autocast("cpu", enabled=False):
+            yield qkv.float()
 
 
 def _with_positions(layer: Attention, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:

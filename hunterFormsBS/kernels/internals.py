@@ -109,6 +109,13 @@ def onednn() -> OneDNN | None:
     return operators if correct else None
 
 
+@cache
+def multiplies_bfloat16() -> bool:
+    """Tell whether this processor has instructions for products of bfloat16, and PyTorch says so."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
+
+
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make the compiler call `method` instead of tracing it, and treat what it returns as a constant."""
     # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
