@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.configuration import is_overlapping, translate_arguments
+from hunterFormsBS.checkpoint.configuration import is_for_mel, translate_arguments
 from hunterFormsBS.checkpoint.families import CheckpointError, newest_family
 
 
@@ -34,7 +34,7 @@ class BSRoformer(BandSplitRotator):
         CheckpointError
             For an unknown argument, with the nearest known name, and for those of a Mel-Band RoFormer.
         """
-        if is_overlapping(section):
+        if is_for_mel(section):
             raise CheckpointError(
                 f"num_bands={section.get('num_bands')!r}, sample_rate={section.get('sample_rate')!r}, "
                 f"linear_flash_attn={section.get('linear_flash_attn')!r}: a section that states one of them is of a "

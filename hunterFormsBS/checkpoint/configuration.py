@@ -82,19 +82,22 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
         If the file cannot be opened.
     """
     path = Path(pathFilename)
-    text = read_text(path)
+    parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
+    return parse_mapping(read_text(path), f"the configuration {printable(path)}", parse)
+
+
+def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_json) -> dict[str, Any]:
+    """Parse a mapping of plain values; `what` it is begins the message of a `CheckpointError`."""
     try:
-        parsed = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+        parsed = parse(text)
         check_extent(parsed)
     except RecursionError as error:
-        raise CheckpointError(f"the configuration {printable(path)} cannot be read: it is nested too deep") from error
+        raise CheckpointError(f"{what} cannot be read: it is nested too deep") from error
     except ValueError as error:
-        raise CheckpointError(
-            f"the configuration {printable(path)} cannot be read: {printable(' '.join(str(error).split()))}"
-        ) from error
+        raise CheckpointError(f"{what} cannot be read: {printable(' '.join(str(error).split()))}") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(
-            f"the configuration {printable(path)} holds {'nothing' if parsed is None else type(parsed).__name__}, "
+            f"{what} holds {'nothing' if parsed is None else type(parsed).__name__}, "
             'but must hold a mapping such as "model: {dim: 384, depth: 6}"'
         )
     return cast("dict[str, Any]", parsed)
@@ -142,7 +145,7 @@ def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", section)
 
 
-def is_overlapping(section: Mapping[str, Any]) -> bool:
+def is_for_mel(section: Mapping[str, Any]) -> bool:
     """Tell from the arguments of a model whether they are meant for upstream's Mel-Band RoFormer."""
     stated = {name for name, value in section.items() if value is not None}
     mel = sorted(stated & NAMES_OF_MEL_ONLY)
@@ -205,7 +208,7 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: _resolve_value(name, value) for name, value in arguments.items()}
 
 
-def plain(value: object, where: str = "the configuration") -> object:
+def to_plain_values(value: object, where: str = "the configuration") -> object:
     """Turn a value into plain containers, numbers, strings and tensors, with functions by their names.
 
     Raises
@@ -217,15 +220,15 @@ def plain(value: object, where: str = "the configuration") -> object:
         return value
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
-        return {str(key): plain(entry, f"{where}[{key!r}]") for key, entry in entries.items()}
+        return {str(key): to_plain_values(entry, f"{where}[{key!r}]") for key, entry in entries.items()}
     if isinstance(value, (list, tuple)):
-        items = [plain(item, where) for item in cast("Sequence[object]", value)]
+        items = [to_plain_values(item, where) for item in cast("Sequence[object]", value)]
         return tuple(items) if isinstance(value, tuple) else items
     if callable(value) and getattr(value, "__name__", None) in _WINDOW_FUNCTIONS:
         return getattr(value, "__name__", None)
     item = getattr(value, "item", None)  # a NumPy number
     if callable(item):
-        return plain(item(), where)
+        return to_plain_values(item(), where)
     raise TypeError(
         f"{where} is {short_repr(value)}, which a checkpoint cannot hold: state a plain value, or a window of torch"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, SupportsIndex, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.positions import RotaryEmbedding
@@ -24,11 +24,12 @@ from hunterFormsBS.checkpoint.configuration import (
     PathFilename,
     StatedArguments,
     flash_attn_remarks,
-    is_overlapping,
+    is_for_mel,
     load_configuration,
     model_section,
-    plain,
+    parse_mapping,
     resolve_values,
+    to_plain_values,
     translate_arguments,
 )
 from hunterFormsBS.checkpoint.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
@@ -40,7 +41,7 @@ from hunterFormsBS.checkpoint.stateDict import (
     translate_state_dict,
 )
 from hunterFormsBS.checkpoint.variants import has_conformers, to_plain_keys, undetermined_of_variant
-from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap, write_file
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
 from hunterFormsBS.printable import printable, short_repr
 
 _AUDIBLE: Final = (
@@ -119,7 +120,7 @@ def from_configuration(
     whole = load_configuration(configuration)
     section = model_section(whole)
     # This package's own configurations state every argument, whatever the layout.
-    overlapping = check_upstream(upstream) != "hunterFormsBS" and is_overlapping(section)
+    overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
     conformer = has_conformers({**section, **overrides})
     family = newest_family(upstream, overlapping=overlapping, conformer=conformer)
     stated = translate_arguments(section, family).arguments
@@ -218,7 +219,7 @@ def from_checkpoint(
     with torch.device("meta"):  # the tensors of the file become its parameters
         model = _build(arguments)
     if undetermined:
-        values = ", ".join(f"{name}={plain(model.configuration[name])!r}" for name in undetermined)
+        values = ", ".join(f"{name}={to_plain_values(model.configuration[name])!r}" for name in undetermined)
         remarks.append(
             f"nothing determines these arguments for {printable(path)}, so those of {family.name} are taken: {values}. "
             "Pass the configuration of the checkpoint, or the arguments that differ"
@@ -236,38 +237,6 @@ def from_checkpoint(
     del original
     _load(model, state_dict, path)
     return model.to(device, dtype).eval()
-
-
-def save_checkpoint(
-    pathFilename: PathFilename, model: nn.Module, *, configuration: Mapping[str, Any] | None = None
-) -> None:
-    """Save a model so that `from_checkpoint` needs no other file to load it.
-
-    Parameters
-    ----------
-    pathFilename : str | PathLike[str]
-        Written by `torch.save`, and only once it is complete.
-    model : nn.Module
-        A `BandSplitRotator`, compiled or wrapped for several devices or not.
-    configuration : Mapping[str, Any] | None = None
-        Sections such as `audio`, `training` and `inference` to keep beside the model's own.
-
-    Raises
-    ------
-    TypeError
-        If `model` is something else, or a configuration holds more than plain values.
-    """
-    bare: object = model
-    while not isinstance(bare, BandSplitRotator):
-        inner = getattr(bare, "_orig_mod", None) or getattr(bare, "module", None)
-        if inner is None:
-            raise TypeError(f"model must be a BandSplitRotator, but is a {type(model).__name__}")
-        bare = inner
-    if Path(pathFilename).suffix == ".safetensors":
-        raise CheckpointError(f"{pathFilename} would not be a safetensors file: use the suffix .ckpt or .pt")
-    sections = {**(configuration or {}), "model": bare.configuration}
-    content = {"state_dict": bare.state_dict(), "configuration": plain(sections), "upstream": "hunterFormsBS"}
-    write_file(content, pathFilename)
 
 
 def _merge(
@@ -293,7 +262,7 @@ def _merge(
     for name in contradictions(bands, known):
         if name in given:
             raise CheckpointError(
-                f"{name}={plain(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
+                f"{name}={to_plain_values(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
             )
         remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {_state(name, bands)}")
 
@@ -332,8 +301,8 @@ def _agrees(name: str, stated: Mapping[str, object], inferred: Mapping[str, obje
 
 def _state(name: str, bands: Mapping[str, object]) -> str:
     if name in bands:
-        return f"{name}={plain(bands[name])!r}"
-    return f"there is no {name}: {', '.join(f'{known}={plain(value)!r}' for known, value in bands.items())}"
+        return f"{name}={to_plain_values(bands[name])!r}"
+    return f"there is no {name}: {', '.join(f'{known}={to_plain_values(value)!r}' for known, value in bands.items())}"
 
 
 def _given(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -465,6 +434,9 @@ def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
 
 def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
     """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
+    if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
+        what = f"what {printable(file.path)} says of its model"
+        return parse_mapping(file.metadata["configuration"], what), "hunterFormsBS"
     if not isinstance(file.content, Mapping):
         return None, None
     entries = cast("Mapping[str, object]", file.content)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ class WeightsFile:
     """A file of weights, whose format is told by its content.
 
     `content` is what it holds, where a tensor may be a `StoredTensor` that `read` reads: nothing of an optimizer's
-    state comes into memory.
+    state comes into memory. `metadata` is text that safetensors has beside the tensors.
 
     Parameters
     ----------
@@ -77,13 +76,14 @@ class WeightsFile:
     def __init__(self, pathFilename: PathFilename) -> None:
         self.path = Path(pathFilename)
         self._file: TorchFile | None = None
+        self.metadata: Mapping[str, str] = {}
         kind = kind_of_weights(self.path)
         with _naming(self.path):
             if kind == "torch":
                 self._file = TorchFile(self.path)
                 self.content: object = self._file.content
             elif kind == "safetensors":
-                self.content = _read_safetensors(self.path)
+                self.content, self.metadata = _read_safetensors(self.path)
             else:
                 self.content = _read_shards(self.path)
 
@@ -185,20 +185,6 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     return _strip_prefixes(state_dict, prefixes[:1]), remarks
 
 
-def write_file(content: object, pathFilename: PathFilename) -> None:
-    """Write with `torch.save`, under another name until the file is complete."""
-    path = Path(pathFilename)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 @contextmanager
 def _naming(path: Path) -> Generator[None]:
     """Have every refusal begin with the file, and say in one line what is wrong with it."""
@@ -218,14 +204,16 @@ def _naming(path: Path) -> Generator[None]:
         raise CheckpointError(f"{printable(path)} asks for more memory than there is") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
-        return cast("Callable[..., dict[str, Tensor]]", load_file)(path)
+        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
+            metadata: Mapping[str, str] = opened.metadata() or {}
+        return cast("Callable[..., dict[str, Tensor]]", load_file)(path), metadata
     # Types that this version of PyTorch does not have, and names in bytes that are no text.
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError(_first_line(error)) from error
