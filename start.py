@@ -3,6 +3,7 @@
 
     python3 start.py                                       train a small model for three minutes and separate with it
     python3 start.py song.wav --checkpoint model.ckpt ...  separate songs: the arguments of python -m hunterFormsBS
+    python3 start.py listen                                separate in the browser
     python3 start.py test                                  run the tests
 
 Nothing is installed outside of the folder .venv beside this file, and what is there already is not installed again.
@@ -28,6 +29,7 @@ FOR_CPU = "https://download.pytorch.org/whl/cpu"
 # What is run, and the extras that it needs. Anything else is a command line of the package.
 PROGRAMS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
+    "listen": ("listen", ["examples/listen.py"]),
     "test": ("testing", ["-m", "pytest"]),
 }
 SEPARATION = ("separation", ["-m", "hunterFormsBS"])
@@ -110,7 +112,7 @@ def main() -> int:
     """Prepare and run, and return the exit status of what ran."""
     description, _, epilog = (__doc__ or "").partition("\n")
     reader = argparse.ArgumentParser(
-        usage="python3 start.py [--torch-index URL] [--environment DIR] [quickstart | test | SONG ...] ...",
+        usage="python3 start.py [--torch-index URL] [--environment DIR] [quickstart | listen | test | SONG ...] ...",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

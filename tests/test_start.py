@@ -67,6 +67,7 @@ def copy(tmp_path: Path) -> Copy:
     [
         ([], "examples", "{}/examples/quickstart.py"),
         (["quickstart", "--minutes", "1"], "examples", "{}/examples/quickstart.py --minutes 1"),
+        (["listen"], "listen", "{}/examples/listen.py"),
         (["test", "-k", "name"], "testing", "-m pytest -k name"),
         (["a song.mp3", "--checkpoint", "c"], "separation", "-m hunterFormsBS a song.mp3 --checkpoint c"),
     ],
