@@ -56,4 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

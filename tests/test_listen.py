@@ -220,7 +220,7 @@ def test_options_that_cannot_be_end_in_one_line(arguments: list[str], message: s
     command = [sys.executable, ROOT / "examples" / "listen.py", "--no-browser", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode != 0
-    assert done.stderr.splitlines() == [message]
+    assert done.stderr.splitlines() == [f"listen.py: error: {message}"]
 
 
 def test_in_a_browser_a_song_is_separated_and_a_stem_is_heard(
