@@ -117,8 +117,8 @@ class RotaryEmbedding(PositionEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the frequencies by their formula."""
-        exponents = torch.arange(len(self.freqs), device=self.freqs.device).float() / len(self.freqs)
+        """Set the frequencies by their formula, computed on a CPU: the same on every device."""
+        exponents = torch.arange(len(self.freqs), device="cpu").float() / len(self.freqs)
         with torch.no_grad():
             self.freqs.copy_(1.0 / self.theta**exponents)
 
@@ -191,8 +191,8 @@ class PolarEmbedding(PositionEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the frequencies by their formula, and the bias to 0."""
-        features = torch.arange(len(self.inv_freqs), device=self.inv_freqs.device).float()
+        """Set the frequencies by their formula, computed on a CPU, and the bias to 0."""
+        features = torch.arange(len(self.inv_freqs), device="cpu").float()
         with torch.no_grad():
             self.inv_freqs.copy_(self.theta ** -(features / len(self.inv_freqs)))
             self.bias.zero_()

@@ -34,13 +34,11 @@ def attention(
         maps.append(layer.to_value_residual_mix)
     project, dropout = cast("tuple[nn.Linear, nn.Dropout]", layer.to_out)
     qkv, gates, *mix = linear_of(rms_norm, (x, layer.norm.gamma), maps, packed=prepared.packed)
-    with _in_float32(qkv) as wide:
-        q, k, values = _with_positions(layer, wide, prepared)
+    with _scores_in_float32(qkv) as scores_in_float32:
+        q, k, values = _with_positions(layer, qkv, prepared, scores_in_float32=scores_in_float32)
         v = mix_values(values, first_values, mix[0] if mix else None, layer.value_residual_mix)
         out = rearrange(layer.attend(q, k, v), "b h n e -> b n h e")
     (merged,) = linear_of(gated_heads, (out, gates), (project,), packed=prepared.packed)
-    if wide is not qkv:
-        values = rearrange(qkv, "b n (three h e) -> three b h n e", three=3, h=layer.heads)[2]
     return cast(Tensor, dropout(merged)), values
 
 
@@ -50,28 +48,34 @@ def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
 
 
 @contextmanager
-def _in_float32(qkv: Tensor) -> Generator[Tensor]:
-    """Provide queries, keys and values in the dtype to rotate and attend in.
+def _scores_in_float32(qkv: Tensor) -> Generator[bool]:
+    """Provide whether queries and keys of bfloat16 become float32, and keep autocast from undoing it.
 
-    A CPU attends in float32 faster than in bfloat16, and more exactly. For training, float32 would be stored.
+    A CPU computes scores and their softmax in float32 faster than PyTorch's attention in bfloat16, and more exactly.
+    For training, float32 would be stored.
     """
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or torch.is_grad_enabled():
-        yield qkv
+        yield False
     else:
         with torch.autocast("cpu", enabled=False):
-            yield qkv.float()
+            yield True
 
 
-def _with_positions(layer: Attention, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+def _with_positions(
+    layer: Attention, qkv: Tensor, prepared: Prepared, *, scores_in_float32: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, `(b, h, n, e)`, the first two with positions."""
     qkv = rearrange(qkv, "b n (three h e) -> b n three h e", three=3, h=layer.heads)
+    v = rearrange(qkv[:, :, 2], "b n h e -> b h n e")
+    qk = qkv[:, :, :2].float() if scores_in_float32 else qkv
     positions = layer.positions
     table = None
     if positions is not None:
         table = positions.table(qkv.shape[1]) if prepared.table is None else prepared.table
-        if type(positions) is RotaryEmbedding and qkv.dtype == table[0].dtype and not table[0].requires_grad:
-            return rotate_in_place(qkv, table[0])
-    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
+        if type(positions) is RotaryEmbedding and qk.dtype == table[0].dtype and not table[0].requires_grad:
+            q, k, *rest = rotate_in_place(qk, table[0])
+            return q, k, rest[0] if rest else v
+    q, k = rearrange(qk[:, :, :2], "b n two h e -> two b h n e").unbind(0)
     if positions is not None and table is not None:
         q, k = positions.embed(q, k, table)
     return q, k, v
