@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import tomllib
@@ -186,6 +187,19 @@ def served() -> Iterator[tuple[str, str]]:
                 for decorator in getattr(function, "decorator_list", ()):
                     if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "served_by":
                         yield from ((ast.unparse(kernel), f"{prefix}{function.name}") for kernel in decorator.args)
+
+
+@pytest.mark.parametrize("page", ["model", "checkpoints", "separation", "pictures", "layouts"])
+def test_every_argument_of_what_users_call_is_explained_where_it_stands(page: str) -> None:
+    text = (ROOT / "docs" / "reference" / f"{page}.rst").read_text(encoding="utf-8")
+    names = re.findall(r"^   ~(hunterFormsBS\.[\w.]+)$", text, re.M)
+    assert names != []
+    elsewhere = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        docstring = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
+        elsewhere += [f"{name}: {line}" for line in re.findall(r"^.+\n {4}(See `.+)$", docstring, re.M)]
+    assert elsewhere == []
 
 
 def test_architecture_lists_every_kernel_as_it_is() -> None:
