@@ -53,6 +53,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!hunterFormsBS\.).*"),
     (r"py:class", r"hunterFormsBS\.(kernels\.(seam|fft)|blocks\.recompute)\.(P|R|Method)"),
 ]
+# Messages and options stand as they are.
+smartquotes = False
 myst_enable_extensions = ["attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Outputs are not to be copied.
