@@ -13,6 +13,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
+from summaries import with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -111,7 +112,14 @@ def draw_pictures(app: Sphinx) -> None:
         run_python(Path(app.srcdir) / "layouts.md")
 
 
+def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """Begin reference pages with tables of what is on them."""
+    if docname.startswith("reference/"):
+        source[0] = with_summary(source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Have the pictures drawn before anything is read, and signatures shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
+    app.connect("source-read", add_summary)
     app.connect("autodoc-before-process-signature", show_defaults)

@@ -194,7 +194,7 @@ def served() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("page", ["model", "checkpoints", "separation", "pictures", "layouts"])
 def test_every_argument_of_what_users_call_is_explained_where_it_stands(page: str) -> None:
     text = (ROOT / "docs" / "reference" / f"{page}.rst").read_text(encoding="utf-8")
-    names = re.findall(r"^   ~(hunterFormsBS\.[\w.]+)$", text, re.M)
+    names = load(ROOT / "docs" / "summaries.py").names_of(text)
     assert names != []
     elsewhere = []
     for name in names:
