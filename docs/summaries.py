@@ -31,7 +31,7 @@ def is_summarised(value: object) -> bool:
 
 
 def with_summary(page: str) -> str:
-    """Return a reference page with a table after its title: of modules where there are many, else of what is in them."""
+    """Return a reference page with a table after its title: of its modules if many, else of what is in them."""
     modules = [directive["module"] for directive in AUTOMODULE.finditer(page)]
     names = modules if len(modules) > 6 else [f"~{name}" for name in names_of(page)]
     title, underline, rest = page.split("\n", 2)

@@ -143,7 +143,8 @@ def separate_stream(
     length : int | None = None
         Samples to expect, for `progress` alone: the song ends where the blocks do.
     progress : bool | Progress = False
-        True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is that of those known so far.
+        True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
+        that of those known so far.
 
     Yields
     ------
