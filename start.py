@@ -131,12 +131,12 @@ def main() -> int:
     arguments = others if first in PROGRAMS else options.arguments
     # Programs of this copy are found from anywhere; songs and checkpoints are where the user is.
     program = [str(FOLDER / part) if part.endswith(".py") else part for part in program]
-    try:
-        command = [str(environment.python), *program, *arguments]
-        return subprocess.run(command, cwd=FOLDER if first == "test" else None).returncode
-    except KeyboardInterrupt:
-        return 130
+    command = [str(environment.python), *program, *arguments]
+    return subprocess.run(command, cwd=FOLDER if first == "test" else None).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
