@@ -23,13 +23,15 @@ def run(main: Callable[[], None], *failures: type[Exception]) -> None:
     *failures : type
         What else it raises for files that cannot be used.
     """
+    error_of_parsers = argparse.ArgumentParser.error
     argparse.ArgumentParser.error = _error  # type: ignore[method-assign]
-    warnings.simplefilter("ignore")
-    # Remarks of the package on files carry the module that read them.
-    warnings.filterwarnings("default", module=r"__main__|hunterFormsBS|training")
-    warnings.showwarning = _show_warning
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Remarks of the package on files carry the module that read them.
+            warnings.filterwarnings("default", module=r"__main__|hunterFormsBS|training")
+            warnings.showwarning = _show_warning
+            main()
     except (*FAILURES, *failures) as error:
         raise SystemExit(f"{_program()}: error: {_one_line(error)}") from None
     except SystemExit as end:
@@ -38,6 +40,8 @@ def run(main: Callable[[], None], *failures: type[Exception]) -> None:
     except KeyboardInterrupt:
         print(f"{_program()}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        argparse.ArgumentParser.error = error_of_parsers  # type: ignore[method-assign]
 
 
 def _error(parser: argparse.ArgumentParser, message: str) -> NoReturn:

@@ -31,6 +31,10 @@ WRONG = {
         ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],
         "nowhere.yaml: No such file or directory",
     ),
+    "validate.py": (
+        ["--checkpoint", "nowhere.ckpt", "--songs", "nowhere", "--stems", "vocals"],
+        "nowhere holds no songs: put a folder for each song there, with vocals.wav in it",
+    ),
 }
 
 
