@@ -15,6 +15,7 @@ from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES,
 from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
 from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
 from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
+from hunterFormsBS.checkpoint.programs import in_words_of_msst
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
 from hunterFormsBS.checkpoint.variants import states_nothing
 from hunterFormsBS.printable import printable, short_repr
@@ -127,12 +128,10 @@ def read_text(path: Path) -> str:
 
 
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
-    """Return a configuration's mapping, reading the file where it is one; an empty mapping for `None`."""
+    """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
     if configuration is None:
         return {}
-    if isinstance(configuration, Mapping):
-        return configuration
-    return read_configuration(configuration)
+    return in_words_of_msst(configuration if isinstance(configuration, Mapping) else read_configuration(configuration))
 
 
 def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ from hunterFormsBS.checkpoint.configuration import (
     translate_arguments,
 )
 from hunterFormsBS.checkpoint.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
+from hunterFormsBS.checkpoint.programs import ignored_remarks
 from hunterFormsBS.checkpoint.stateDict import (
     band_widths,
     infer_configuration,
@@ -115,7 +116,8 @@ def from_configuration(
     CheckpointError
         If an argument is unknown or missing.
     """
-    section = model_section(load_configuration(configuration))
+    whole = load_configuration(configuration)
+    section = model_section(whole)
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_overlapping(section)
     conformer = has_conformers({**section, **overrides})
@@ -132,7 +134,7 @@ def from_configuration(
     missing = [name for name in ("dim", "depth") if name not in arguments]
     if missing:
         raise CheckpointError(f"the configuration lacks {' and '.join(missing)}: state it in the section model")
-    for remark in flash_attn_remarks(section):
+    for remark in [*ignored_remarks(whole), *flash_attn_remarks(section)]:
         warnings.warn(remark, stacklevel=2)
     return _build(arguments).eval()
 
@@ -195,7 +197,8 @@ def from_checkpoint(
         upstream = upstream or upstream_within
     del file, chosen  # which keep the tensors
     family = recognise(original, None if upstream is None else check_upstream(upstream))
-    section = model_section(load_configuration(configuration))
+    whole = load_configuration(configuration)
+    section = model_section(whole)
     stated = translate_arguments(section, family)
     given = _given(overrides)
 
@@ -226,7 +229,7 @@ def from_checkpoint(
             "classes, pass upstream='msst_experimental', because its keys are those of the ordinary ones and its audio "
             "is not"
         )
-    remarks += [*flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
+    remarks += [*ignored_remarks(whole), *flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
 
