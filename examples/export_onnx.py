@@ -162,4 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import logging
+
+    from endings import run
+
+    # It says which packages it does without.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    run(main)

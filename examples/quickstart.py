@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +135,14 @@ def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
     return "\n".join([*lines, f"{'mean':12} {0:7.2f} {untouched.mean():8.2f} {scores.mean():9.2f}  |"])
 
 
+def interpreter() -> str:
+    """Return how a shell calls the Python that runs this."""
+    found = shutil.which("python")
+    if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+        return "python"
+    return os.path.relpath(sys.executable)
+
+
 def main() -> None:
     """Run the whole path."""
     reader = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -171,8 +181,11 @@ def main() -> None:
     plot_separation(mixture, estimates, truth=stems, names=STEMS, sample_rate=SAMPLE_RATE, figure=figure)
     figure.savefig(options.output / "spectrograms.png", dpi=100)
     print(f"Stems and spectrograms.png are in {options.output}. The same stems from the command line:")
-    print(f"python -m hunterFormsBS {options.output}/mixture.wav --checkpoint {checkpoint} --output {options.output}")
+    command = f"-m hunterFormsBS {options.output}/mixture.wav --checkpoint {checkpoint} --output {options.output}"
+    print(f"{interpreter()} {command}")
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

@@ -157,4 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

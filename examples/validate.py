@@ -53,11 +53,8 @@ def main() -> None:
         num_overlap=arguments.num_overlap,
         metrics=tuple(arguments.metrics),
     )
-    try:
-        songs = find_songs(arguments.songs, settings.instruments, settings.sample_rate)
-        model = from_checkpoint(arguments.checkpoint, arguments.configuration)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    songs = find_songs(arguments.songs, settings.instruments, settings.sample_rate)
+    model = from_checkpoint(arguments.checkpoint, arguments.configuration)
     heads = model.configuration["num_stems"]
     if heads != len(settings.instruments):
         sys.exit(f"--stems names {len(settings.instruments)} stems, and the model has {heads}: name each of them")
@@ -80,4 +77,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

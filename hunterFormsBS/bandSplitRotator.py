@@ -74,8 +74,8 @@ class BandSplitRotator(nn.Module):
     final_norm, norm_output, zero_dc : bool, optional
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
-    flash_attn, sage_attention, scale
-        See `hunterFormsBS.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
+    flash_attn : bool or FlashAttentionConfig
+        True: PyTorch's fused attention; False: explicit softmax; a configuration restricts PyTorch's choice of kernels.
     freq_conformer_depth, time_conformer_depth : int
         Layers of a Conformer along frequency, or time, in a layer group, in place of a transformer: pass 0 for the
         depth of that, see `hunterFormsBS.blocks.conformer`.
@@ -99,15 +99,21 @@ class BandSplitRotator(nn.Module):
         heads of that many features, and that many of them: the head of Large-Inst v2, where the depth is 4.
     match_input_audio_length : bool
         Return as many samples as came in. False: a multiple of the hop length.
-    mc_hyper_conn_sinkhorn_iters, num_residual_fracs, num_residual_streams
-        See `hunterFormsBS.blocks.residual.residual_wrapper`.
+    mc_hyper_conn_sinkhorn_iters : int, optional
+        Manifold-constrained hyper-connections with that many Sinkhorn iterations; None: no constraint.
     mlp_expansion_factor : int
         Hidden features of a mask estimator, in multiples of `dim`.
-    multi_stft_hop_size, multi_stft_normalized, multi_stft_resolution_loss_weight, \
-    multi_stft_resolutions_window_sizes, multi_stft_window_fn
-        See `hunterFormsBS.theTypes.ParametersComputeLoss`.
+    multi_stft_hop_size, multi_stft_normalized, multi_stft_window_fn
+        Of the spectra in the loss: samples between frames; scale by the frame's length to the power of -1/2; makes a
+        window from its length.
+    multi_stft_resolution_loss_weight : float
+        Factor on the spectral term of the loss.
+    multi_stft_resolutions_window_sizes : sequence of int
+        Samples in the windows of the spectral term, one spectrum for each; frames have at least `stft_n_fft`.
     num_bands : int, optional
         Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
+    num_residual_fracs, num_residual_streams : int
+        Hyper-connections: pieces that features are divided into, and copies of the residual stream; 1 each: neither.
     num_stems : int
         Stems to estimate.
     n_wsa_sinks, wsa_window_len : int, optional
@@ -117,20 +123,29 @@ class BandSplitRotator(nn.Module):
         In layer groups after the first, nothing is added to what a sublayer returns; in the first its input is, also
         where residual streams did it already. That is a mistake in MSST's experimental classes, which checkpoints that
         were trained with them need.
+    sage_attention : bool
+        SageAttention on CUDA in half precision, without gradients; elsewhere as `flash_attn` says, after a warning.
     sample_rate : float, optional
         Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
-    segm_backbone_channels, segm_base_depth, segm_hyperace_k, segm_hyperace_l, segm_num_heads, \
-    segm_num_hyperedges, segm_version
-        With `use_hyperACE`; see `hunterFormsBS.theTypes.ParametersMaskEstimator`. `segm_hyperace_k`, `segm_hyperace_l`
-        and `segm_num_hyperedges` are by default 2, 1 and 32 in version 2, and 3, 2 and 16 in version 1.
+    scale : float, optional
+        Factor on attention scores; `dim_head ** -0.5` by default.
+    segm_backbone_channels, segm_base_depth
+        With `use_hyperACE`: channels of the five stages of its branch, and bottlenecks of the second and last stage.
+    segm_hyperace_k, segm_hyperace_l, segm_num_heads, segm_num_hyperedges : int
+        With `use_hyperACE`: exchanges through hyperedges side by side, convolutional blocks beside them, heads and
+        hyperedges of each exchange. By default 2, 1, 8 and 32 in version 2, and 3, 2, 8 and 16 in version 1.
+    segm_version : {1, 2}
+        With `use_hyperACE`: which of the two published branches.
     siamese : bool
         Two streams of tokens that share their layers; see `hunterFormsBS.blocks.siamese`.
     skip_connection : bool
         Add the outputs of all earlier layer groups before a group's time transformer.
     stereo : bool
         Two audio channels instead of one.
-    stft_hop_length, stft_n_fft, stft_normalized, stft_win_length, stft_window_fn
-        See `hunterFormsBS.theTypes.ParametersSTFT`.
+    stft_hop_length, stft_n_fft, stft_win_length : int
+        Samples between frames, in a frame, and in the window, which is centred in the frame.
+    stft_normalized, stft_window_fn
+        Scale spectra by `stft_n_fft ** -0.5`; makes the window from its length.
     use_hyperACE : bool
         Add to each mask that of a convolutional branch with hypergraph fusion; see
         `hunterFormsBS.blocks.segmentation`. The published models have `zero_dc=False`.

@@ -20,7 +20,7 @@ from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
 from hunterFormsBS.printable import short_repr
 
-__all__ = ["separate", "separate_stream"]
+__all__ = ["Progress", "separate", "separate_stream"]
 
 
 class Progress(Protocol):
@@ -135,14 +135,16 @@ def separate_stream(
     Parameters
     ----------
     model, chunk_size, num_overlap, batch_size, device, dtype, tta
-        See `separate`.
+        As in `separate`: the model, samples that it sees at a time, chunks that cover a sample, chunks in one call,
+        where and in which precision it runs, test-time augmentation.
     blocks : Iterable[Tensor]
         Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
         channels, dtype and device. A block is read, never changed, and must not change while it is needed.
     length : int | None = None
         Samples to expect, for `progress` alone: the song ends where the blocks do.
     progress : bool | Progress = False
-        See `separate`. Without `length` the number of all chunks is that of those known so far.
+        True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
+        that of those known so far.
 
     Yields
     ------

@@ -52,12 +52,14 @@ class ParametersAttention(NamedTuple):
     ----------
     heads, dim_head : int
         Heads, and features of each.
-    attn_dropout, flash_attn, sage_attention
-        See `hunterFormsBS.attend.Attend`; `attn_dropout` also follows the output projection.
+    attn_dropout : float
+        Dropout probability of attention weights, and after the output projection.
+    flash_attn, sage_attention
+        PyTorch's fused attention, or SageAttention where it can be used; see `hunterFormsBS.attend.Attend`.
     scale : float, optional
         Factor on the scores, `dim_head ** -0.5` by default.
-    wsa_window_len, n_wsa_sinks
-        See `hunterFormsBS.attend.Attend`.
+    wsa_window_len, n_wsa_sinks : int, optional
+        Positions attend to those at most half a window away, and to that many sinks before the first.
     """
 
     heads: int = 8
@@ -88,7 +90,7 @@ class ParametersTransformer(NamedTuple):
     residual : ParametersResidual
         Of the connections between layers.
     ff_mult, ff_dropout
-        See `hunterFormsBS.attend.FeedForward`.
+        Hidden features of the feedforward in multiples of `dim`, and its dropout probability.
     norm_output : bool
         Normalise what comes out.
     use_torch_checkpoint : bool
@@ -123,8 +125,8 @@ class ParametersMaskEstimator(NamedTuple):
 
     Parameters
     ----------
-    mask_estimator_depth, mlp_expansion_factor
-        See `hunterFormsBS.bandSplit.MaskEstimator`.
+    mask_estimator_depth, mlp_expansion_factor : int
+        Hidden layers of each MLP, and their features in multiples of `dim`.
     mask_transformer_depth : int
         Pairs of transformers along time and frequency before the MLPs.
     mask_transformer_dim_head, mask_transformer_heads : int

@@ -179,8 +179,24 @@ def test_every_licence_file_ships(metadata: dict[str, Any]) -> None:
     assert metadata["license-files"] == ["LICENSE", "LICENSE-Wang", "LICENSE-Solovyev"]
 
 
-def test_readme_exists_and_gives_the_test_command() -> None:
-    assert 'python -m pip install -e ".[testing]" && python -m pytest' in read("README.md")
+def test_readme_gives_the_two_commands_and_continuous_integration_runs_one() -> None:
+    lines = read("README.md").splitlines()
+    assert "python3 start.py" in lines
+    assert "python3 start.py test" in lines
+    assert "readme_test_command='python3 start.py test'" in read(".ci/run")
+
+
+def test_links_of_the_readme_work_on_a_page_of_a_registry_too(citation_file: dict[str, Any]) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", read("README.md"))
+    assert [link for link in links if not link.startswith("https://")] == []
+    files = [
+        re.fullmatch(r"(?:/blob|)/main/(.+)", link.removeprefix(prefix))
+        for prefix in (citation_file["repository-code"], "https://raw.githubusercontent.com/hunterhogan/hunterFormsBS")
+        for link in links
+        if link.startswith(prefix)
+    ]
+    assert len(files) > 5
+    assert [match for match in files if match is None or not (ROOT / match[1]).is_file()] == []
 
 
 def test_issue_forms_have_what_github_asks_for() -> None:
