@@ -67,6 +67,9 @@ def test_the_pair_for_other_programs_gives_the_same_audio_as_they_read_it(
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model.yaml"]
     again = from_checkpoint(path, tmp_path / "model.yaml", upstream="msst")
     torch.testing.assert_close(estimate(again), estimate(model), rtol=0, atol=0)
+    # What was loaded states all that shapes tell.
+    save_checkpoint(tmp_path / f"again{suffix}", again, configuration=sections, layout="msst")
+    assert (tmp_path / "again.yaml").read_text() == (tmp_path / "model.yaml").read_text()
 
 
 def test_the_pair_holds_weights_alone_and_every_argument_in_msst_s_counting(tmp_path: Path) -> None:

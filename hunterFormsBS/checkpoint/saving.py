@@ -31,6 +31,7 @@ _OF_MSST: Final = (
 )
 """Arguments that both classes of Music-Source-Separation-Training have and a file can state."""
 
+_UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
 _NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
 
 
@@ -187,7 +188,7 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
         )
     with torch.device("meta"):
         again = from_configuration({"model": {**section, "dim_freqs_in": None}}, upstream="msst")
-    mine, theirs = model.configuration, again.configuration
+    mine, theirs = _effective(model.configuration), _effective(again.configuration)
     stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *_NOT_AUDIBLE}
     differing = [name for name in mine if name not in stated and mine[name] != theirs[name]]
     shapes, other = ({key: tensor.shape for key, tensor in each.state_dict().items()} for each in (model, again))
@@ -198,6 +199,12 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
             f"Music-Source-Separation-Training cannot build this model: it has not {', '.join(differing)} as here. "
             "Save it with layout='hunterFormsBS'."
         )
+
+
+def _effective(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with None replaced by what it stands for, where that is one value for all layouts."""
+    usual = {**_UNLESS_STATED, "scale": arguments["dim_head"] ** -0.5}
+    return {name: usual.get(name) if value is None else value for name, value in arguments.items()}
 
 
 def _stems(configuration: Mapping[str, Any], count: int) -> tuple[list[str], str | None]:
