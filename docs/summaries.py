@@ -37,3 +37,15 @@ def with_summary(page: str) -> str:
     title, underline, rest = page.split("\n", 2)
     table = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
     return "\n".join([title, underline, "", *table, rest])
+
+
+def catalogue() -> str:
+    """Return the table of the checkpoints that have names."""
+    from hunterFormsBS.catalogue import entries
+
+    rows = ["| Name | Stems | Place | MB |", "|---|---|---|---:|"]
+    for name, entry in entries().items():
+        stems = ", ".join(entry.stems) if len(entry.stems) < 9 else f"{len(entry.stems)} stems"
+        place = f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "elsewhere"
+        rows.append(f"| `{name}` | {stems} | {place} | {round(entry.size / 1e6) or ''} |")
+    return "\n".join(rows)

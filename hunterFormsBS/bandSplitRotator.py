@@ -384,6 +384,24 @@ class BandSplitRotator(nn.Module):
         """A copy of the arguments: `type(model)(**model.configuration)` is the same model with new weights."""
         return copy.deepcopy(self._configuration)
 
+    @staticmethod
+    def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
+        """Load a model that `hunterFormsBS.catalogue.publish` uploaded to the Hugging Face Hub.
+
+        Parameters
+        ----------
+        repository : str
+            `OWNER/REPOSITORY`.
+        revision : str
+            Branch, tag or commit.
+        **overrides : Any
+            See `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
+        """
+        from hunterFormsBS.catalogue import MODEL
+        from hunterFormsBS.checkpoint import from_checkpoint
+
+        return from_checkpoint(f"hub:{repository}/{MODEL}@{revision}", **overrides)
+
     def extra_repr(self) -> str:
         """Describe the layout, the channels, the hop and the size."""
         bands, freqs = self.layout.shape

@@ -158,9 +158,11 @@ def from_checkpoint(
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        The checkpoint; see `read_state_dict`.
+        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
+        which are fetched from the Hugging Face Hub.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, if any.
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
+        which recognises files that are here as well, or the one beside a file that is fetched.
     upstream : Upstream | None = None
         Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
@@ -189,6 +191,11 @@ def from_checkpoint(
     OSError
         If a file cannot be opened.
     """
+    from hunterFormsBS import catalogue  # which reads configurations itself
+
+    beside: Mapping[str, Any] | None = None
+    if catalogue.is_remote(pathFilename):
+        pathFilename, beside = catalogue.fetch(cast(str, pathFilename))
     path = Path(pathFilename)
     file = WeightsFile(path)
     chosen, remarks = unwrap(file.content, path)
@@ -196,6 +203,10 @@ def from_checkpoint(
     if configuration is None:
         configuration, upstream_within = _configuration_within(file)
         upstream = upstream or upstream_within
+    if configuration is None and beside is None and (entry := catalogue.recognise(path)):
+        beside = entry.configuration
+    if configuration is None:
+        configuration = beside
     del file, chosen  # which keep the tensors
     family = recognise(original, None if upstream is None else check_upstream(upstream))
     whole = load_configuration(configuration)
