@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, Final, SupportsIndex, cast
@@ -148,6 +149,7 @@ def from_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     stems: Sequence[int] | None = None,
+    partial: bool = False,
     **overrides: Any,
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
@@ -174,6 +176,9 @@ def from_checkpoint(
         Of the model's parameters, whatever that of the file.
     stems : Sequence[int] | None = None
         Load only these heads, in this order. `None`: all.
+    partial : bool = False
+        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
+        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
     **overrides : Any
         Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
 
@@ -217,6 +222,10 @@ def from_checkpoint(
     state_dict = translate_state_dict(original)
     remarks += to_plain_keys(original)[1]
     inferred = infer_configuration(original).arguments
+    reshaped: dict[str, object] = {}
+    if partial:
+        changed = [name for name in given if name in inferred and not _agrees(name, given, inferred)]
+        reshaped = {name: given.pop(name) for name in changed if name not in BAND_ARGUMENTS}
     # What the keys leave open of value residuals and streams is as in the family of the keys, whatever the upstream.
     open_defaults = {name: recognise(original).defaults.get(name) for name in _OPEN}
     arguments, undetermined = _merge(
@@ -227,8 +236,12 @@ def from_checkpoint(
         arguments["num_stems"] = len(stems)
     if "stft_hop_length" in undetermined:
         arguments["stft_hop_length"] = min(512, _win_length(arguments) // 4)
-    with torch.device("meta"):  # the tensors of the file become its parameters
+    arguments |= reshaped
+    with torch.device("cpu" if partial else "meta"):  # the tensors of the file become its parameters
         model = _build(arguments)
+    if partial:
+        state_dict, remark = _take_what_fits(state_dict, model)
+        remarks.append(remark)
     if undetermined:
         values = ", ".join(f"{name}={to_plain_values(model.configuration[name])!r}" for name in undetermined)
         remarks.append(
@@ -248,6 +261,24 @@ def from_checkpoint(
     del original
     _load(model, state_dict, path)
     return model.to(device, dtype).eval()
+
+
+def _take_what_fits(state_dict: Mapping[str, Tensor], model: BandSplitRotator) -> tuple[dict[str, Tensor], str]:
+    """Return a whole state dict, of the tensors that fit and the model's own, and say which are which."""
+    own = model.state_dict()
+    fitting = {key for key, tensor in state_dict.items() if key in own and own[key].shape == tensor.shape}
+    if not fitting:
+        raise CheckpointError("no tensor of the checkpoint fits the model: pass other arguments, or build a new model")
+    parts = {"taken": fitting, "new": own.keys() - fitting, "left out": state_dict.keys() - fitting}
+    said = "; ".join(f"{name}: {_by_part(keys)}" for name, keys in parts.items())
+    whole = {key: state_dict[key] if key in fitting else tensor for key, tensor in own.items()}
+    return whole, f"of the tensors, by parts of the model, {said}"
+
+
+def _by_part(keys: Iterable[str]) -> str:
+    """Say how many of the keys are in each numbered part of a model."""
+    counts = Counter(".".join(key.split(".")[:2]) for key in sorted(keys))
+    return ", ".join(f"{printable(part, 120)} ({count})" for part, count in counts.items()) or "none"
 
 
 def _merge(
