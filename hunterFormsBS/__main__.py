@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +19,19 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.audioFile import SUBTYPES, probe_audio, read_audio, resample, writing_together
+from hunterFormsBS.audioFile import (
+    SUBTYPES,
+    AudioProperties,
+    Resampler,
+    probe_audio,
+    read_blocks,
+    writing_together,
+)
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
-from hunterFormsBS.separation import separate
+from hunterFormsBS.separation import separate_stream
 
 INTERRUPTED = 130  # What shells report for a program that SIGINT ended.
 
@@ -112,50 +121,106 @@ def _separate_all(options: Options) -> int:
 def _separate_one(
     options: Options, settings: Settings, model: BandSplitRotator, names: Sequence[str], path: Path
 ) -> None:
-    """Separate one song and write its stems."""
+    """Separate one song and write its stems, block by block: no song is ever in memory as a whole."""
     _check_outputs(options, path, names)
-    mixture, sample_rate = read_audio(path)
-    if mixture.shape[0] == 2 and not model.stereo:
-        raise ValueError(
-            f"{path} is stereo, but the model is mono: mix it down, for example with ffmpeg -i FILE -ac 1 mixture.wav"
-        )
+    properties = probe_audio(path)
     on_terminal = sys.stderr.isatty() and not options.quiet
     if on_terminal:
         print(path, file=sys.stderr)
-    song = resample(mixture, sample_rate, settings.sample_rate)
-    level = _level(song) if settings.normalize else None
-    stems = separate(
+    level = _level(_resampled(path, properties, settings.sample_rate)) if settings.normalize else None
+    rest = _Rest()
+    stems = separate_stream(
         model,
-        song if level is None else (song - level.mean) / level.deviation,
+        (
+            block if level is None else (block - level.mean) / level.deviation
+            for block in _resampled(path, properties, settings.sample_rate, rest)
+        ),
+        length=math.ceil(properties.length * settings.sample_rate / properties.sample_rate),
         dtype=DTYPES[options.dtype],
         progress=on_terminal,
+        tta=options.tta,
         **settings.sizes,
     )
-    if level is not None:
-        stems.mul_(level.deviation).add_(level.mean)
-    rest = mixture  # What is left of it once the stems are taken out, in the same memory.
+    written = _names_written(options, names)
     depth = cast("int", options.bit_depth)
-    with writing_together(options.output / path.stem, sample_rate, options.format, depth) as folder:
-
-        def write(name: str, audio: Tensor) -> None:
-            clipped = folder.write(name, audio)
-            if clipped:
+    with writing_together(options.output / path.stem, properties.sample_rate, options.format, depth) as folder:
+        files = {name: folder.open(name, properties.channels, properties.length) for name in written}
+        for converted in _converted(stems, settings.sample_rate, properties, rest):
+            if level is not None:
+                converted.mul_(level.deviation).add_(level.mean)
+            mixture = rest.take(converted.shape[-1])
+            for name, stem in zip(names, converted, strict=True):
+                files[name].write(stem)
+                mixture -= stem
+            if options.residual:
+                files[RESIDUAL].write(mixture)
+        for name, file in files.items():
+            if file.clipped:
                 _tell(
-                    f"warning: {clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
+                    f"warning: {file.clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
                     "--format wav --bit-depth 32 keeps them"
                 )
-
-        for name, stem in zip(names, stems, strict=True):
-            converted = resample(stem, settings.sample_rate, sample_rate, rest.shape[-1])
-            if rest.shape[0] == 1:
-                converted = converted.mean(dim=0, keepdim=True)  # A stereo model returns two channels for mono.
-            rest -= converted
-            write(name, converted)
-        if options.residual:
-            write(RESIDUAL, rest)
     if not options.quiet:
-        for name in _names_written(options, names):
+        for name in written:
             print(folder.path(name), flush=True)
+
+
+class _Rest:
+    """The part of a mixture whose stems are still to come, `(s, t)`."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._blocks: deque[Tensor] = deque()
+
+    def append(self, block: Tensor) -> None:
+        self.length += block.shape[-1]
+        self._blocks.append(block)
+
+    def take(self, count: int) -> Tensor:
+        """Return the next samples, which may be changed."""
+        taken: list[Tensor] = []
+        self.length -= count
+        while count:
+            block = self._blocks.popleft()
+            if block.shape[-1] > count:
+                self._blocks.appendleft(block[:, count:])
+            taken.append(block[:, :count])
+            count -= taken[-1].shape[-1]
+        return torch.cat(taken, dim=-1)
+
+
+def _resampled(
+    path: Path, properties: AudioProperties, sample_rate: int, rest: _Rest | None = None
+) -> Generator[Tensor]:
+    """Read a song block by block at another sample rate; what is read goes to `rest` as well."""
+    convert = Resampler(properties.sample_rate, sample_rate)
+    for block in read_blocks(path):
+        if rest is not None:
+            rest.append(block)
+        yield convert(block)
+    yield convert(torch.zeros(properties.channels, 0), last=True)
+
+
+def _converted(
+    stems: Iterable[Tensor], sample_rate: int, properties: AudioProperties, rest: _Rest
+) -> Generator[Tensor]:
+    """Give stems `(n, s, t)` the sample rate, the channels and the length of their mixture."""
+    converters: list[Resampler] = []
+    for block in stems:
+        if properties.channels == 1:
+            block = block.mean(dim=1, keepdim=True)  # A stereo model returns two channels for mono.
+        converters = converters or [Resampler(sample_rate, properties.sample_rate) for _ in block]
+        pieces = torch.stack([convert(stem) for convert, stem in zip(converters, block, strict=True)])
+        pieces = pieces[..., : rest.length]
+        if pieces.shape[-1]:
+            yield pieces
+    if sample_rate != properties.sample_rate:
+        nothing = torch.zeros(properties.channels, 0)
+        pieces = torch.stack([convert(nothing, last=True) for convert in converters])[..., : rest.length]
+        if pieces.shape[-1]:
+            yield pieces
+    if rest.length:
+        yield torch.zeros(len(converters), properties.channels, rest.length)
 
 
 class _Level(NamedTuple):
@@ -163,10 +228,20 @@ class _Level(NamedTuple):
     deviation: float
 
 
-def _level(song: Tensor) -> _Level | None:
-    """Return mean and standard deviation of the mono mix of a song `(s, t)`, or None for silence."""
-    mono = song.double().mean(dim=0)
-    level = _Level(float(mono.mean()), float(mono.std(correction=0)))
+def _level(blocks: Iterable[Tensor]) -> _Level | None:
+    """Return mean and standard deviation of the mono mix of a song, or None for silence."""
+    count, mean, squares = 0, 0.0, 0.0
+    for block in blocks:
+        mono = block.double().mean(dim=0)
+        if not len(mono):
+            continue
+        # Means and squares of two parts make those of both.
+        step = float(mono.mean()) - mean
+        share = len(mono) / (count + len(mono))
+        squares += float((mono - mono.mean()).square().sum()) + step * step * count * share
+        mean += step * share
+        count += len(mono)
+    level = _Level(mean, math.sqrt(squares / max(1, count)))
     return level if level.deviation > 1e-8 else None
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.installation import how_to_install
 
-FRAMES_PER_WRITE = 1 << 20
+FRAMES_PER_BLOCK = 1 << 18
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
 SUBTYPES: dict[tuple[str, int], str] = {
@@ -73,13 +73,25 @@ def probe_audio(pathFilename: Path) -> AudioProperties:
 
 
 def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
-    """Read a file that `probe_audio` accepts.
+    """Read a whole file that `probe_audio` accepts.
 
     Returns
     -------
     audio : Tensor
         `(s, t)`, float32, full scale at 1.
     sample_rate : int
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_blocks`.
+    """
+    sample_rate = probe_audio(pathFilename).sample_rate
+    return torch.cat(list(read_blocks(pathFilename)), dim=-1), sample_rate
+
+
+def read_blocks(pathFilename: Path, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
+    """Read a file that `probe_audio` accepts, block by block: `(s, t)`, float32, full scale at 1.
 
     Raises
     ------
@@ -90,21 +102,53 @@ def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
     """
     soundfile = _soundfile()
     probe_audio(pathFilename)
+    place = 0
     try:
-        samples, sample_rate = soundfile.read(str(pathFilename), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(pathFilename)) as file:
+            while len(samples := file.read(frames, dtype="float32", always_2d=True)):
+                audio = torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
+                _check_finite(audio, pathFilename, place, int(file.samplerate))
+                place += audio.shape[-1]
+                yield audio
     except soundfile.SoundFileError as error:
         raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
-    audio = torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
-    if audio.numel() == 0:
+    if not place:
         raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+
+
+def _check_finite(audio: Tensor, pathFilename: Path, place: int, sample_rate: int) -> None:
     finite = torch.isfinite(audio).all(dim=0)
     if not bool(finite.all()):
-        first = int(finite.logical_not().nonzero()[0])
+        first = place + int(finite.logical_not().nonzero()[0])
         raise ValueError(
             f"{pathFilename} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
             f"{first / sample_rate:.3f} s: repair or cut out those samples"
         )
-    return audio, int(sample_rate)
+
+
+class Resampler:
+    """Convert the sample rate of audio that comes in blocks.
+
+    Parameters
+    ----------
+    rate_from, rate_to : int
+        Sample rates in Hz.
+    """
+
+    def __init__(self, rate_from: int, rate_to: int) -> None:
+        self.rates = (rate_from, rate_to)
+        self._stream: Any = None
+
+    def __call__(self, block: Tensor, *, last: bool = False) -> Tensor:
+        """Return the samples that are ready, `(s, t')`, after a block `(s, t)`; after the last one all."""
+        if self.rates[0] == self.rates[1]:
+            return block
+        if self._stream is None:
+            self._stream = _soxr().ResampleStream(*self.rates, block.shape[0], dtype="float32", quality="VHQ")
+        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
+        frames = block.float().T.clone(memory_format=torch.contiguous_format)
+        converted = self._stream.resample_chunk(frames.numpy(), last=last)
+        return torch.as_tensor(converted).reshape(-1, block.shape[0]).T.contiguous()
 
 
 def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = None) -> Tensor:
@@ -128,13 +172,9 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
     if rate_from == rate_to and length == audio.shape[-1]:
         return audio
     if rate_from != rate_to:
-        try:
-            import soxr
-        except ImportError as error:
-            raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
         # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
         frames = audio.T.clone(memory_format=torch.contiguous_format)
-        converted = soxr.resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
+        converted = _soxr().resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
         audio = torch.as_tensor(converted).T.contiguous()
     return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
 
@@ -157,40 +197,51 @@ class AudioFolder:
         self.container = container
         self.bit_depth = bit_depth
         self.unfinished: dict[Path, Path] = {}
+        self.opened = ExitStack()
 
     def path(self, name: str) -> Path:
         """Return the file that a stem of this name gets."""
         return self.folder / f"{name}.{self.container}"
 
-    def write(self, name: str, audio: Tensor) -> int:
-        """Write audio `(s, t)` under a hidden name.
-
-        Returns
-        -------
-        clipped : int
-            How many values were beyond full scale and cut off, which 32-bit files never need.
-        """
-        soundfile = _soundfile()
-        audio = audio.float()
+    def open(self, name: str, channels: int, length: int) -> StemFile:
+        """Begin a file of some channels and about so many samples, under a hidden name."""
         path = self.path(name)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         self.unfinished[unfinished] = path
-        large = audio.numel() * self.bit_depth // 8 > BYTES_OF_RIFF
-        integer = SUBTYPES[self.container, self.bit_depth] != "FLOAT"
-        clipped = 0
-        with soundfile.SoundFile(
+        large = channels * length * self.bit_depth // 8 > BYTES_OF_RIFF
+        subtype = SUBTYPES[self.container, self.bit_depth]
+        file = _soundfile().SoundFile(
             str(unfinished),
             "w",
             samplerate=self.sample_rate,
-            channels=audio.shape[0],
-            subtype=SUBTYPES[self.container, self.bit_depth],
+            channels=channels,
+            subtype=subtype,
             format="RF64" if large and self.container == "wav" else self.container.upper(),
-        ) as file:
-            for start in range(0, audio.shape[-1], FRAMES_PER_WRITE):
-                samples = audio[:, start : start + FRAMES_PER_WRITE]
-                clipped += int((samples.abs() > 1).sum()) if integer else 0
-                file.write(samples.T.contiguous().numpy())
-        return clipped
+        )
+        self.opened.push(file.__exit__)
+        return StemFile(file, cuts_off=subtype != "FLOAT")
+
+    def write(self, name: str, audio: Tensor) -> int:
+        """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
+        file = self.open(name, *audio.shape)
+        for start in range(0, audio.shape[-1], FRAMES_PER_BLOCK):
+            file.write(audio[:, start : start + FRAMES_PER_BLOCK])
+        return file.clipped
+
+
+class StemFile:
+    """A file that is being written. `clipped` values of it were beyond full scale and cut off."""
+
+    def __init__(self, file: Any, *, cuts_off: bool) -> None:
+        self._file = file
+        self._cuts_off = cuts_off
+        self.clipped = 0
+
+    def write(self, block: Tensor) -> None:
+        """Write the next samples, `(s, t)`."""
+        block = block.float()
+        self.clipped += int((block.abs() > 1).sum()) if self._cuts_off else 0
+        self._file.write(block.T.contiguous().numpy())
 
 
 @contextmanager
@@ -210,7 +261,8 @@ def writing_together(
     folder.mkdir(parents=True, exist_ok=True)
     files = AudioFolder(folder, sample_rate, container, bit_depth)
     try:
-        yield files
+        with files.opened:
+            yield files
         for unfinished, path in files.unfinished.items():
             unfinished.replace(path)
     except BaseException:
@@ -219,6 +271,13 @@ def writing_together(
         if new and not any(folder.iterdir()):
             folder.rmdir()
         raise
+
+
+def _soxr() -> ModuleType:
+    try:
+        return import_module("soxr")
+    except ImportError as error:
+        raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
 
 
 def _soundfile() -> ModuleType:

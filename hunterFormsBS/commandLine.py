@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
@@ -53,7 +54,8 @@ class Options(argparse.Namespace):
     bit_depth: int | None
     overwrite: bool
     chunk_size: int | None
-    num_overlap: int | None
+    num_overlap: float | None
+    tta: bool
     batch_size: int | None
     device: str
     dtype: str
@@ -64,6 +66,16 @@ def _positive_integer(text: str) -> int:
     if re.fullmatch(r"0*[1-9]\d*", text):
         return int(text)
     raise argparse.ArgumentTypeError(f"must be an integer of at least 1, but is {text!r}")
+
+
+def _overlap(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, but is {text!r}")
+    return value
 
 
 def _names(text: str) -> list[str]:
@@ -125,8 +137,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = group.add_argument
     add("--chunk-size", type=_positive_integer, metavar="N", help="samples that the model sees at a time (352800)")
-    add("--num-overlap", type=_positive_integer, metavar="N", help="how many chunks cover each sample (2)")
+    add("--num-overlap", type=_overlap, metavar="X", help="how many chunks cover each sample, such as 4 or 1.25 (2)")
     add("--batch-size", type=_positive_integer, metavar="N", help="chunks that are computed together (1)")
+    add(
+        "--tta",
+        action="store_true",
+        help="average with the polarity inverted and the channels exchanged: three times as long",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="precision of the computation (default: float32)")
     return reader

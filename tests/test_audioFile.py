@@ -141,7 +141,7 @@ def test_the_same_rate_changes_nothing() -> None:
 def test_what_is_written_reads_back_within_the_bit_depth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, bit_depth: int, subtype: str, tolerance: float
 ) -> None:
-    monkeypatch.setattr(audioFile, "FRAMES_PER_WRITE", 1000)
+    monkeypatch.setattr(audioFile, "FRAMES_PER_BLOCK", 1000)
     audio = torch.cat([sine(440, RATE), sine(333, RATE) / 3])
     with writing_together(tmp_path, RATE, container, bit_depth) as folder:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         assert folder.write("tone", audio) == 0

@@ -428,17 +428,84 @@ def test_an_output_folder_that_cannot_be_written_is_one_line_before_the_model_is
     assert bench.loaded == []
 
 
-def test_a_stereo_song_for_a_mono_model_is_refused_with_the_remedy(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mono = bench.write("mono.wav", 2000, channels=1)
+def test_each_channel_of_a_stereo_song_goes_through_a_mono_model_by_itself(bench: Bench) -> None:
     bench.model.stereo = False
-    assert bench.run(bench.song, mono) == 1
-    line = capsys.readouterr().err
-    assert line.startswith(f"hunterFormsBS: error: {bench.song} is stereo, but the model is mono")
-    assert "-ac 1" in line
-    assert bench.written() == ["mono/other.wav", "mono/vocals.wav"]
-    assert bench.model.batches[0].shape[1] == 1
+    assert bench.run("--batch-size", 1) == 0
+    assert {batch.shape for batch in bench.model.batches} == {(2, 1, 1000)}
+    mixture, _ = read_audio(bench.song)
+    torch.testing.assert_close(read_audio(bench.output / "song" / "vocals.wav")[0], mixture / 2, rtol=0, atol=1e-6)
+
+
+class Lopsided(Model):
+    """Give each channel of each stem a level of its own, so that none stands for another."""
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        levels = torch.tensor([[0.5, 0.1], [0.2, 0.3]])
+        return super().__call__(audio)[:, :1] * 2 * levels[: self.num_stems, :, None]
+
+
+def test_a_mono_song_gets_the_mean_of_what_a_stereo_model_makes_of_it(bench: Bench) -> None:
+    bench.model = Lopsided()
+    song = bench.write("mono.wav", 5000, channels=1)
+    assert bench.run(song) == 0
+    mixture, _ = read_audio(song)
+    for name, level in (("vocals", 0.3), ("other", 0.25)):
+        stem, _ = read_audio(bench.output / "mono" / f"{name}.wav")
+        torch.testing.assert_close(stem, level * mixture, rtol=0, atol=1e-6)
+
+
+def test_stems_and_channels_are_not_exchanged_and_the_residual_is_the_rest(bench: Bench) -> None:
+    bench.model = Lopsided()
+    assert bench.run("--residual") == 0
+    mixture, _ = read_audio(bench.song)
+    levels = {"vocals": (0.5, 0.1), "other": (0.2, 0.3), "residual": (0.3, 0.6)}
+    for name, each in levels.items():
+        stem, _ = read_audio(bench.output / "song" / f"{name}.wav")
+        torch.testing.assert_close(stem, torch.tensor(each)[:, None] * mixture, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_numbered_stems_are_the_heads_of_those_numbers(bench: Bench, number: int) -> None:
+    assert bench.run("--stems", f"stem_{number}", configuration=False) == 0
+    assert bench.loaded[-1]["stems"] == [number - 1]
+    assert bench.written() == [f"song/stem_{number}.wav"]
+
+
+def test_a_sample_rate_that_the_model_section_alone_states_counts(bench: Bench) -> None:
+    bench.configuration.write_text("model: {num_stems: 2, sample_rate: 4000}\naudio: {chunk_size: 1000}\n")
+    assert bench.run() == 0
+    assert sum(len(batch) for batch in bench.model.batches) == 4  # of 2500 samples, one every 500
+
+
+def test_augmentation_and_fractions_of_overlap_reach_the_separation(bench: Bench) -> None:
+    assert bench.run("--num-overlap", "1.25", "--batch-size", 1, "--tta") == 0
+    assert len(bench.model.batches) == 3 * 6  # 5000 samples, one chunk of 1000 every 800
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process held")
+def test_memory_does_not_grow_with_the_length_of_a_song(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BandSplitRotator(dim=8, depth=1, stereo=True, num_stems=4, heads=1, dim_head=8, stft_hop_length=1024)
+    sections = {"training": {"instruments": list("abcd")}, "audio": {"chunk_size": 44100}}
+    save_checkpoint(tmp_path / "model.ckpt", model, configuration=sections)
+    held = []
+    for minutes in (1, 8):
+        block = np.random.default_rng(0).uniform(-0.5, 0.5, (48000 * 60, 2)).astype("float32")
+        with soundfile.SoundFile(tmp_path / f"{minutes}.flac", "w", 48000, 2) as file:
+            for _ in range(minutes):
+                file.write(block)
+        command = (
+            "import re, sys; from hunterFormsBS.__main__ import main; status = main(sys.argv[1:])\n"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(status)"
+        )
+        arguments = [tmp_path / f"{minutes}.flac", "--checkpoint", tmp_path / "model.ckpt", "--residual", "--quiet"]
+        arguments += ["--output", tmp_path / "out", "--num-overlap", 1, "--format", "flac"]
+        done = subprocess.run(
+            [sys.executable, "-c", command, *map(str, arguments)], capture_output=True, text=True, check=True
+        )
+        held.append(int(done.stdout.split()[-1]))
+    assert held[1] < 1.05 * held[0]
 
 
 def interrupted_after(count: int, error: BaseException) -> Callable[..., None]:
