@@ -8,18 +8,21 @@ import re
 import signal
 import sys
 import tempfile
+import unicodedata
 import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS import catalogue
 from hunterFormsBS.audioFile import (
+    AUDIO_SUFFIXES,
     SUBTYPES,
     AudioProperties,
     Resampler,
@@ -28,10 +31,14 @@ from hunterFormsBS.audioFile import (
     writing_together,
 )
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration
+from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint
+from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
 from hunterFormsBS.separation import separate_stream
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file, in the file systems that people have."""
 
 INTERRUPTED = 130  # What shells report for a program that SIGINT ended.
 
@@ -100,12 +107,20 @@ def _separate_all(options: Options) -> int:
     if (options.format, options.bit_depth) not in SUBTYPES:
         raise UsageError(f"--format {options.format} has no --bit-depth {options.bit_depth}: use 16 or 24")
     device = _device(options.device)
-    settings = _settings(options, _configuration(options))
+    configuration = _configuration(options)
+    settings = _settings(options, configuration)
     stems = _stem_indices(options, settings.names)
+    options.mixtures = _found(options)
     _check_folder_names(options)
+    names: Sequence[str] = options.stems or settings.names
+    _check_stem_names(options, names)
+    if options.skip_existing and names:
+        waiting = [path for path in options.mixtures if not all(map(Path.exists, _files(options, path, names)))]
+        if not waiting:
+            return 0
+        options.mixtures = waiting
 
     mixtures = _those_that_succeed(options.mixtures, probe_audio)
-    names: Sequence[str] = options.stems or settings.names
     mixtures = _those_that_succeed(mixtures, lambda path: _check_outputs(options, path, names))
     if not mixtures:
         return 1
@@ -143,7 +158,7 @@ def _separate_one(
     )
     written = _names_written(options, names)
     depth = cast("int", options.bit_depth)
-    with writing_together(options.output / path.stem, properties.sample_rate, options.format, depth) as folder:
+    with writing_together(_folder(options, path), properties.sample_rate, options.format, depth) as folder:
         files = {name: folder.open(name, properties.channels, properties.length) for name in written}
         for converted in _converted(stems, settings.sample_rate, properties, rest):
             if level is not None:
@@ -246,11 +261,20 @@ def _level(blocks: Iterable[Tensor]) -> _Level | None:
 
 
 def _configuration(options: Options) -> Mapping[str, Any]:
-    """Return the configuration file, or else the configuration within the checkpoint, or else nothing."""
+    """Return the configuration: of the file, or of the catalogue, or within the checkpoint, or nothing.
+
+    A checkpoint that is a name is fetched, and its file takes the place of the name.
+    """
+    if catalogue.is_remote(str(options.checkpoint)):
+        path, beside = catalogue.fetch(str(options.checkpoint))
+        options.checkpoint = path
+        options.configuration = options.configuration or beside
     with options.checkpoint.open("rb"):
         pass
     if options.configuration is not None:
-        return read_configuration(options.configuration)
+        return load_configuration(options.configuration)
+    if entry := catalogue.recognise(options.checkpoint):
+        return entry.configuration
     # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
     content = read_file(options.checkpoint, "meta") if zipfile.is_zipfile(options.checkpoint) else None
     if not isinstance(content, Mapping):
@@ -341,27 +365,89 @@ def _names_written(options: Options, names: Sequence[str]) -> list[str]:
     return [*names, RESIDUAL] if options.residual else [*names]
 
 
+def _folder(options: Options, path: Path) -> Path:
+    """Return the folder of a song's stems, which is below the output folder whatever the song is called."""
+    name = path.stem if path.stem.strip(". ") else "_"
+    return options.output / options.folders.get(path, Path()) / name
+
+
+def _found(options: Options) -> list[Path]:
+    """Return the songs that the arguments name: files, each once, and all audio files below folders."""
+    found: dict[Path, None] = {}
+    seen: set[Path] = set()
+    for given in options.mixtures:
+        below = sorted(path for path in given.rglob("*") if _is_audio(path)) if given.is_dir() else [given]
+        if not below:
+            raise UsageError(f"{given} is a folder without audio files: pass files, or another folder")
+        for path in below:
+            if (whole := path.resolve()) in seen:
+                continue
+            seen.add(whole)
+            found[path] = None
+            if given.is_dir():
+                options.folders[path] = path.parent.relative_to(given)
+    return list(found)
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _alike(name: object) -> str:
+    """Return what names have in common that some file systems take for one."""
+    return unicodedata.normalize("NFC", str(name)).casefold()
+
+
 def _check_folder_names(options: Options) -> None:
     """Raise if two songs would be written to the same folder."""
     seen: dict[str, Path] = {}
     for path in options.mixtures:
-        other = seen.setdefault(os.path.normcase(path.stem), path)
+        folder = _folder(options, path)
+        other = seen.setdefault(_alike(folder), path)
         if other is not path:
             raise UsageError(
-                f"{other} and {path} would both be written to {options.output / path.stem}: "
+                f"{other} and {path} would both be written to {folder}: "
                 "separate them in two calls with different --output"
             )
 
 
+def _check_stem_names(options: Options, names: Sequence[str]) -> None:
+    """Raise if two stems of a song would be one file."""
+    seen: set[str] = set()
+    for name in _names_written(options, names):
+        if _alike(name) in seen:
+            raise UsageError(
+                f"two stems would be written as {name}.{options.format}: give the stems of the configuration "
+                "different names, or ask for one of them with --stems"
+            )
+        seen.add(_alike(name))
+
+
 def _check_outputs(options: Options, path: Path, names: Sequence[str]) -> None:
     """Raise if the folder of this song cannot be one, or if a stem exists and may not be replaced."""
-    folder = options.output / path.stem
+    folder = _folder(options, path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file where the folder of the stems would be: move it away")
-    files = [folder / f"{name}.{options.format}" for name in _names_written(options, names)]
+    files = _files(options, path, names)
+    for file in files:
+        for part in (folder.name, f".{file.name}.{os.getpid()}.unfinished"):
+            if len(os.fsencode(part)) > LONGEST_NAME:
+                raise ValueError(
+                    f"{part} is a name of {len(os.fsencode(part))} bytes, and file systems take {LONGEST_NAME}: "
+                    "rename the song, or the stems in the configuration"
+                )
+        if file.exists() and file.samefile(path):
+            raise ValueError(f"{path} would be replaced by a stem of itself: pass another --output")
+    folders = [str(file) for file in files if file.is_dir()]
+    if folders:
+        raise IsADirectoryError(f"{', '.join(folders)} is a folder where a stem would be: move it away")
     existing = [str(file) for file in files if file.exists()]
     if existing and not options.overwrite:
         raise ValueError(f"{', '.join(existing)} exists: pass --overwrite to replace it, or another --output")
+
+
+def _files(options: Options, path: Path, names: Sequence[str]) -> list[Path]:
+    return [_folder(options, path) / f"{name}.{options.format}" for name in _names_written(options, names)]
 
 
 @contextmanager
@@ -427,7 +513,20 @@ def _one_line_warnings() -> Generator[None]:
         yield
 
 
-if __name__ == "__main__":
-    # So that what is being written is removed; 143 is what shells report for a program that SIGTERM ended.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+def run() -> NoReturn:
+    """Be the program of this process."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        # What is being written is removed, and another signal does not come between.
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)  # what shells report for a program that a signal ended
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for each in signals:
+        signal.signal(each, end)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -19,6 +19,11 @@ from hunterFormsBS.installation import how_to_install
 FRAMES_PER_BLOCK = 1 << 18
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
+AUDIO_SUFFIXES = frozenset(
+    {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+)
+"""Files that are taken from folders."""
+
 SUBTYPES: dict[tuple[str, int], str] = {
     ("wav", 16): "PCM_16",
     ("wav", 24): "PCM_24",

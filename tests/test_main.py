@@ -296,7 +296,6 @@ def test_bad_files_are_named_in_one_line_each_and_the_others_are_separated(
         text: "is not audio",
         empty: "is empty",
         missing: "No such file or directory",
-        bench.folder: "is a folder",
         surround: "has 3 channels",
         poisoned: "has NaN or infinity at 9 samples",
     }
@@ -480,6 +479,105 @@ def test_a_sample_rate_that_the_model_section_alone_states_counts(bench: Bench) 
 def test_augmentation_and_fractions_of_overlap_reach_the_separation(bench: Bench) -> None:
     assert bench.run("--num-overlap", "1.25", "--batch-size", 1, "--tta") == 0
     assert len(bench.model.batches) == 3 * 6  # 5000 samples, one chunk of 1000 every 800
+
+
+def test_folders_are_searched_and_their_tree_is_kept(bench: Bench) -> None:
+    (bench.folder / "album" / "disc 1").mkdir(parents=True)
+    for name in ("album/a.wav", "album/disc 1/a.wav", "album/disc 1/.hidden.wav"):
+        bench.write(name, 2000)
+    (bench.folder / "album" / "cover.jpg").write_bytes(b"x")
+    album = bench.folder / "album"
+    assert bench.run(album, album / "a.wav", album / "disc 1" / ".." / "a.wav", "--stems", "vocals") == 0
+    assert bench.written() == ["a/vocals.wav", "disc 1/a/vocals.wav"]
+
+
+def test_a_folder_without_audio_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "empty").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        bench.run(bench.folder / "empty")
+    assert "is a folder without audio files" in capsys.readouterr().err
+
+
+def test_songs_whose_stems_all_exist_are_left_out_when_asked(bench: Bench) -> None:
+    other = bench.write("second.wav", 2000)
+    assert bench.run() == 0
+    before = (bench.output / "song" / "vocals.wav").stat().st_mtime_ns
+    assert bench.run(bench.song, other, "--skip-existing") == 0
+    assert len(bench.written()) == 4
+    assert (bench.output / "song" / "vocals.wav").stat().st_mtime_ns == before
+    bench.loaded.clear()
+    assert bench.run(bench.song, other, "--skip-existing") == 0
+    assert bench.loaded == []
+
+
+@pytest.mark.parametrize(
+    ("instruments", "residual"),
+    [
+        ("[vocals, vocals]", False),
+        ("[a/b, 'a:b']", False),
+        ("['', '']", False),
+        ("[a., a]", False),
+        ("[Vocals, vocals]", False),
+        ("['caf\\u00e9', 'cafe\\u0301']", False),
+        ("[vocals, Residual]", True),
+    ],
+)
+def test_stems_of_one_file_name_are_refused_before_the_model_is_loaded(
+    instruments: str, residual: bool, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIGURATION.replace("[vocals, other]", instruments.replace("'caf", '"caf').replace("e9'", 'e9"'))
+    bench.configuration.write_text(text.replace("0301'", '0301"'))
+    with pytest.raises(SystemExit, match="2"):
+        bench.run(*(["--residual"] if residual else []))
+    assert re.search("two stems would be written as|would overwrite", capsys.readouterr().err)
+    assert bench.loaded == []
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize("name", ["...wav", "..wav", ". .wav"])
+def test_a_song_of_any_name_stays_below_the_output_folder(name: str, bench: Bench) -> None:
+    song = bench.write("x.wav", 2000).rename(bench.folder / name)
+    before = {path for path in bench.folder.rglob("*") if path.is_file()}
+    assert bench.run(song, "--stems", "vocals") == 0
+    new = {path for path in bench.folder.rglob("*") if path.is_file()} - before
+    assert [path.relative_to(bench.output).parts[-1] for path in new] == ["vocals.wav"]
+    assert all(len(path.relative_to(bench.output).parts) == 2 for path in new)
+
+
+def test_names_that_no_file_system_takes_are_found_before_the_model_is_loaded(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.configuration.write_text(CONFIGURATION.replace("vocals", "v" * 250))
+    assert bench.run() == 1
+    assert "and file systems take 255: rename" in capsys.readouterr().err
+    assert bench.loaded == []
+
+
+def test_a_song_is_never_replaced_by_its_own_stem(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    song = bench.folder / "out" / "vocals" / "vocals.wav"
+    song.parent.mkdir(parents=True)
+    content = bench.song.read_bytes()
+    song.write_bytes(content)
+    assert bench.run(song, "--overwrite") == 1
+    assert "would be replaced by a stem of itself" in capsys.readouterr().err
+    assert song.read_bytes() == content
+
+
+def test_a_folder_where_a_stem_would_be_is_found_before_the_separation(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.output / "song" / "other.wav").mkdir(parents=True)
+    assert bench.run("--overwrite") == 1
+    assert "is a folder where a stem would be" in capsys.readouterr().err
+    assert bench.loaded == []
+
+
+@pytest.mark.parametrize("argument", ["--version", "--list-models"])
+def test_what_only_prints_needs_nothing_else(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([argument])
+    printed = capsys.readouterr().out
+    assert re.search(r"^hunterFormsBS \d+\.\d+|^bs_roformer-unwa-revive\t", printed, re.MULTILINE)
 
 
 @pytest.mark.slow
