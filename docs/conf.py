@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
-from summaries import catalogue, with_summary
+from summaries import catalogue, options, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -113,7 +113,9 @@ def draw_pictures(app: Sphinx) -> None:
 
 
 def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
-    """Begin reference pages with tables of what is on them, and put the table of checkpoints where it belongs."""
+    """Put the tables that are made from the package on the pages where they belong."""
+    if docname == "commandLine":
+        source[0] = source[0].replace("<!-- options -->", options())
     if docname == "catalogue":
         source[0] = source[0].replace("<!-- catalogue -->", catalogue())
     if docname.startswith("reference/"):

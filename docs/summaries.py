@@ -49,3 +49,25 @@ def catalogue() -> str:
         place = f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "elsewhere"
         rows.append(f"| `{name}` | {stems} | {place} | {round(entry.size / 1e6) or ''} |")
     return "\n".join(rows)
+
+
+def options() -> str:
+    """Return the tables of the options of the command line, made from its parser."""
+    from hunterFormsBS.commandLine import parser
+
+    lines: list[str] = []
+    for group in parser()._action_groups:
+        actions = [action for action in group._group_actions if action.help and action.dest != "help"]
+        if not actions:
+            continue
+        titles = {"positional arguments": "Songs", "options": "Files"}
+        title = titles.get(group.title or "", (group.title or "").capitalize())
+        lines += [f"### {title}", "", *([group.description, ""] if group.description else [])]
+        lines += ["| Option | What it does |", "|---|---|"]
+        for action in actions:
+            name = ", ".join(f"`{option}`" for option in action.option_strings) or f"`{action.metavar}`"
+            value = action.metavar or " / ".join(map(str, action.choices or ()))
+            shown = f" `{value}`" if value and action.option_strings and action.nargs != 0 else ""
+            lines.append(f"| {name}{shown} | {action.help} |")
+        lines.append("")
+    return "\n".join(lines)

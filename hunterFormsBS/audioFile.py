@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.ffmpeg import AudioProperties as AudioProperties
+from hunterFormsBS.ffmpeg import decode_with_ffmpeg, has_ffmpeg, probe_with_ffmpeg
 from hunterFormsBS.installation import how_to_install
 
 FRAMES_PER_BLOCK = 1 << 18
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
+LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz
+SHORT_BY = 0.1
+"""Seconds that a file may lack without a word: encoders round."""
+
 AUDIO_SUFFIXES = frozenset(
     {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+    | {".aac", ".ac3", ".alac", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma", ".wv"}
 )
 """Files that are taken from folders."""
 
@@ -32,14 +40,6 @@ SUBTYPES: dict[tuple[str, int], str] = {
     ("flac", 24): "PCM_24",
 }
 """How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
-
-
-class AudioProperties(NamedTuple):
-    """What the header of an audio file says."""
-
-    length: int
-    sample_rate: int
-    channels: int
 
 
 def probe_audio(pathFilename: Path) -> AudioProperties:
@@ -60,13 +60,22 @@ def probe_audio(pathFilename: Path) -> AudioProperties:
             raise ValueError(f"{pathFilename} is empty (0 bytes): copy or download it again")
     try:
         header = soundfile.info(str(pathFilename))
+        properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
     # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
     except (soundfile.SoundFileError, TypeError) as error:
+        probed = probe_with_ffmpeg(pathFilename)
+        if probed is None:
+            raise ValueError(
+                f"{pathFilename} is not audio that libsndfile reads{'' if has_ffmpeg() else ', and PyAV is not here'}: "
+                f"{'convert it' if has_ffmpeg() else how_to_install('av') + ' reads all that FFmpeg does'}, or for "
+                "example ffmpeg -i FILE mixture.wav"
+            ) from error
+        properties = probed
+    if not LOWEST_RATE <= properties.sample_rate <= HIGHEST_RATE:
         raise ValueError(
-            f"{pathFilename} is not audio that libsndfile reads: convert it, "
-            "for example with ffmpeg -i FILE mixture.wav"
-        ) from error
-    properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
+            f"{pathFilename} says that it has {properties.sample_rate} samples a second, and audio has "
+            f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is no music"
+        )
     if properties.length < 1:
         raise ValueError(f"{pathFilename} holds no samples: record or export it again")
     if properties.channels > 2:
@@ -105,20 +114,36 @@ def read_blocks(pathFilename: Path, frames: int = FRAMES_PER_BLOCK) -> Iterator[
     ValueError
         If it cannot be decoded, or has samples that are not finite.
     """
-    soundfile = _soundfile()
-    probe_audio(pathFilename)
+    properties = probe_audio(pathFilename)
     place = 0
-    try:
-        with soundfile.SoundFile(str(pathFilename)) as file:
-            while len(samples := file.read(frames, dtype="float32", always_2d=True)):
-                audio = torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
-                _check_finite(audio, pathFilename, place, int(file.samplerate))
-                place += audio.shape[-1]
-                yield audio
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
+    for audio in _decoded(pathFilename, frames):
+        _check_finite(audio, pathFilename, place, properties.sample_rate)
+        place += audio.shape[-1]
+        yield audio
+    missing = properties.length - place
+    if place and missing > properties.sample_rate * SHORT_BY:
+        warnings.warn(
+            f"{pathFilename} ends after {place / properties.sample_rate:.1f} s, and its header says "
+            f"{properties.length / properties.sample_rate:.1f} s: was it copied or downloaded whole?",
+            stacklevel=2,
+        )
     if not place:
         raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+
+
+def _decoded(pathFilename: Path, frames: int) -> Iterator[Tensor]:
+    soundfile = _soundfile()
+    try:
+        file = soundfile.SoundFile(str(pathFilename))
+    except (soundfile.SoundFileError, TypeError):
+        yield from decode_with_ffmpeg(pathFilename, frames)
+        return
+    try:
+        with file:
+            while len(samples := file.read(frames, dtype="float32", always_2d=True)):
+                yield torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
 
 
 def _check_finite(audio: Tensor, pathFilename: Path, place: int, sample_rate: int) -> None:

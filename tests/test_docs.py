@@ -167,6 +167,7 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "checks",
         "commandLine",
         "estimates",
+        "ffmpeg",
         "installation",
         "kernels",
         "overlapAdd",
