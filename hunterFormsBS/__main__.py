@@ -112,6 +112,7 @@ def _separate_all(options: Options) -> int:
     settings = _settings(options, configuration)
     stems = _stem_indices(options, settings.names)
     options.mixtures = _found(options)
+    options.inputs = {_identity(path): path for path in options.mixtures if path.exists()}
     _check_folder_names(options)
     names: Sequence[str] = options.stems or settings.names
     _check_stem_names(options, names)
@@ -390,6 +391,12 @@ def _found(options: Options) -> list[Path]:
     return list(found)
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from all others, whatever its names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _is_audio(path: Path) -> bool:
     return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
 
@@ -437,8 +444,8 @@ def _check_outputs(options: Options, path: Path, names: Sequence[str]) -> None:
                     f"{part} is a name of {len(os.fsencode(part))} bytes, and file systems take {LONGEST_NAME}: "
                     "rename the song, or the stems in the configuration"
                 )
-        if file.exists() and file.samefile(path):
-            raise ValueError(f"{path} would be replaced by a stem of itself: pass another --output")
+        if file.exists() and (song := options.inputs.get(_identity(file))) is not None:
+            raise ValueError(f"{song} would be replaced by a stem of {path}: pass another --output")
     folders = [str(file) for file in files if file.is_dir()]
     if folders:
         raise IsADirectoryError(f"{', '.join(folders)} is a folder where a stem would be: move it away")
@@ -523,7 +530,9 @@ def run() -> NoReturn:
             signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)  # what shells report for a program that a signal ended
 
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    named = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What is ignored from the start stays so: nohup relies on it.
+    signals = [each for each in named if signal.getsignal(each) is not signal.SIG_IGN]
     for each in signals:
         signal.signal(each, end)
     sys.exit(main())

@@ -51,6 +51,8 @@ class Options(argparse.Namespace):
     mixtures: list[Path]
     folders: dict[Path, Path]
     """For each song that was found in a folder, its place below that."""
+    inputs: dict[tuple[int, int], Path]
+    """All songs, by what tells their files apart."""
     checkpoint: Path
     configuration: Path | Mapping[str, Any] | None
     upstream: Upstream | None

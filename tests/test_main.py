@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -427,6 +428,51 @@ def test_an_output_folder_that_cannot_be_written_is_one_line_before_the_model_is
     assert bench.loaded == []
 
 
+def test_an_output_folder_that_takes_no_files_is_found_before_the_model_is_loaded(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**keywords: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(keywords["dir"]))
+
+    # Not by permissions, which do not stop an administrator.
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert bench.run() == 1
+    assert capsys.readouterr().err == f"hunterFormsBS: error: {bench.output}: Permission denied\n"
+    assert bench.loaded == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no hang-ups")
+@pytest.mark.parametrize("ignored", [True, False])
+def test_hang_ups_end_the_program_unless_they_are_ignored_from_the_start(
+    ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+
+    def hang_up() -> int:
+        handler = signal.getsignal(signal.SIGHUP)
+        if ignored:
+            found.append(handler is signal.SIG_IGN)
+            return 0
+        with pytest.raises(SystemExit, match="129"):
+            signal.raise_signal(signal.SIGHUP)
+        # While what was being written is removed, another one does nothing.
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        found.append(True)
+        return 0
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGTERM)}
+    monkeypatch.setattr(program, "main", hang_up)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        with pytest.raises(SystemExit, match="0"):
+            program.run()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert found == [True]
+
+
 def test_each_channel_of_a_stereo_song_goes_through_a_mono_model_by_itself(bench: Bench) -> None:
     bench.model.stereo = False
     assert bench.run("--batch-size", 1) == 0
@@ -559,8 +605,19 @@ def test_a_song_is_never_replaced_by_its_own_stem(bench: Bench, capsys: pytest.C
     content = bench.song.read_bytes()
     song.write_bytes(content)
     assert bench.run(song, "--overwrite") == 1
-    assert "would be replaced by a stem of itself" in capsys.readouterr().err
+    assert f"{song} would be replaced by a stem of {song}" in capsys.readouterr().err
     assert song.read_bytes() == content
+
+
+def test_a_song_is_never_replaced_by_a_stem_of_another(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    other = bench.output / "song" / "vocals.wav"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bench.write("other.wav", 700).read_bytes())
+    content = other.read_bytes()
+    assert bench.run(bench.song, other, "--overwrite") == 1
+    assert f"{other} would be replaced by a stem of {bench.song}" in capsys.readouterr().err
+    assert other.read_bytes() == content
+    assert bench.written() == ["song/vocals.wav", "vocals/other.wav", "vocals/vocals.wav"]
 
 
 def test_a_folder_where_a_stem_would_be_is_found_before_the_separation(
