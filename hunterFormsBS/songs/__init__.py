@@ -1,0 +1,1 @@
+"""Files of songs: found, read, resampled, separated and written, many of them; what the command line is made of."""
