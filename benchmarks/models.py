@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.installation import how_to_install
 
 Layout = Literal["bs", "mel"]
 Package = Literal["hunterFormsBS", "BS-RoFormer", "pymss-core"]
@@ -98,8 +99,8 @@ def require(packages: Iterable[Package]) -> None:
     packages = list(packages)
     if missing := sorted(set(packages) - set(installed(packages))):
         raise ImportError(
-            f"The benchmark compares with {', '.join(missing)}, not installed here. Install: pip install "
-            '"hunterFormsBS[bench]", or name the packages to compare with --packages.'
+            f"The benchmark compares with {', '.join(missing)}, not installed here. Install: "
+            f"{how_to_install('bench')}, or name the packages to compare with --packages."
         )
 
 

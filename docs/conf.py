@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tomllib
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
+from summaries import catalogue, options, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
 with (Path(__file__).parent.parent / "pyproject.toml").open("rb") as file:
     release = tomllib.load(file)["project"]["version"]
 version = release
+copyright = author
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"hunterFormsBS {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "source_repository": "https://github.com/hunterhogan/hunterFormsBS",
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "footer_icons": [
+        {"name": "The repository", "url": "https://github.com/hunterhogan/hunterFormsBS", "html": "Repository"}
+    ],
+}
 
 # Docstrings mark code by single backticks. What names something on this site becomes a link to it.
 default_role = "py:obj"
@@ -32,18 +54,51 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!hunterFormsBS\.).*"),
     (r"py:class", r"hunterFormsBS\.(kernels\.(seam|fft)|blocks\.recompute)\.(P|R|Method)"),
 ]
+# Messages and options stand as they are.
+smartquotes = False
+myst_enable_extensions = ["attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+# Outputs are not to be copied.
+copybutton_selector = "div:not(.highlight-output):not(.highlight-text) > div.highlight > pre"
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 numpydoc_show_class_members = False
+autosummary_generate = False
 
 linkcheck_timeout = 20
 # These answer browsers only.
 linkcheck_ignore = [r"https://doi\.org/.*", r"https://openreview\.net/.*"]
+
+
+class Shown:
+    """Stands for a default, and prints as a reader wants it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def readable(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return the parameter with a default that prints by its name, or as constructors here print theirs."""
+    if type(parameter) is not inspect.Parameter and parameter.default is not parameter.empty:
+        return parameter.replace(default=Shown(str(parameter).rpartition(" = ")[2]))
+    if callable(parameter.default) and parameter.default is not parameter.empty:
+        module = getattr(parameter.default, "__module__", None) or "torch"
+        return parameter.replace(default=Shown(f"{module}.{parameter.default.__name__}"))
+    return parameter
+
+
+def show_defaults(_app: Sphinx, method: Any, _bound_method: bool) -> None:
+    """Replace the signature of a function by one whose defaults are readable."""
+    function = getattr(method, "__func__", method)
+    if inspect.isfunction(function):
+        signature = inspect.signature(function, follow_wrapped=False)
+        function.__signature__ = signature.replace(parameters=[readable(one) for one in signature.parameters.values()])
 
 
 def draw_pictures(app: Sphinx) -> None:
@@ -57,6 +112,18 @@ def draw_pictures(app: Sphinx) -> None:
         run_python(Path(app.srcdir) / "layouts.md")
 
 
+def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the tables that are made from the package on the pages where they belong."""
+    if docname == "commandLine":
+        source[0] = source[0].replace("<!-- options -->", options())
+    if docname == "catalogue":
+        source[0] = source[0].replace("<!-- catalogue -->", catalogue())
+    if docname.startswith("reference/"):
+        source[0] = with_summary(source[0])
+
+
 def setup(app: Sphinx) -> None:
-    """Have the pictures drawn before anything is read."""
+    """Have the pictures drawn before anything is read, and signatures shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
+    app.connect("source-read", add_summary)
+    app.connect("autodoc-before-process-signature", show_defaults)

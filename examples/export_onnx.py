@@ -7,7 +7,7 @@ ONNX has no complex numbers and no inverse short-time Fourier transform to speak
 the two transforms: `spectrum`, `(b, s, f, t, c)`, goes in and `spectra`, `(b, n, s, f, t, c)`, come out, any number of
 items and frames. What the transforms need to know is in the file's metadata.
 
-Needs `pip install "hunterFormsBS[export,separation]"`.
+Needs `python -m pip install -e ".[export,separation]"`.
 """
 
 from __future__ import annotations
@@ -162,4 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import logging
+
+    from endings import run
+
+    # It says which packages it does without.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    run(main)

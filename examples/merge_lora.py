@@ -4,7 +4,7 @@
 
 What it writes needs no other file: `python -m hunterFormsBS SONG --checkpoint better.ckpt --output DIR`.
 
-Needs `pip install "hunterFormsBS[separation,lora]"`.
+Needs `python -m pip install -e ".[separation,lora]"`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     for name in ("model", "upstream"):
         sections.pop(name, None)
     save_checkpoint(arguments.output, merged, configuration=sections)
+    print(f"{arguments.output}: {arguments.checkpoint} with {arguments.lora} merged into it")
 
 
 def sections_within(checkpoint: Path) -> dict[str, Any]:
@@ -43,4 +44,6 @@ def sections_within(checkpoint: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.plot import plot_separation
 from hunterFormsBS.separation import separate
 
 SAMPLE_RATE = 44100
@@ -121,31 +124,6 @@ def train(
     model.eval()
 
 
-def draw(pathFilename: Path, mixture: Tensor, stems: Tensor, estimates: Tensor) -> None:
-    """Draw spectrograms: the mixture on top, then the stems on the left and their estimates on the right."""
-    n_fft, hop_length = 4096, 1024
-    kilohertz = torch.linspace(0, SAMPLE_RATE / 2000, n_fft // 2 + 1)[3:]  # from 32 Hz: a logarithm has no 0
-    pictures = [("mixture", mixture), ("sum of the estimates", estimates.sum(0))]
-    for name, stem, estimate in zip(STEMS, stems, estimates, strict=True):
-        pictures += [(f"{name}, true", stem), (f"{name}, estimate", estimate)]
-
-    figure = Figure(figsize=(13, 15), layout="constrained")
-    axes = figure.subplots(5, 2, sharex=True, sharey=True)
-    for place, (title, audio) in zip(axes.flat, pictures, strict=True):
-        spectrum = torch.stft(audio, n_fft, hop_length, window=torch.hann_window(n_fft), return_complex=True)[:, 3:]
-        power = spectrum.abs().square().mean(0) / (n_fft / 4) ** 2  # 1 for a sine of full scale
-        decibels = 10 * power.clamp_min(1e-12).log10()
-        seconds = torch.arange(power.shape[-1]) * (hop_length / SAMPLE_RATE)
-        grid = seconds.numpy(), kilohertz.numpy(), decibels.numpy()
-        image = place.pcolormesh(*grid, vmin=-90, vmax=-10, cmap="magma", shading="nearest")
-        place.set(title=title, yscale="log")
-        place.yaxis.set_major_formatter("{x:g}")
-    figure.supxlabel("time (s)")
-    figure.supylabel("frequency (kHz)")
-    figure.colorbar(image, ax=axes, label="power in dB, 0 for a sine of full scale", aspect=60, pad=0.01)
-    figure.savefig(pathFilename, dpi=100)
-
-
 def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
     """Return a table of what the estimates score, and what silence and the mixture score in their place."""
     scores = signal_to_distortion(stems, estimates)
@@ -155,6 +133,14 @@ def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
         levels = f"{estimate.abs().max():8.3f} {estimate.square().mean().sqrt():8.4f} {estimate.mean():8.5f}"
         lines.append(f"{name:12} {0:7.2f} {plain:8.2f} {score:9.2f}  |{levels}")
     return "\n".join([*lines, f"{'mean':12} {0:7.2f} {untouched.mean():8.2f} {scores.mean():9.2f}  |"])
+
+
+def interpreter() -> str:
+    """Return how a shell calls the Python that runs this."""
+    found = shutil.which("python")
+    if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+        return "python"
+    return os.path.relpath(sys.executable)
 
 
 def main() -> None:
@@ -191,10 +177,15 @@ def main() -> None:
 
     for name, audio in [("mixture", mixture), *zip(STEMS, estimates, strict=True)]:
         soundfile.write(options.output / f"{name}.wav", audio.T.numpy(), SAMPLE_RATE, subtype="FLOAT")
-    draw(options.output / "spectrograms.png", mixture, stems, estimates)
+    figure = Figure(figsize=(17, 7), layout="constrained")
+    plot_separation(mixture, estimates, truth=stems, names=STEMS, sample_rate=SAMPLE_RATE, figure=figure)
+    figure.savefig(options.output / "spectrograms.png", dpi=100)
     print(f"Stems and spectrograms.png are in {options.output}. The same stems from the command line:")
-    print(f"python -m hunterFormsBS {options.output}/mixture.wav --checkpoint {checkpoint} --output {options.output}")
+    command = f"-m hunterFormsBS {options.output}/mixture.wav --checkpoint {checkpoint} --output {options.output}"
+    print(f"{interpreter()} {command}")
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

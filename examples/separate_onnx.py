@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf, NoSuchFile
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -183,9 +185,16 @@ def write_wav(pathFilename: Path, audio: Array, sample_rate: int) -> None:
     pathFilename.write_bytes(head + data)
 
 
+def show_progress(done: int, total: int) -> None:
+    """Say on one line of the terminal how far it is."""
+    print(f"\rchunk {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Separate a WAV file with an exported model.")
+    description = "Separate a WAV file with an exported model: separate_onnx.py MODEL MIXTURE"
+    # Without a usage, errors take one line.
+    parser = argparse.ArgumentParser("separate_onnx.py", usage=argparse.SUPPRESS, description=description)
     parser.add_argument("model", type=Path, help="what examples/export_onnx.py wrote")
     parser.add_argument("mixture", type=Path, help="WAV file")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the stems")
@@ -197,10 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         mixture, sample_rate = read_wav(options.mixture)
     except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise SystemExit(f"separate_onnx.py: error: {said}") from error
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
-    session = onnxruntime.InferenceSession(options.model, session_options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(options.model, session_options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidProtobuf, NoSuchFile) as error:
+        raise SystemExit(f"separate_onnx.py: error: {' '.join(str(error).split())}") from error
     settings: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map["hunterFormsBS"])
     if sample_rate != settings["sample_rate"]:
         raise SystemExit(
@@ -219,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mixture,
         chunk_size=options.chunk_size or settings["chunk_size"],
         num_overlap=options.num_overlap,
-        progress=lambda done, total: print(f"\rchunk {done} of {total}", end="" if done < total else "\n", flush=True),
+        progress=show_progress if sys.stderr.isatty() else None,
     )
     options.output.mkdir(parents=True, exist_ok=True)
     for name, stem in zip(settings["stem_names"], stems, strict=True):

@@ -9,7 +9,7 @@ command again to continue a run that was killed. Several GPUs of a machine: `--d
 The loop runs on Lightning Fabric, because its FSDP2 strategy calls a function of ours to shard the model, on a CPU
 too: all transformers of an axis share a position embedding, which automatic wrapping cannot give an owner.
 
-Needs `pip install "hunterFormsBS[train]"`.
+Needs `python -m pip install -e ".[train]"`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from training.adapters import add_adapters
+from training.datasets import find_data
 from training.engine import STRATEGIES, make_fabric
 from training.run import Run, claim
 from training.segments import Song, find_songs
@@ -32,19 +33,28 @@ from training.starting import describe, freeze, start_from
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 
+NAMES_AND_UNITS = {"sdr": ("SDR", " dB"), "si_sdr": ("SI-SDR", " dB"), "museval_sdr": ("SDR of museval", " dB")}
+
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--configuration", type=Path, required=True, help="YAML or JSON; see examples/train.yaml")
-    parser.add_argument("--songs", type=Path, required=True, help="folder with train/ and, to validate, test/")
+    parser.add_argument("--songs", type=Path, help="folder with train/ and, to validate, test/")
+    parser.add_argument("--data", type=Path, nargs="+", help="instead: folders or CSV files, see training.dataset_type")
+    parser.add_argument("--valid", type=Path, help="with --data: folder of songs to validate on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; an existing run is continued")
     parser.add_argument("--checkpoint", type=Path, help="start from these weights instead of random ones")
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
     parser.add_argument("--num-nodes", type=int, default=1, help="machines")
     parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="fsdp2 shards the weights")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if (parsed.songs is None) == (parsed.data is None):
+        parser.error("give either --songs or --data")
+    if parsed.valid is not None and parsed.songs is not None:
+        parser.error("--valid belongs to --data: with --songs the songs to validate on are in its folder test")
+    return parsed
 
 
 def build_model(
@@ -94,7 +104,9 @@ def validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when
     if songs:
         scores = run.validate(songs, writer)
         if writer is not None:
-            tqdm.write(f"SDR {when}: " + ", ".join(f"{stem} {score:.2f} dB" for stem, score in scores.items()))
+            metric = run.settings.metric_for_best
+            name, unit = NAMES_AND_UNITS.get(metric, (metric, ""))
+            tqdm.write(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
 
 
 def main() -> None:
@@ -102,10 +114,11 @@ def main() -> None:
     arguments = parse_arguments()
     configuration = read_configuration(arguments.configuration)
     settings = settings_from(configuration)
-    songs = find_songs(arguments.songs / "train", settings.instruments, settings.sample_rate)
-    validation_folder = arguments.songs / "test"
+    data = arguments.data or [arguments.songs / "train"]
+    songs = find_data(settings.dataset_type, data, settings.instruments, settings.sample_rate)
+    validation_folder = arguments.valid or (arguments.songs / "test" if arguments.songs is not None else None)
     validation_songs: list[Song] = []
-    if validation_folder.is_dir():
+    if validation_folder is not None and validation_folder.is_dir():
         found = find_songs(validation_folder, settings.instruments, settings.sample_rate)
         validation_songs = found[: settings.validation_songs]
 
@@ -144,4 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from endings import run
+
+    run(main)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import sys
 import tempfile
+import unicodedata
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.audioFile import SUBTYPES, probe_audio, read_audio, resample, writing_together
+from hunterFormsBS import catalogue
+from hunterFormsBS.audioFile import (
+    AUDIO_SUFFIXES,
+    SUBTYPES,
+    AudioProperties,
+    Resampler,
+    probe_audio,
+    read_blocks,
+    writing_together,
+)
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration
+from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint
+from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
-from hunterFormsBS.separation import separate
+from hunterFormsBS.separation import separate_stream
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file, in the file systems that people have."""
 
 INTERRUPTED = 130  # What shells report for a program that SIGINT ended.
 
@@ -91,12 +107,20 @@ def _separate_all(options: Options) -> int:
     if (options.format, options.bit_depth) not in SUBTYPES:
         raise UsageError(f"--format {options.format} has no --bit-depth {options.bit_depth}: use 16 or 24")
     device = _device(options.device)
-    settings = _settings(options, _configuration(options))
+    configuration = _configuration(options)
+    settings = _settings(options, configuration)
     stems = _stem_indices(options, settings.names)
+    options.mixtures = _found(options)
     _check_folder_names(options)
+    names: Sequence[str] = options.stems or settings.names
+    _check_stem_names(options, names)
+    if options.skip_existing and names:
+        waiting = [path for path in options.mixtures if not all(map(Path.exists, _files(options, path, names)))]
+        if not waiting:
+            return 0
+        options.mixtures = waiting
 
     mixtures = _those_that_succeed(options.mixtures, probe_audio)
-    names: Sequence[str] = options.stems or settings.names
     mixtures = _those_that_succeed(mixtures, lambda path: _check_outputs(options, path, names))
     if not mixtures:
         return 1
@@ -112,50 +136,106 @@ def _separate_all(options: Options) -> int:
 def _separate_one(
     options: Options, settings: Settings, model: BandSplitRotator, names: Sequence[str], path: Path
 ) -> None:
-    """Separate one song and write its stems."""
+    """Separate one song and write its stems, block by block: no song is ever in memory as a whole."""
     _check_outputs(options, path, names)
-    mixture, sample_rate = read_audio(path)
-    if mixture.shape[0] == 2 and not model.stereo:
-        raise ValueError(
-            f"{path} is stereo, but the model is mono: mix it down, for example with ffmpeg -i FILE -ac 1 mixture.wav"
-        )
+    properties = probe_audio(path)
     on_terminal = sys.stderr.isatty() and not options.quiet
     if on_terminal:
         print(path, file=sys.stderr)
-    song = resample(mixture, sample_rate, settings.sample_rate)
-    level = _level(song) if settings.normalize else None
-    stems = separate(
+    level = _level(_resampled(path, properties, settings.sample_rate)) if settings.normalize else None
+    rest = _Rest()
+    stems = separate_stream(
         model,
-        song if level is None else (song - level.mean) / level.deviation,
+        (
+            block if level is None else (block - level.mean) / level.deviation
+            for block in _resampled(path, properties, settings.sample_rate, rest)
+        ),
+        length=math.ceil(properties.length * settings.sample_rate / properties.sample_rate),
         dtype=DTYPES[options.dtype],
         progress=on_terminal,
+        tta=options.tta,
         **settings.sizes,
     )
-    if level is not None:
-        stems.mul_(level.deviation).add_(level.mean)
-    rest = mixture  # What is left of it once the stems are taken out, in the same memory.
+    written = _names_written(options, names)
     depth = cast("int", options.bit_depth)
-    with writing_together(options.output / path.stem, sample_rate, options.format, depth) as folder:
-
-        def write(name: str, audio: Tensor) -> None:
-            clipped = folder.write(name, audio)
-            if clipped:
+    with writing_together(_folder(options, path), properties.sample_rate, options.format, depth) as folder:
+        files = {name: folder.open(name, properties.channels, properties.length) for name in written}
+        for converted in _converted(stems, settings.sample_rate, properties, rest):
+            if level is not None:
+                converted.mul_(level.deviation).add_(level.mean)
+            mixture = rest.take(converted.shape[-1])
+            for name, stem in zip(names, converted, strict=True):
+                files[name].write(stem)
+                mixture -= stem
+            if options.residual:
+                files[RESIDUAL].write(mixture)
+        for name, file in files.items():
+            if file.clipped:
                 _tell(
-                    f"warning: {clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
+                    f"warning: {file.clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
                     "--format wav --bit-depth 32 keeps them"
                 )
-
-        for name, stem in zip(names, stems, strict=True):
-            converted = resample(stem, settings.sample_rate, sample_rate, rest.shape[-1])
-            if rest.shape[0] == 1:
-                converted = converted.mean(dim=0, keepdim=True)  # A stereo model returns two channels for mono.
-            rest -= converted
-            write(name, converted)
-        if options.residual:
-            write(RESIDUAL, rest)
     if not options.quiet:
-        for name in _names_written(options, names):
+        for name in written:
             print(folder.path(name), flush=True)
+
+
+class _Rest:
+    """The part of a mixture whose stems are still to come, `(s, t)`."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._blocks: deque[Tensor] = deque()
+
+    def append(self, block: Tensor) -> None:
+        self.length += block.shape[-1]
+        self._blocks.append(block)
+
+    def take(self, count: int) -> Tensor:
+        """Return the next samples, which may be changed."""
+        taken: list[Tensor] = []
+        self.length -= count
+        while count:
+            block = self._blocks.popleft()
+            if block.shape[-1] > count:
+                self._blocks.appendleft(block[:, count:])
+            taken.append(block[:, :count])
+            count -= taken[-1].shape[-1]
+        return torch.cat(taken, dim=-1)
+
+
+def _resampled(
+    path: Path, properties: AudioProperties, sample_rate: int, rest: _Rest | None = None
+) -> Generator[Tensor]:
+    """Read a song block by block at another sample rate; what is read goes to `rest` as well."""
+    convert = Resampler(properties.sample_rate, sample_rate)
+    for block in read_blocks(path):
+        if rest is not None:
+            rest.append(block)
+        yield convert(block)
+    yield convert(torch.zeros(properties.channels, 0), last=True)
+
+
+def _converted(
+    stems: Iterable[Tensor], sample_rate: int, properties: AudioProperties, rest: _Rest
+) -> Generator[Tensor]:
+    """Give stems `(n, s, t)` the sample rate, the channels and the length of their mixture."""
+    converters: list[Resampler] = []
+    for block in stems:
+        if properties.channels == 1:
+            block = block.mean(dim=1, keepdim=True)  # A stereo model returns two channels for mono.
+        converters = converters or [Resampler(sample_rate, properties.sample_rate) for _ in block]
+        pieces = torch.stack([convert(stem) for convert, stem in zip(converters, block, strict=True)])
+        pieces = pieces[..., : rest.length]
+        if pieces.shape[-1]:
+            yield pieces
+    if sample_rate != properties.sample_rate:
+        nothing = torch.zeros(properties.channels, 0)
+        pieces = torch.stack([convert(nothing, last=True) for convert in converters])[..., : rest.length]
+        if pieces.shape[-1]:
+            yield pieces
+    if rest.length:
+        yield torch.zeros(len(converters), properties.channels, rest.length)
 
 
 class _Level(NamedTuple):
@@ -163,19 +243,38 @@ class _Level(NamedTuple):
     deviation: float
 
 
-def _level(song: Tensor) -> _Level | None:
-    """Return mean and standard deviation of the mono mix of a song `(s, t)`, or None for silence."""
-    mono = song.double().mean(dim=0)
-    level = _Level(float(mono.mean()), float(mono.std(correction=0)))
+def _level(blocks: Iterable[Tensor]) -> _Level | None:
+    """Return mean and standard deviation of the mono mix of a song, or None for silence."""
+    count, mean, squares = 0, 0.0, 0.0
+    for block in blocks:
+        mono = block.double().mean(dim=0)
+        if not len(mono):
+            continue
+        # Means and squares of two parts make those of both.
+        step = float(mono.mean()) - mean
+        share = len(mono) / (count + len(mono))
+        squares += float((mono - mono.mean()).square().sum()) + step * step * count * share
+        mean += step * share
+        count += len(mono)
+    level = _Level(mean, math.sqrt(squares / max(1, count)))
     return level if level.deviation > 1e-8 else None
 
 
 def _configuration(options: Options) -> Mapping[str, Any]:
-    """Return the configuration file, or else the configuration within the checkpoint, or else nothing."""
+    """Return the configuration: of the file, or of the catalogue, or within the checkpoint, or nothing.
+
+    A checkpoint that is a name is fetched, and its file takes the place of the name.
+    """
+    if catalogue.is_remote(str(options.checkpoint)):
+        path, beside = catalogue.fetch(str(options.checkpoint))
+        options.checkpoint = path
+        options.configuration = options.configuration or beside
     with options.checkpoint.open("rb"):
         pass
     if options.configuration is not None:
-        return read_configuration(options.configuration)
+        return load_configuration(options.configuration)
+    if entry := catalogue.recognise(options.checkpoint):
+        return entry.configuration
     # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
     content = read_file(options.checkpoint, "meta") if zipfile.is_zipfile(options.checkpoint) else None
     if not isinstance(content, Mapping):
@@ -266,27 +365,89 @@ def _names_written(options: Options, names: Sequence[str]) -> list[str]:
     return [*names, RESIDUAL] if options.residual else [*names]
 
 
+def _folder(options: Options, path: Path) -> Path:
+    """Return the folder of a song's stems, which is below the output folder whatever the song is called."""
+    name = path.stem if path.stem.strip(". ") else "_"
+    return options.output / options.folders.get(path, Path()) / name
+
+
+def _found(options: Options) -> list[Path]:
+    """Return the songs that the arguments name: files, each once, and all audio files below folders."""
+    found: dict[Path, None] = {}
+    seen: set[Path] = set()
+    for given in options.mixtures:
+        below = sorted(path for path in given.rglob("*") if _is_audio(path)) if given.is_dir() else [given]
+        if not below:
+            raise UsageError(f"{given} is a folder without audio files: pass files, or another folder")
+        for path in below:
+            if (whole := path.resolve()) in seen:
+                continue
+            seen.add(whole)
+            found[path] = None
+            if given.is_dir():
+                options.folders[path] = path.parent.relative_to(given)
+    return list(found)
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _alike(name: object) -> str:
+    """Return what names have in common that some file systems take for one."""
+    return unicodedata.normalize("NFC", str(name)).casefold()
+
+
 def _check_folder_names(options: Options) -> None:
     """Raise if two songs would be written to the same folder."""
     seen: dict[str, Path] = {}
     for path in options.mixtures:
-        other = seen.setdefault(os.path.normcase(path.stem), path)
+        folder = _folder(options, path)
+        other = seen.setdefault(_alike(folder), path)
         if other is not path:
             raise UsageError(
-                f"{other} and {path} would both be written to {options.output / path.stem}: "
+                f"{other} and {path} would both be written to {folder}: "
                 "separate them in two calls with different --output"
             )
 
 
+def _check_stem_names(options: Options, names: Sequence[str]) -> None:
+    """Raise if two stems of a song would be one file."""
+    seen: set[str] = set()
+    for name in _names_written(options, names):
+        if _alike(name) in seen:
+            raise UsageError(
+                f"two stems would be written as {name}.{options.format}: give the stems of the configuration "
+                "different names, or ask for one of them with --stems"
+            )
+        seen.add(_alike(name))
+
+
 def _check_outputs(options: Options, path: Path, names: Sequence[str]) -> None:
     """Raise if the folder of this song cannot be one, or if a stem exists and may not be replaced."""
-    folder = options.output / path.stem
+    folder = _folder(options, path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file where the folder of the stems would be: move it away")
-    files = [folder / f"{name}.{options.format}" for name in _names_written(options, names)]
+    files = _files(options, path, names)
+    for file in files:
+        for part in (folder.name, f".{file.name}.{os.getpid()}.unfinished"):
+            if len(os.fsencode(part)) > LONGEST_NAME:
+                raise ValueError(
+                    f"{part} is a name of {len(os.fsencode(part))} bytes, and file systems take {LONGEST_NAME}: "
+                    "rename the song, or the stems in the configuration"
+                )
+        if file.exists() and file.samefile(path):
+            raise ValueError(f"{path} would be replaced by a stem of itself: pass another --output")
+    folders = [str(file) for file in files if file.is_dir()]
+    if folders:
+        raise IsADirectoryError(f"{', '.join(folders)} is a folder where a stem would be: move it away")
     existing = [str(file) for file in files if file.exists()]
     if existing and not options.overwrite:
         raise ValueError(f"{', '.join(existing)} exists: pass --overwrite to replace it, or another --output")
+
+
+def _files(options: Options, path: Path, names: Sequence[str]) -> list[Path]:
+    return [_folder(options, path) / f"{name}.{options.format}" for name in _names_written(options, names)]
 
 
 @contextmanager
@@ -352,7 +513,20 @@ def _one_line_warnings() -> Generator[None]:
         yield
 
 
-if __name__ == "__main__":
-    # So that what is being written is removed; 143 is what shells report for a program that SIGTERM ended.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+def run() -> NoReturn:
+    """Be the program of this process."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        # What is being written is removed, and another signal does not come between.
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)  # what shells report for a program that a signal ended
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for each in signals:
+        signal.signal(each, end)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-FRAMES_PER_WRITE = 1 << 20
+from hunterFormsBS.ffmpeg import AudioProperties as AudioProperties
+from hunterFormsBS.ffmpeg import decode_with_ffmpeg, has_ffmpeg, probe_with_ffmpeg
+from hunterFormsBS.installation import how_to_install
+
+FRAMES_PER_BLOCK = 1 << 18
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
+
+LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz
+SHORT_BY = 0.1
+"""Seconds that a file may lack without a word: encoders round."""
+
+AUDIO_SUFFIXES = frozenset(
+    {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+    | {".aac", ".ac3", ".alac", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma", ".wv"}
+)
+"""Files that are taken from folders."""
 
 SUBTYPES: dict[tuple[str, int], str] = {
     ("wav", 16): "PCM_16",
@@ -25,14 +40,6 @@ SUBTYPES: dict[tuple[str, int], str] = {
     ("flac", 24): "PCM_24",
 }
 """How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
-
-
-class AudioProperties(NamedTuple):
-    """What the header of an audio file says."""
-
-    length: int
-    sample_rate: int
-    channels: int
 
 
 def probe_audio(pathFilename: Path) -> AudioProperties:
@@ -53,13 +60,22 @@ def probe_audio(pathFilename: Path) -> AudioProperties:
             raise ValueError(f"{pathFilename} is empty (0 bytes): copy or download it again")
     try:
         header = soundfile.info(str(pathFilename))
+        properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
     # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
     except (soundfile.SoundFileError, TypeError) as error:
+        probed = probe_with_ffmpeg(pathFilename)
+        if probed is None:
+            raise ValueError(
+                f"{pathFilename} is not audio that libsndfile reads{'' if has_ffmpeg() else ', and PyAV is not here'}: "
+                f"{'convert it' if has_ffmpeg() else how_to_install('av') + ' reads all that FFmpeg does'}, or for "
+                "example ffmpeg -i FILE mixture.wav"
+            ) from error
+        properties = probed
+    if not LOWEST_RATE <= properties.sample_rate <= HIGHEST_RATE:
         raise ValueError(
-            f"{pathFilename} is not audio that libsndfile reads: convert it, "
-            "for example with ffmpeg -i FILE mixture.wav"
-        ) from error
-    properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
+            f"{pathFilename} says that it has {properties.sample_rate} samples a second, and audio has "
+            f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is no music"
+        )
     if properties.length < 1:
         raise ValueError(f"{pathFilename} holds no samples: record or export it again")
     if properties.channels > 2:
@@ -71,7 +87,7 @@ def probe_audio(pathFilename: Path) -> AudioProperties:
 
 
 def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
-    """Read a file that `probe_audio` accepts.
+    """Read a whole file that `probe_audio` accepts.
 
     Returns
     -------
@@ -81,28 +97,88 @@ def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
 
     Raises
     ------
+    OSError, ValueError
+        As `read_blocks`.
+    """
+    sample_rate = probe_audio(pathFilename).sample_rate
+    return torch.cat(list(read_blocks(pathFilename)), dim=-1), sample_rate
+
+
+def read_blocks(pathFilename: Path, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
+    """Read a file that `probe_audio` accepts, block by block: `(s, t)`, float32, full scale at 1.
+
+    Raises
+    ------
     OSError
         If the file cannot be opened.
     ValueError
         If it cannot be decoded, or has samples that are not finite.
     """
+    properties = probe_audio(pathFilename)
+    place = 0
+    for audio in _decoded(pathFilename, frames):
+        _check_finite(audio, pathFilename, place, properties.sample_rate)
+        place += audio.shape[-1]
+        yield audio
+    missing = properties.length - place
+    if place and missing > properties.sample_rate * SHORT_BY:
+        warnings.warn(
+            f"{pathFilename} ends after {place / properties.sample_rate:.1f} s, and its header says "
+            f"{properties.length / properties.sample_rate:.1f} s: was it copied or downloaded whole?",
+            stacklevel=2,
+        )
+    if not place:
+        raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+
+
+def _decoded(pathFilename: Path, frames: int) -> Iterator[Tensor]:
     soundfile = _soundfile()
-    probe_audio(pathFilename)
     try:
-        samples, sample_rate = soundfile.read(str(pathFilename), dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(str(pathFilename))
+    except (soundfile.SoundFileError, TypeError):
+        yield from decode_with_ffmpeg(pathFilename, frames)
+        return
+    try:
+        with file:
+            while len(samples := file.read(frames, dtype="float32", always_2d=True)):
+                yield torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
     except soundfile.SoundFileError as error:
         raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
-    audio = torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
-    if audio.numel() == 0:
-        raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+
+
+def _check_finite(audio: Tensor, pathFilename: Path, place: int, sample_rate: int) -> None:
     finite = torch.isfinite(audio).all(dim=0)
     if not bool(finite.all()):
-        first = int(finite.logical_not().nonzero()[0])
+        first = place + int(finite.logical_not().nonzero()[0])
         raise ValueError(
             f"{pathFilename} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
             f"{first / sample_rate:.3f} s: repair or cut out those samples"
         )
-    return audio, int(sample_rate)
+
+
+class Resampler:
+    """Convert the sample rate of audio that comes in blocks.
+
+    Parameters
+    ----------
+    rate_from, rate_to : int
+        Sample rates in Hz.
+    """
+
+    def __init__(self, rate_from: int, rate_to: int) -> None:
+        self.rates = (rate_from, rate_to)
+        self._stream: Any = None
+
+    def __call__(self, block: Tensor, *, last: bool = False) -> Tensor:
+        """Return the samples that are ready, `(s, t')`, after a block `(s, t)`; after the last one all."""
+        if self.rates[0] == self.rates[1]:
+            return block
+        if self._stream is None:
+            self._stream = _soxr().ResampleStream(*self.rates, block.shape[0], dtype="float32", quality="VHQ")
+        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
+        frames = block.float().T.clone(memory_format=torch.contiguous_format)
+        converted = self._stream.resample_chunk(frames.numpy(), last=last)
+        return torch.as_tensor(converted).reshape(-1, block.shape[0]).T.contiguous()
 
 
 def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = None) -> Tensor:
@@ -126,15 +202,9 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
     if rate_from == rate_to and length == audio.shape[-1]:
         return audio
     if rate_from != rate_to:
-        try:
-            import soxr
-        except ImportError as error:
-            raise ImportError(
-                'to convert sample rates, install soxr: pip install "hunterFormsBS[separation]"'
-            ) from error
         # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
         frames = audio.T.clone(memory_format=torch.contiguous_format)
-        converted = soxr.resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
+        converted = _soxr().resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
         audio = torch.as_tensor(converted).T.contiguous()
     return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
 
@@ -157,40 +227,51 @@ class AudioFolder:
         self.container = container
         self.bit_depth = bit_depth
         self.unfinished: dict[Path, Path] = {}
+        self.opened = ExitStack()
 
     def path(self, name: str) -> Path:
         """Return the file that a stem of this name gets."""
         return self.folder / f"{name}.{self.container}"
 
-    def write(self, name: str, audio: Tensor) -> int:
-        """Write audio `(s, t)` under a hidden name.
-
-        Returns
-        -------
-        clipped : int
-            How many values were beyond full scale and cut off, which 32-bit files never need.
-        """
-        soundfile = _soundfile()
-        audio = audio.float()
+    def open(self, name: str, channels: int, length: int) -> StemFile:
+        """Begin a file of some channels and about so many samples, under a hidden name."""
         path = self.path(name)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         self.unfinished[unfinished] = path
-        large = audio.numel() * self.bit_depth // 8 > BYTES_OF_RIFF
-        integer = SUBTYPES[self.container, self.bit_depth] != "FLOAT"
-        clipped = 0
-        with soundfile.SoundFile(
+        large = channels * length * self.bit_depth // 8 > BYTES_OF_RIFF
+        subtype = SUBTYPES[self.container, self.bit_depth]
+        file = _soundfile().SoundFile(
             str(unfinished),
             "w",
             samplerate=self.sample_rate,
-            channels=audio.shape[0],
-            subtype=SUBTYPES[self.container, self.bit_depth],
+            channels=channels,
+            subtype=subtype,
             format="RF64" if large and self.container == "wav" else self.container.upper(),
-        ) as file:
-            for start in range(0, audio.shape[-1], FRAMES_PER_WRITE):
-                samples = audio[:, start : start + FRAMES_PER_WRITE]
-                clipped += int((samples.abs() > 1).sum()) if integer else 0
-                file.write(samples.T.contiguous().numpy())
-        return clipped
+        )
+        self.opened.push(file.__exit__)
+        return StemFile(file, cuts_off=subtype != "FLOAT")
+
+    def write(self, name: str, audio: Tensor) -> int:
+        """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
+        file = self.open(name, *audio.shape)
+        for start in range(0, audio.shape[-1], FRAMES_PER_BLOCK):
+            file.write(audio[:, start : start + FRAMES_PER_BLOCK])
+        return file.clipped
+
+
+class StemFile:
+    """A file that is being written. `clipped` values of it were beyond full scale and cut off."""
+
+    def __init__(self, file: Any, *, cuts_off: bool) -> None:
+        self._file = file
+        self._cuts_off = cuts_off
+        self.clipped = 0
+
+    def write(self, block: Tensor) -> None:
+        """Write the next samples, `(s, t)`."""
+        block = block.float()
+        self.clipped += int((block.abs() > 1).sum()) if self._cuts_off else 0
+        self._file.write(block.T.contiguous().numpy())
 
 
 @contextmanager
@@ -210,7 +291,8 @@ def writing_together(
     folder.mkdir(parents=True, exist_ok=True)
     files = AudioFolder(folder, sample_rate, container, bit_depth)
     try:
-        yield files
+        with files.opened:
+            yield files
         for unfinished, path in files.unfinished.items():
             unfinished.replace(path)
     except BaseException:
@@ -221,10 +303,17 @@ def writing_together(
         raise
 
 
+def _soxr() -> ModuleType:
+    try:
+        return import_module("soxr")
+    except ImportError as error:
+        raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
+
+
 def _soundfile() -> ModuleType:
     try:
         return import_module("soundfile")
     except ImportError as error:
         raise ImportError(
-            'to read and write audio files, install soundfile: pip install "hunterFormsBS[separation]"'
+            f"to read and write audio files, install soundfile: {how_to_install('separation')}"
         ) from error

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, MaskEstimator, lossComputation, masks_of_stems
+from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, lossComputation, masks_of_stems
 from hunterFormsBS.blocks.bins import Bins
-from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
+from hunterFormsBS.blocks.layerGroups import SEQUENCES, axes_of, layer_groups
 from hunterFormsBS.blocks.layout import is_overlapping, resolve_mask_filter_bank
+from hunterFormsBS.blocks.maskHeads import mask_estimator
 from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
 from hunterFormsBS.blocks.positions import complex_product
 from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
+from hunterFormsBS.blocks.sharedBias import SharedBias, share
+from hunterFormsBS.blocks.siamese import run_siamese
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
-from hunterFormsBS.checks import check_arguments, check_audio, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.checks import (
+    check_arguments,
+    check_audio,
+    check_length,
+    check_stem_ids,
+    check_target,
+    explain_misfit,
+)
 from hunterFormsBS.kernels.seam import without_compiled_methods
+from hunterFormsBS.signature import explained
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
     ParametersAttention,
     ParametersComputeLoss,
+    ParametersConvolution,
+    ParametersMaskEstimator,
     ParametersResidual,
     ParametersSTFT,
     ParametersTransformer,
@@ -49,6 +62,8 @@ class BandSplitRotator(nn.Module):
         Layer groups, each a linear (if any), a time and a frequency transformer.
     attn_dropout, ff_dropout : float
         Dropout probabilities of attention and feedforward, in [0, 1).
+    conv_expansion_factor, conv_kernel_size : int
+        Convolutions of Conformers: channels in multiples of `dim`, and positions that one reaches over.
     dim_freqs_in : int
         Frequency bins as older configurations state them. `stft_n_fft // 2 + 1` is used, and a warning says so when
         they differ.
@@ -59,8 +74,11 @@ class BandSplitRotator(nn.Module):
     final_norm, norm_output, zero_dc : bool, optional
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
-    flash_attn, sage_attention, scale
-        See `hunterFormsBS.attend.Attend`. `scale` is `dim_head ** -0.5` by default.
+    flash_attn : bool or FlashAttentionConfig
+        True: PyTorch's fused attention; False: explicit softmax; a configuration restricts PyTorch's choice of kernels.
+    freq_conformer_depth, time_conformer_depth : int
+        Layers of a Conformer along frequency, or time, in a layer group, in place of a transformer: pass 0 for the
+        depth of that, see `hunterFormsBS.blocks.conformer`.
     freq_range : (int, int), optional
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
     freqs_per_bands : sequence of int
@@ -71,34 +89,72 @@ class BandSplitRotator(nn.Module):
         linear attention too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
-        at once and may be 0 deep.
+        at once and may be 0 deep, the others where a Conformer takes their place.
     mask_estimator_depth : int, optional
         Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
     mask_filter_bank : Tensor, optional
         Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
+    mask_transformer_depth, mask_transformer_dim_head, mask_transformer_heads : int
+        Each mask head has that many pairs of transformers along time and frequency before its MLPs, with attention
+        heads of that many features, and that many of them: the head of Large-Inst v2, where the depth is 4.
     match_input_audio_length : bool
         Return as many samples as came in. False: a multiple of the hop length.
-    mc_hyper_conn_sinkhorn_iters, num_residual_fracs, num_residual_streams
-        See `hunterFormsBS.blocks.residual.residual_wrapper`.
+    mc_hyper_conn_sinkhorn_iters : int, optional
+        Manifold-constrained hyper-connections with that many Sinkhorn iterations; None: no constraint.
     mlp_expansion_factor : int
         Hidden features of a mask estimator, in multiples of `dim`.
-    multi_stft_hop_size, multi_stft_normalized, multi_stft_resolution_loss_weight, \
-    multi_stft_resolutions_window_sizes, multi_stft_window_fn
-        See `hunterFormsBS.theTypes.ParametersComputeLoss`.
+    multi_stft_hop_size, multi_stft_normalized, multi_stft_window_fn
+        Of the spectra in the loss: samples between frames; scale by the frame's length to the power of -1/2; makes a
+        window from its length.
+    multi_stft_resolution_loss_weight : float
+        Factor on the spectral term of the loss.
+    multi_stft_resolutions_window_sizes : sequence of int
+        Samples in the windows of the spectral term, one spectrum for each; frames have at least `stft_n_fft`.
     num_bands : int, optional
         Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
+    num_residual_fracs, num_residual_streams : int
+        Hyper-connections: pieces that features are divided into, and copies of the residual stream; 1 each: neither.
     num_stems : int
         Stems to estimate.
+    n_wsa_sinks, wsa_window_len : int, optional
+        Before the first frame that many learned ones, to which all frames attend; apart from these a frame attends,
+        along time, to those at most half a window away.
+    residual_in_first_group_only : bool
+        In layer groups after the first, nothing is added to what a sublayer returns; in the first its input is, also
+        where residual streams did it already. That is a mistake in MSST's experimental classes, which checkpoints that
+        were trained with them need.
+    sage_attention : bool
+        SageAttention on CUDA in half precision, without gradients; elsewhere as `flash_attn` says, after a warning.
     sample_rate : float, optional
         Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
+    scale : float, optional
+        Factor on attention scores; `dim_head ** -0.5` by default.
+    segm_backbone_channels, segm_base_depth
+        With `use_hyperACE`: channels of the five stages of its branch, and bottlenecks of the second and last stage.
+    segm_hyperace_k, segm_hyperace_l, segm_num_heads, segm_num_hyperedges : int
+        With `use_hyperACE`: exchanges through hyperedges side by side, convolutional blocks beside them, heads and
+        hyperedges of each exchange. By default 2, 1, 8 and 32 in version 2, and 3, 2, 8 and 16 in version 1.
+    segm_version : {1, 2}
+        With `use_hyperACE`: which of the two published branches.
+    siamese : bool
+        Two streams of tokens that share their layers; see `hunterFormsBS.blocks.siamese`.
     skip_connection : bool
         Add the outputs of all earlier layer groups before a group's time transformer.
     stereo : bool
         Two audio channels instead of one.
-    stft_hop_length, stft_n_fft, stft_normalized, stft_win_length, stft_window_fn
-        See `hunterFormsBS.theTypes.ParametersSTFT`.
+    stft_hop_length, stft_n_fft, stft_win_length : int
+        Samples between frames, in a frame, and in the window, which is centred in the frame.
+    stft_normalized, stft_window_fn
+        Scale spectra by `stft_n_fft ** -0.5`; makes the window from its length.
+    use_hyperACE : bool
+        Add to each mask that of a convolutional branch with hypergraph fusion; see
+        `hunterFormsBS.blocks.segmentation`. The published models have `zero_dc=False`.
     use_pope : bool
         Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
+    use_rotary_pos : bool
+        False: sines and cosines of positions are added to what each transformer gets, and nothing is rotated.
+    use_shared_bias : bool
+        One bias for the projections to queries, keys and values of all layers, and one for their output projections.
     use_torch_checkpoint : bool
         Activation checkpointing: less memory for a second forward pass in training.
     use_value_residual_learning : bool
@@ -117,18 +173,22 @@ class BandSplitRotator(nn.Module):
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
 
+    @explained
     def __init__(
         self,
         dim: int,
         *,
         depth: int,
         attn_dropout: float = 0.0,
+        conv_expansion_factor: int = 2,
+        conv_kernel_size: int = 31,
         dim_freqs_in: int = 1025,
         dim_head: int = 64,
         ff_dropout: float = 0.0,
         ff_mult: int | None = None,
         final_norm: bool | None = None,
         flash_attn: bool | FlashAttentionConfig = True,
+        freq_conformer_depth: int = 0,
         freq_range: tuple[int, int] | None = None,
         freq_transformer_depth: int = 2,
         freqs_per_bands: Sequence[int] = DEFAULT_FREQS_PER_BANDS,
@@ -137,6 +197,9 @@ class BandSplitRotator(nn.Module):
         linear_transformer_depth: int = 0,
         mask_estimator_depth: int | None = None,
         mask_filter_bank: Tensor | None = None,
+        mask_transformer_depth: int = 0,
+        mask_transformer_dim_head: int = 64,
+        mask_transformer_heads: int = 8,
         match_input_audio_length: bool = True,
         mc_hyper_conn_sinkhorn_iters: int | None = None,
         mlp_expansion_factor: int = 4,
@@ -149,10 +212,20 @@ class BandSplitRotator(nn.Module):
         num_bands: int | None = None,
         num_residual_fracs: int | None = None,
         num_residual_streams: int = 1,
+        n_wsa_sinks: int = 0,
         num_stems: int = 1,
+        residual_in_first_group_only: bool = False,
         sage_attention: bool = False,
         sample_rate: float | None = None,
         scale: float | None = None,
+        segm_backbone_channels: Sequence[int] = (64, 256, 384, 512, 768),
+        segm_base_depth: int = 2,
+        segm_hyperace_k: int | None = None,
+        segm_hyperace_l: int | None = None,
+        segm_num_heads: int = 8,
+        segm_num_hyperedges: int | None = None,
+        segm_version: Literal[1, 2] = 2,
+        siamese: bool = False,
         skip_connection: bool = False,
         stereo: bool = False,
         stft_hop_length: int = 512,
@@ -160,10 +233,15 @@ class BandSplitRotator(nn.Module):
         stft_normalized: bool = False,
         stft_win_length: int = 2048,
         stft_window_fn: WindowFunction = torch.hann_window,
+        time_conformer_depth: int = 0,
         time_transformer_depth: int = 2,
+        use_hyperACE: bool = False,
         use_pope: bool = False,
+        use_rotary_pos: bool = True,
+        use_shared_bias: bool = False,
         use_torch_checkpoint: bool = False,
         use_value_residual_learning: bool = False,
+        wsa_window_len: int | None = None,
         zero_dc: bool | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -174,6 +252,7 @@ class BandSplitRotator(nn.Module):
         self.match_input_audio_length = match_input_audio_length
         self.num_residual_streams = num_residual_streams
         self.num_stems = num_stems
+        self.siamese = siamese
         self.skip_connection = skip_connection
         self.stereo = stereo
         self.use_torch_checkpoint = use_torch_checkpoint
@@ -210,11 +289,18 @@ class BandSplitRotator(nn.Module):
             "time": time_transformer_depth,
             "frequency": freq_transformer_depth,
         }
-        self.axes = tuple(axis for axis, axis_depth in axis_depths.items() if axis_depth)
+        conformer_depths = {"time": time_conformer_depth, "frequency": freq_conformer_depth}
+        self.axes = axes_of(axis_depths, conformer_depths)
+        shared_bias = SharedBias.zeros(dim, heads * dim_head) if use_shared_bias else None
+        self.shared_qkv_bias = None if shared_bias is None else shared_bias.qkv
+        self.shared_out_bias = None if shared_bias is None else shared_bias.out
+        attention = ParametersAttention(
+            heads, dim_head, attn_dropout, flash_attn, sage_attention, scale, wsa_window_len, n_wsa_sinks
+        )
         self.layers = layer_groups(
             dim,
             ParametersTransformer(
-                ParametersAttention(heads, dim_head, attn_dropout, flash_attn, sage_attention, scale),
+                attention,
                 ParametersResidual(num_residual_streams, num_residual_fracs or 1, mc_hyper_conn_sinkhorn_iters),
                 ff_mult=4 if ff_mult is None else ff_mult,
                 ff_dropout=ff_dropout,
@@ -225,20 +311,44 @@ class BandSplitRotator(nn.Module):
             axis_depths=axis_depths,
             use_pope=use_pope,
             mixes=mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
+            conformer_depths=conformer_depths,
+            convolution=ParametersConvolution(conv_expansion_factor, conv_kernel_size),
+            shared_bias=shared_bias,
+            residual_in_first_group_only=residual_in_first_group_only,
+            siamese=siamese,
+            use_rotary_pos=use_rotary_pos,
         )
+        self.sink_tokens = nn.Parameter(torch.randn(n_wsa_sinks, len(layout), dim)) if n_wsa_sinks else None
         has_final_norm = not overlapping if final_norm is None else final_norm
         self.final_norm = RMSNorm(dim) if has_final_norm else nn.Identity()
         dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
         self.band_split = BandSplit(dim, dim_inputs)
+        hyperedges = {1: (3, 2, 16), 2: (2, 1, 32)}[segm_version]
+        given = (segm_hyperace_k, segm_hyperace_l, segm_num_hyperedges)
+        high_order, low_order, edges = (
+            usual if value is None else value for value, usual in zip(given, hyperedges, strict=True)
+        )
+        head = ParametersMaskEstimator(
+            mask_estimator_depth=1 if mask_estimator_depth is None else mask_estimator_depth,
+            mlp_expansion_factor=mlp_expansion_factor,
+            mask_transformer_depth=mask_transformer_depth,
+            mask_transformer_dim_head=mask_transformer_dim_head,
+            mask_transformer_heads=mask_transformer_heads,
+            segm_backbone_channels=segm_backbone_channels,
+            segm_base_depth=segm_base_depth,
+            segm_hyperace_k=high_order,
+            segm_hyperace_l=low_order,
+            segm_num_heads=segm_num_heads,
+            segm_num_hyperedges=edges,
+            segm_version=segm_version,
+            use_hyperACE=use_hyperACE,
+        )
         self.mask_estimators = nn.ModuleList(
-            MaskEstimator(
-                dim,
-                dim_inputs,
-                mask_estimator_depth=1 if mask_estimator_depth is None else mask_estimator_depth,
-                mlp_expansion_factor=mlp_expansion_factor,
-            )
+            mask_estimator(dim, dim_inputs, head, attention, audio_channels=self.audio_channels)
             for _stem in range(num_stems)
         )
+        if use_shared_bias:
+            self.register_load_state_dict_post_hook(share_biases_again)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Initialise every parameter, for a model that `to_empty` has left without content."""
@@ -246,6 +356,23 @@ class BandSplitRotator(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
                 reset()
+        self.share_biases()
+        if self.sink_tokens is not None:
+            nn.init.normal_(self.sink_tokens)
+        for bias in (self.shared_qkv_bias, self.shared_out_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def share_biases(self) -> None:
+        """Let all attention layers use the biases of the model, if it has any, after something gave each its own."""
+        if self.shared_qkv_bias is not None and self.shared_out_bias is not None:
+            share(self.layers, SharedBias(self.shared_qkv_bias, self.shared_out_bias))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Do what `to`, `to_empty`, `double` and their like ask for."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.share_biases()
+        return self
 
     @property
     def mask_filter_bank(self) -> Tensor:
@@ -256,6 +383,24 @@ class BandSplitRotator(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """A copy of the arguments: `type(model)(**model.configuration)` is the same model with new weights."""
         return copy.deepcopy(self._configuration)
+
+    @staticmethod
+    def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
+        """Load a model that `hunterFormsBS.catalogue.publish` uploaded to the Hugging Face Hub.
+
+        Parameters
+        ----------
+        repository : str
+            `OWNER/REPOSITORY`.
+        revision : str
+            Branch, tag or commit.
+        **overrides : Any
+            See `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
+        """
+        from hunterFormsBS.catalogue import MODEL
+        from hunterFormsBS.checkpoint import from_checkpoint
+
+        return from_checkpoint(f"hub:{repository}/{MODEL}@{revision}", **overrides)
 
     def extra_repr(self) -> str:
         """Describe the layout, the channels, the hop and the size."""
@@ -352,6 +497,8 @@ class BandSplitRotator(nn.Module):
         stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
         if target is not None:
             check_target(target, audio, self.num_stems)
+            if not self.match_input_audio_length:
+                check_length(audio, self.stft.parameters)
 
         spectrum = self.stft.forward(audio)
         spectra = self.mask_spectrum(spectrum, stem_ids)
@@ -404,6 +551,10 @@ class BandSplitRotator(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
+        if self.siamese:
+            return run_siamese(self.layers, x, self.final_norm)
+        if self.sink_tokens is not None:
+            x = torch.cat((self.sink_tokens.to(x.dtype).expand(len(x), -1, -1, -1), x), dim=1)
         x = expand_streams(x, self.num_residual_streams)
         batch, frames, bands, _ = x.shape
         first_values: dict[str, Tensor | None] = {}
@@ -419,7 +570,10 @@ class BandSplitRotator(nn.Module):
                 x = rearrange(sequences, f"{SEQUENCES[axis]} -> b t f d", b=batch, t=frames, f=bands)
             if self.skip_connection:
                 earlier.append(x)
-        return cast(Tensor, self.final_norm(reduce_streams(x, self.num_residual_streams)))
+        x = reduce_streams(x, self.num_residual_streams)
+        if self.sink_tokens is not None:
+            x = x[:, len(self.sink_tokens) :]
+        return cast(Tensor, self.final_norm(x))
 
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""
@@ -453,3 +607,8 @@ class BandSplitRotator(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def share_biases_again(model: nn.Module, _incompatible_keys: object) -> None:
+    """Share biases after weights were loaded: `assign=True` gives every layer parameters of its own."""
+    cast(BandSplitRotator, model).share_biases()

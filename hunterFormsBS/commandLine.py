@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 
+from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 
 PROGRAM = "hunterFormsBS"
@@ -43,8 +48,10 @@ class Options(argparse.Namespace):
     """The command line."""
 
     mixtures: list[Path]
+    folders: dict[Path, Path]
+    """For each song that was found in a folder, its place below that."""
     checkpoint: Path
-    configuration: Path | None
+    configuration: Path | Mapping[str, Any] | None
     upstream: Upstream | None
     output: Path
     stems: list[str] | None
@@ -52,8 +59,10 @@ class Options(argparse.Namespace):
     format: Literal["wav", "flac"]
     bit_depth: int | None
     overwrite: bool
+    skip_existing: bool
     chunk_size: int | None
-    num_overlap: int | None
+    num_overlap: float | None
+    tta: bool
     batch_size: int | None
     device: str
     dtype: str
@@ -66,11 +75,30 @@ def _positive_integer(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be an integer of at least 1, but is {text!r}")
 
 
+def _overlap(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, but is {text!r}")
+    return value
+
+
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise argparse.ArgumentTypeError(f"must be names with commas between them, but is {text!r}")
     return names
+
+
+class _ListModels(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> NoReturn:
+        """Print names, stems and places, and exit."""
+        for name, entry in entries().items():
+            place = f"hub:{entry.repository}/{entry.file}" if entry.repository else "by hand"
+            sys.stdout.write(f"{name}\t{','.join(entry.stems)}\t{place}\n")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,9 +117,24 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    reader.set_defaults(folders={})
     add = reader.add_argument
-    add("mixtures", nargs="+", type=Path, metavar="MIXTURE", help="audio file with one or two channels")
-    add("--checkpoint", required=True, type=Path, metavar="FILE", help="weights of the model: .ckpt, .pt, .safetensors")
+    add("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
+    add("--list-models", action=_ListModels, nargs=0, help="print the checkpoints that have names, and exit")
+    add(
+        "mixtures",
+        nargs="+",
+        type=Path,
+        metavar="MIXTURE",
+        help="audio file with one or two channels, or a folder of them",
+    )
+    add(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="weights: a file, a name of --list-models, or hub:OWNER/REPOSITORY/FILE",
+    )
     add(
         "--output",
         required=True,
@@ -118,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
         help="32, the default for wav, is floating point and never clips; the default for flac is 24",
     )
     add("--overwrite", action="store_true", help="replace stems that exist")
+    add("--skip-existing", action="store_true", help="leave songs out whose stems all exist")
     add("--quiet", action="store_true", help="no progress bar, and no list of the files written")
 
     group = reader.add_argument_group(
@@ -125,8 +169,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = group.add_argument
     add("--chunk-size", type=_positive_integer, metavar="N", help="samples that the model sees at a time (352800)")
-    add("--num-overlap", type=_positive_integer, metavar="N", help="how many chunks cover each sample (2)")
+    add("--num-overlap", type=_overlap, metavar="X", help="how many chunks cover each sample, such as 4 or 1.25 (2)")
     add("--batch-size", type=_positive_integer, metavar="N", help="chunks that are computed together (1)")
+    add(
+        "--tta",
+        action="store_true",
+        help="average with the polarity inverted and the channels exchanged: three times as long",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="precision of the computation (default: float32)")
     return reader

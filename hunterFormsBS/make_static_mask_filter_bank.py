@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.layout import (
     check_freqs_per_bands,
     check_mask_filter_bank,
     check_sample_rate,
     mask_filter_bank_non_overlapping,
 )
+from hunterFormsBS.installation import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +87,7 @@ def librosa_filters_mel(
         import librosa
     except ImportError as error:
         raise ImportError(
-            'librosa_filters_mel needs librosa: pip install "hunterFormsBS[librosa]"; '
+            f"librosa_filters_mel needs librosa: {how_to_install('librosa')}; "
             "hunterFormsBS.blocks.layout.mask_filter_bank_mel makes the default mel layouts without it"
         ) from error
     weights = librosa.filters.mel(sr=sample_rate, n_fft=stft_n_fft, n_mels=num_bands, **keywordArguments)
@@ -109,7 +111,9 @@ def print_static_mask(mask_filter_bank: Tensor) -> None:
     print(f"mask_filter_bank: torch.Tensor = torch.tensor(dtype=torch.bool, data=[{', '.join(rows)}])")
 
 
-def plot_mask_filter_bank(mask_filter_bank: Tensor, *, sample_rate: float = 44100, ax: Axes | None = None) -> Axes:
+def plot_mask_filter_bank(
+    mask_filter_bank: Tensor | BandSplitRotator, *, sample_rate: float | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw each band from its lowest to its highest frequency, and below them how many bands share each bin.
 
     Each bin reaches half the way to its neighbours. The lowest is at 0 Hz, which a logarithmic axis cannot show, and is
@@ -117,10 +121,10 @@ def plot_mask_filter_bank(mask_filter_bank: Tensor, *, sample_rate: float = 4410
 
     Parameters
     ----------
-    mask_filter_bank : Tensor
-        Boolean, `(band, freq)`, where the last bin is at half the sample rate.
-    sample_rate : float = 44100
-        Samples per second of the audio.
+    mask_filter_bank : Tensor | BandSplitRotator
+        Boolean, `(band, freq)`, where the last bin is at half the sample rate; or a model, for its layout.
+    sample_rate : float | None = None
+        Samples per second of the audio. `None`: what the model states, else 44100.
     ax : Axes | None = None
         Where to draw; a new figure by default.
 
@@ -135,13 +139,17 @@ def plot_mask_filter_bank(mask_filter_bank: Tensor, *, sample_rate: float = 4410
     ImportError
         When matplotlib is not installed.
     """
+    if isinstance(mask_filter_bank, BandSplitRotator):
+        sample_rate = mask_filter_bank.configuration["sample_rate"] if sample_rate is None else sample_rate
+        mask_filter_bank = mask_filter_bank.mask_filter_bank.cpu()
     mask = check_mask_filter_bank(mask_filter_bank)
+    sample_rate = 44100.0 if sample_rate is None else sample_rate
     check_sample_rate(sample_rate)
     try:
         import matplotlib.pyplot as plt
         from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
     except ImportError as error:
-        raise ImportError('plot_mask_filter_bank needs matplotlib: pip install "hunterFormsBS[plot]"') from error
+        raise ImportError(f"plot_mask_filter_bank needs matplotlib: {how_to_install('plot')}") from error
 
     num_bands, num_freqs = mask.shape
     edges = _edges_hz(num_freqs, sample_rate)

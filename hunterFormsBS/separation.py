@@ -1,24 +1,33 @@
 """Separate songs of any length with a model that takes chunks: overlap-add of weighted chunks.
 
-The song stays where it is, usually in host memory; the device sees one batch of chunks at a time.
+There is one overlap-add, and it works on streams: `separate` gives it a song that is all there as one block. The song
+stays where it is, usually in host memory; the device sees one batch of chunks at a time.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
-from itertools import chain, pairwise
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["separate"]
+from hunterFormsBS.estimates import Estimator, is_finite, model_within
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
+from hunterFormsBS.printable import short_repr
 
-_MARKS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+__all__ = ["Progress", "separate", "separate_stream"]
+
+
+class Progress(Protocol):
+    """What is called after each chunk."""
+
+    def __call__(self, done: int, total: int, /) -> object:
+        """Take the number of chunks done and of all chunks."""
 
 
 def separate(
@@ -26,11 +35,12 @@ def separate(
     mixture: Tensor,
     *,
     chunk_size: int = 352800,
-    num_overlap: int = 2,
+    num_overlap: float = 2,
     batch_size: int = 1,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    progress: bool | Callable[[int, int], None] = False,
+    progress: bool | Progress = False,
+    tta: bool = False,
 ) -> Tensor:
     """Separate a whole song into stems.
 
@@ -40,7 +50,8 @@ def separate(
 
     A song shorter than one chunk is continued by its mirror image, then by silence: the model gets the length that it
     was trained on, a compiled model sees one shape, and the end of the song is no click. For many short clips a
-    smaller `chunk_size` costs less.
+    smaller `chunk_size` costs less. Chunks of nothing but zeros are not given to a `BandSplitRotator`, whose estimates
+    of them are zeros.
 
     Parameters
     ----------
@@ -50,9 +61,10 @@ def separate(
     mixture : Tensor
         Floating-point audio, `(s, t)`, or `(t,)` for mono.
     chunk_size : int = 352800
-        Samples that the model sees at a time.
-    num_overlap : int = 2
-        How many chunks cover a sample away from the ends of the song. With 1 the chunks abut.
+        Samples that the model sees at a time. What it was trained on is best; at least the window of its transform.
+    num_overlap : float = 2
+        How many chunks cover a sample away from the ends of the song, on average: 1.25 lets each chunk share a fifth
+        with each neighbour. With 1 the chunks abut. The time is proportional to it.
     batch_size : int = 1
         Chunks in one call of the model. It is halved, with a warning, when the device is out of memory.
     device : torch.device | str | None = None
@@ -61,14 +73,18 @@ def separate(
     dtype : torch.dtype | None = None
         `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
         `torch.float32`: run without autocast. `None`: autocast as it is around the call.
-    progress : bool | Callable[[int, int], None] = False
+    progress : bool | Progress = False
         `True` shows a progress bar; a callable gets the number of chunks done and the number of all chunks.
+    tta : bool = False
+        Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
+        its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
 
     Returns
     -------
     stems : Tensor
-        `(n, s, t)` on the mixture's device, as long as the mixture; mono into a stereo model gives two channels.
-        It is float32, or float64 where both the mixture and the model are.
+        `(n, s, t)` on the mixture's device, as long as the mixture. Mono into a stereo model gives two channels; of
+        stereo into a mono model each channel is separated by itself. It is float32, or float64 where both the mixture
+        and the model are.
 
     Raises
     ------
@@ -79,190 +95,190 @@ def separate(
     torch.OutOfMemoryError
         If not even one chunk fits the device.
     """
-    for name, value in (("chunk_size", chunk_size), ("num_overlap", num_overlap), ("batch_size", batch_size)):
-        _check_positive_integer(name, value)
-    if num_overlap > chunk_size:
-        message = (
-            f"`num_overlap` must not exceed `chunk_size`: received {num_overlap} and {chunk_size}. "
-            "Use fewer overlaps or longer chunks."
-        )
-        raise ValueError(message)
-    _check_mixture(mixture)
-    if mixture.ndim == 1:
-        mixture = mixture[None]  # (t) -> (s, t)
-    mixture = _match_channels(mixture.detach(), getattr(model, "stereo", None))
-
-    reference = _reference_tensor(model)
-    if device is None:
-        device = mixture.device if reference is None else reference.device
-    elif isinstance(model, nn.Module):
-        model.to(device)
-    device = torch.device(device)
-    double = mixture.dtype == torch.float64 and (reference is None or reference.dtype == torch.float64)
-    dtype_audio = torch.float64 if double else torch.float32
-    autocast = _autocast(device, dtype)
-    dtype_computation = dtype or _dtype_computation(device, reference, dtype_audio)
-
-    chunks = _Chunks(mixture, chunk_size, chunk_size // num_overlap, dtype_audio)
-    stems = torch.empty(0)
-    with _progress_reporter(progress, len(chunks)) as report, _evaluation_mode(model), torch.inference_mode(), autocast:
-        for index, estimate in _estimates(model, chunks, batch_size, device):
-            if not _is_finite(estimate):
-                raise RuntimeError(_not_finite(chunks, index, dtype_computation))
-            if index == 0:
-                # What inference mode allocates cannot take part in a backward pass afterwards.
-                with torch.inference_mode(mode=False):
-                    stems = mixture.new_zeros((estimate.shape[0], *mixture.shape), dtype=dtype_audio)
-            start, stop = chunks.span(index)
-            stems[..., start:stop].addcmul_(estimate[..., : stop - start], chunks.weights(index)[: stop - start])
-            del estimate  # Or the next call of the model would find the memory of a batch still in use.
-            report(index + 1, len(chunks))
+    shape = getattr(mixture, "shape", ())
+    length = shape[-1] if shape else None
+    blocks = _separated(
+        model, iter([mixture]), "mixture", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
+    )
+    first = next(blocks)
+    if length is None or first.shape[-1] == length:
+        blocks.close()
+        return first
+    with torch.inference_mode(mode=False):
+        stems = first.new_empty((*first.shape[:-1], length))
+    place = 0
+    for block in chain([first], blocks):
+        with torch.no_grad():
+            stems[..., place : place + block.shape[-1]] = block
+        place += block.shape[-1]
     return stems
 
 
-class _Window(NamedTuple):
-    """Place and shape of a chunk's window: first sample, and how many samples it rises and falls."""
+def separate_stream(
+    model: Callable[[Tensor], Tensor],
+    blocks: Iterable[Tensor],
+    *,
+    length: int | None = None,
+    chunk_size: int = 352800,
+    num_overlap: float = 2,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool | Progress = False,
+    tta: bool = False,
+) -> Generator[Tensor]:
+    """Separate a song that comes in blocks, such as from a file or a pipe, holding a few chunks of it at a time.
 
-    start: int
-    rise: int
-    fall: int
+    The stems are those of `separate`, sample for sample. Some three chunks of the song must be there before the first
+    is separated, or its end: the last chunk is moved back to end with the song.
 
+    Parameters
+    ----------
+    model, chunk_size, num_overlap, batch_size, device, dtype, tta
+        As in `separate`: the model, samples that it sees at a time, chunks that cover a sample, chunks in one call,
+        where and in which precision it runs, test-time augmentation.
+    blocks : Iterable[Tensor]
+        Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
+        channels, dtype and device. A block is read, never changed, and must not change while it is needed.
+    length : int | None = None
+        Samples to expect, for `progress` alone: the song ends where the blocks do.
+    progress : bool | Progress = False
+        True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
+        that of those known so far.
 
-class _Chunks:
-    """The chunks of a mixture `(s, t)`, one every `step` samples: where they lie, their audio, their weights."""
+    Yields
+    ------
+    stems : Tensor
+        `(n, s, t)`: the next samples of all stems, as soon as no later chunk can change them.
 
-    def __init__(self, mixture: Tensor, chunk_size: int, step: int, dtype: torch.dtype) -> None:
-        self.mixture = mixture
-        self.chunk_size = chunk_size
-        self.dtype = dtype
-        self.reach = math.ceil(chunk_size / step)
-        self.length = mixture.shape[-1]
-        last = max(0, self.length - chunk_size)
-        starts = [*range(0, last, step), last]
-        # A window rises over what the chunk shares with the one before it, and falls likewise, each within its half.
-        # At the ends of the song, and where chunks abut, it is flat.
-        half = chunk_size // 2
-        fades = [min(half, max(0, before + chunk_size - start)) for before, start in pairwise(starts)]
-        self.windows = [
-            _Window(start, rise, fall) for start, rise, fall in zip(starts, [0, *fades], [*fades, 0], strict=True)
-        ]
-        self._shape = cache(partial(_squared_sines, chunk_size))
-        self._weights: dict[tuple[_Window, ...], Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def span(self, index: int) -> tuple[int, int]:
-        """Return the first sample of the song in a chunk and the one after its last."""
-        start = self.windows[index].start
-        return start, min(self.length, start + self.chunk_size)
-
-    def batch(self, first: int, size: int, device: torch.device) -> Tensor:
-        """Copy chunks `first` to `first + size - 1` to the device as one batch `(b, s, t)`."""
-        audio = torch.empty((size, self.mixture.shape[0], self.chunk_size), dtype=self.dtype, device=device)
-        for offset, chunk in enumerate(audio):
-            start, stop = self.span(first + offset)
-            music = stop - start
-            chunk[:, :music].copy_(self.mixture[:, start:stop])
-            if music < self.chunk_size:
-                mirrored = min(music - 1, self.chunk_size - music)
-                chunk[:, music : music + mirrored].copy_(self.mixture[:, stop - 1 - mirrored : stop - 1].flip(-1))
-                chunk[:, music + mirrored :].zero_()
-        return audio
-
-    def weights(self, index: int) -> Tensor:
-        """Return a chunk's window divided by the sum of all windows that overlap it: `(t)`.
-
-        Away from the ends of a song the chunks lie alike and share one tensor.
-        """
-        start = self.windows[index].start
-        near = self.windows[max(0, index - self.reach) : index + self.reach + 1]
-        geometry = tuple(
-            window._replace(start=window.start - start)
-            for window in near
-            if abs(window.start - start) < self.chunk_size
-        )
-        if geometry not in self._weights:
-            total = torch.zeros(self.chunk_size, dtype=torch.float64)
-            for offset, rise, fall in geometry:
-                target = slice(max(0, offset), self.chunk_size + min(0, offset))
-                source = slice(max(0, -offset), self.chunk_size - max(0, offset))
-                total[target] += self._shape(rise, fall)[source]
-            own = self._shape(self.windows[index].rise, self.windows[index].fall)
-            self._weights[geometry] = (own / total).to(self.dtype).to(self.mixture.device)
-        return self._weights[geometry]
-
-
-def _squared_sines(size: int, rise: int, fall: int) -> Tensor:
-    """Return `(t)`: a squared sine that rises, ones, and one that falls, none of which reaches zero."""
-    window = torch.ones(size, dtype=torch.float64)
-    for length, place in ((rise, window[:rise]), (fall, window[size - fall :])):
-        angle = torch.linspace(0.5, length - 0.5, length, dtype=torch.float64) * (math.pi / 2 / max(1, length))
-        place.copy_(angle.sin().square())
-    window[size - fall :] = window[size - fall :].flip(-1)
-    return window
-
-
-def _estimates(
-    model: Callable[[Tensor], Tensor], chunks: _Chunks, batch_size: int, device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of each chunk and its estimate `(n, s, t)`, on the mixture's device and in the chunks' dtype."""
-    index = 0
-    num_stems: int | None = None
-    while index < len(chunks):
-        size = min(batch_size, len(chunks) - index)
-        estimates = _call_model(model, chunks, index, size, device)
-        if estimates is None:
-            batch_size = size // 2
-            message = (
-                f"out of memory on {device} with {size} chunks of {chunks.chunk_size} samples at a time: "
-                f"continuing with `batch_size` {batch_size}."
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
-            continue
-        _check_estimates(estimates, size, num_stems, chunks)
-        num_stems = estimates.shape[1]
-        for offset in range(size):
-            yield index + offset, estimates[offset].to(chunks.mixture.device, chunks.dtype)
-        del estimates
-        index += size
-
-
-def _call_model(
-    model: Callable[[Tensor], Tensor], chunks: _Chunks, index: int, size: int, device: torch.device
-) -> Tensor | None:
-    """Return the estimates of a batch, or None if it did not fit the device but a smaller one might."""
-    try:
-        return model(chunks.batch(index, size, device))
-    except (MemoryError, RuntimeError) as error:
-        explicit = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not explicit and not any(mark in str(error).lower() for mark in _MARKS_OUT_OF_MEMORY):
-            raise
-        if size == 1:
-            message = (
-                f"out of memory on {device} with a single chunk of {chunks.chunk_size} samples: "
-                "use a smaller `chunk_size`, `dtype=torch.bfloat16` or another `device`."
-            )
-            raise torch.OutOfMemoryError(message) from error
-    # Leaving the except clause has freed what the failed call held.
-    return None
-
-
-def _check_estimates(estimates: object, size: int, num_stems: int | None, chunks: _Chunks) -> None:
-    """Raise if the model returned anything but floating-point `(b, n, s, t)` with the sizes of its input."""
-    received = type(estimates).__name__
-    if isinstance(estimates, Tensor):
-        shape = estimates.shape
-        fits = shape[:1] == (size,) and shape[2:] == (chunks.mixture.shape[0], chunks.chunk_size)
-        if estimates.is_floating_point() and fits and 0 < shape[1] == (num_stems or shape[1]):
-            return
-        received = f"{estimates.dtype} {tuple(shape)}"
-    message = (
-        f"the model must return floating-point (b, n, s, t) = ({size}, {num_stems or 'n'}, {chunks.mixture.shape[0]}, "
-        f"{chunks.chunk_size}): received {received}. Give a model of one stem a stem axis, and make `chunk_size` a "
-        "multiple of the hop length of a model that does not match the length of its input."
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, torch.OutOfMemoryError
+        As `separate`, when the first block is asked for or at the block that cannot be used. What `blocks` raises
+        passes through.
+    """
+    yield from _separated(
+        model, iter(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
     )
-    raise RuntimeError(message)
+
+
+def _separated(
+    model: Callable[[Tensor], Tensor],
+    blocks: Iterator[Tensor],
+    what: str,
+    length: int | None,
+    chunk_size: int,
+    num_overlap: float,
+    batch_size: int,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    progress: bool | Progress,
+    tta: bool,
+) -> Generator[Tensor]:
+    _check_positive_integer("chunk_size", chunk_size)
+    _check_positive_integer("batch_size", batch_size)
+    _check_overlap(num_overlap, chunk_size)
+    _check_window(model, chunk_size)
+    reader = _Reader(blocks, what, getattr(model, "stereo", None))
+    run = Estimator(
+        model,
+        batch_size,
+        device,
+        dtype,
+        tta=tta,
+        each_channel=reader.each_channel,
+        dtype_song=reader.dtype,
+        device_song=reader.device,
+    )
+    chunks = Chunks(chunk_size, int(chunk_size // num_overlap), run.dtype_audio, reader.device)
+    overlapAdd = OverlapAdd(chunks)
+
+    index = 0
+    with _progress_reporter(progress, None if length is None else chunks.count(length)) as report:
+        while chunks.is_there(index):
+            while not chunks.is_settled(index + run.batch_size - 1, reader.stream.received):
+                if not reader.read():
+                    chunks.length = reader.stream.received
+            size = run.batch_size
+            if chunks.length is not None:
+                size = min(size, chunks.count(chunks.length) - index)
+            for estimate in run.estimates(chunks, index, size, reader.stream):
+                final = overlapAdd.add(index, estimate)
+                del estimate  # Or the next call of the model would find the memory of a batch still in use.
+                index += 1
+                known = max(reader.stream.received, length or 0) if chunks.length is None else chunks.length
+                report(index, chunks.count(known))
+                yield final
+                del final
+            reader.stream.forget(chunks.start(index))
+
+
+class _Reader:
+    """Takes blocks from where they come, refuses bad ones, and gives them the channels that the model takes."""
+
+    def __init__(self, blocks: Iterator[Tensor], what: str, stereo: object) -> None:
+        self.stream = Stream()
+        self._blocks = blocks
+        self._what = what
+        block = next(blocks, None)
+        if block is None:
+            raise ValueError("`blocks` has no block: pass at least one, with at least one sample.")
+        block = self._checked(block)
+        self.dtype, self.device = block.dtype, block.device
+        self._channels = block.shape[0]
+        self.each_channel = stereo is not None and not stereo and block.shape[0] == 2
+        self._expand = bool(stereo) and block.shape[0] == 1
+        if stereo is not None and not self._expand and not self.each_channel:
+            _check_channels(block.shape[0], 2 if stereo else 1)
+        self.stream.append(self._matched(block))
+
+    def read(self) -> bool:
+        """Take one more block, if there is one; raise if the song ends without a sample."""
+        block = next(self._blocks, None)
+        if block is None:
+            if not self.stream.received:
+                raise ValueError("`blocks` has no samples: pass blocks of which at least one is not empty.")
+            return False
+        block = self._checked(block)
+        if (block.shape[0], block.dtype, block.device) != (self._channels, self.dtype, self.device):
+            raise ValueError(
+                f"the block at sample {self.stream.received} has {block.shape[0]} channels of {block.dtype} on "
+                f"{block.device}, those before it {self._channels} of {self.dtype} on {self.device}: make all alike."
+            )
+        self.stream.append(self._matched(block))
+        return True
+
+    def _checked(self, block: object) -> Tensor:
+        """Return a block as `(s, t)`."""
+        checked = _check_audio(block, self._what, self.stream.received)
+        return (checked[None] if checked.ndim == 1 else checked).detach()
+
+    def _matched(self, block: Tensor) -> Tensor:
+        return block.expand(2, -1) if self._expand else block
+
+
+def _check_overlap(num_overlap: object, chunk_size: int) -> None:
+    """Raise unless the overlap is a number from 1 to the chunk's samples."""
+    if isinstance(num_overlap, bool) or not isinstance(num_overlap, (int, float)):
+        raise TypeError(f"`num_overlap` must be a number: received {short_repr(num_overlap)}.")
+    if not 1 <= num_overlap < math.inf:
+        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(num_overlap)}.")
+    if num_overlap > chunk_size:
+        message = (
+            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(num_overlap)} and {chunk_size}. "
+            "Use fewer overlaps or longer chunks."
+        )
+        raise ValueError(message)
+
+
+def _check_window(model: object, chunk_size: int) -> None:
+    """Raise if a chunk does not fill one window of the model's transform."""
+    whole = model_within(model)
+    if whole is not None and chunk_size < (window := whole.configuration["stft_win_length"]):
+        raise ValueError(
+            f"`chunk_size` must hold at least one window of the model's transform, {window} samples: received "
+            f"{chunk_size}. What the model was trained on is best, usually some 8 seconds."
+        )
 
 
 def _check_positive_integer(name: str, value: object) -> None:
@@ -275,120 +291,56 @@ def _check_positive_integer(name: str, value: object) -> None:
         raise ValueError(message)
 
 
-def _check_mixture(mixture: object) -> None:
-    """Raise unless the mixture is finite floating-point audio of one or two axes."""
-    if not isinstance(mixture, Tensor):
-        message = f"`mixture` must be a tensor: received {type(mixture).__name__}. torch.from_numpy converts an array."
+def _check_audio(audio: object, what: str, place: int) -> Tensor:
+    """Return audio if it is finite, floating-point and of one or two axes; else say what is wrong at which sample."""
+    if not isinstance(audio, Tensor):
+        message = f"`{what}` must be a tensor: received {type(audio).__name__}. torch.from_numpy converts an array."
         raise TypeError(message)
-    if not mixture.is_floating_point():
+    if not audio.is_floating_point():
         message = (
-            f"`mixture` must be floating-point audio: received {mixture.dtype}. "
-            "Scale integers to -1 ... 1, 16-bit ones with `mixture / 32768`."
+            f"`{what}` must be floating-point audio: received {audio.dtype}. "
+            f"Scale integers to -1 ... 1, 16-bit ones with `{what} / 32768`."
         )
         raise TypeError(message)
-    if mixture.ndim not in (1, 2) or mixture.numel() == 0:
+    may_be_empty = what == "block" and audio.ndim in (1, 2) and audio.shape[0] > 0
+    if audio.ndim not in (1, 2) or (audio.numel() == 0 and not may_be_empty):
         message = (
-            f"`mixture` must be (s, t) or (t,) and not empty: received shape {tuple(mixture.shape)}. "
+            f"`{what}` must be (s, t) or (t,) and not empty: received shape {tuple(audio.shape)}. "
             "Separate the songs of a batch one by one."
         )
         raise ValueError(message)
-    if not _is_finite(mixture):
-        bad = ~torch.isfinite(mixture.reshape(-1, mixture.shape[-1])).all(dim=0)
+    if audio.numel() and not is_finite(audio):
+        bad = ~torch.isfinite(audio.reshape(-1, audio.shape[-1])).all(dim=0)
         message = (
-            f"`mixture` must be finite: received NaN or infinity at {int(bad.sum())} samples, the first at index "
-            f"{int(bad.nonzero()[0])}. Repair or cut out those samples."
+            f"`{what}` must be finite: received NaN or infinity at {int(bad.sum())} samples, the first at index "
+            f"{place + int(bad.nonzero()[0])}. Repair or cut out those samples."
         )
         raise ValueError(message)
+    return audio
 
 
-def _is_finite(audio: Tensor) -> bool:
-    """Tell whether all values are finite, without a temporary tensor of the audio's size."""
-    low, high = torch.aminmax(audio)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _match_channels(mixture: Tensor, stereo: object) -> Tensor:
-    """Return the mixture `(s, t)` with the channels that a model with this `stereo` takes; None takes any."""
-    channels = mixture.shape[0]
-    if stereo is None:
-        return mixture
-    if stereo and channels == 1:
-        return mixture.expand(2, -1)
-    expected = 2 if stereo else 1
+def _check_channels(channels: int, expected: int) -> None:
     if channels == expected:
-        return mixture
-    if channels == 2:
-        remedy = "Pass `mixture.mean(dim=0)`, or separate each channel by itself."
-    else:
-        remedy = "Mix them down, and transpose audio of shape (t, s)."
-    message = f"the model takes {expected} channel(s) (stereo={bool(stereo)}): received {channels}. {remedy}"
+        return
+    message = (
+        f"the model takes {expected} channel(s) (stereo={expected == 2}): received {channels}. Mix them down, and "
+        "transpose audio of shape (t, s)."
+    )
     raise ValueError(message)
 
 
-def _reference_tensor(model: object) -> Tensor | None:
-    """Return the first floating-point parameter or buffer of a model, if it has one."""
-    if not isinstance(model, nn.Module):
-        return None
-    return next((tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point()), None)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Return the context in which to run the model in this dtype."""
-    if dtype is None:
-        return nullcontext()
-    if dtype == torch.float32:
-        return torch.autocast(device.type, enabled=False)
-    if dtype not in (torch.bfloat16, torch.float16):
-        message = f"`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received {dtype!r}."
-        raise ValueError(message)
-    return torch.autocast(device.type, dtype=dtype)
-
-
-def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_audio: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a model computes when the caller asks for none."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return dtype_audio if reference is None else reference.dtype
-
-
-def _not_finite(chunks: _Chunks, index: int, dtype: torch.dtype) -> str:
-    """Say which estimate is not finite and what to do about it."""
-    start, stop = chunks.span(index)
-    remedy = "Look for NaN in the weights." if dtype.itemsize > 2 else "Run in float32."
-    return (
-        f"the model returned NaN or infinity for chunk {index} of {len(chunks)}, counted from 0 "
-        f"(samples {start} to {stop - 1}), computing in {dtype}. {remedy}"
-    )
-
-
 @contextmanager
-def _evaluation_mode(model: object) -> Generator[None]:
-    """Put a module in eval mode, and every submodule back as it was."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _progress_reporter(
-    progress: bool | Callable[[int, int], None], total: int
-) -> Generator[Callable[[int, int], object]]:
+def _progress_reporter(progress: bool | Progress, total: int | None) -> Generator[Progress]:
     """Provide the function to call with the number of chunks done and of all chunks."""
     if callable(progress):
         yield progress
     elif not progress:
-        yield lambda _done, _total: None
+        yield lambda _done, _total, /: None
     else:
         try:
             from tqdm import tqdm
         except ImportError as error:
-            message = 'a progress bar needs tqdm: pip install "hunterFormsBS[separation]", or pass `progress=False`.'
+            message = f"a progress bar needs tqdm: {how_to_install('separation')}, or pass `progress=False`."
             raise ImportError(message) from error
         with tqdm(total=total, unit="chunk") as bar:
-            yield lambda _done, _total: bar.update(1)
+            yield lambda _done, _total, /: bar.update(1)

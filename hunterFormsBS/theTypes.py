@@ -7,7 +7,7 @@ whose fields have the same names, and the record is passed whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Required, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -52,10 +52,14 @@ class ParametersAttention(NamedTuple):
     ----------
     heads, dim_head : int
         Heads, and features of each.
-    attn_dropout, flash_attn, sage_attention
-        See `hunterFormsBS.attend.Attend`; `attn_dropout` also follows the output projection.
+    attn_dropout : float
+        Dropout probability of attention weights, and after the output projection.
+    flash_attn, sage_attention
+        PyTorch's fused attention, or SageAttention where it can be used; see `hunterFormsBS.attend.Attend`.
     scale : float, optional
         Factor on the scores, `dim_head ** -0.5` by default.
+    wsa_window_len, n_wsa_sinks : int, optional
+        Positions attend to those at most half a window away, and to that many sinks before the first.
     """
 
     heads: int = 8
@@ -64,6 +68,8 @@ class ParametersAttention(NamedTuple):
     flash_attn: bool | FlashAttentionConfig = True
     sage_attention: bool = False
     scale: float | None = None
+    wsa_window_len: int | None = None
+    n_wsa_sinks: int = 0
 
 
 class ParametersResidual(NamedTuple):
@@ -84,7 +90,7 @@ class ParametersTransformer(NamedTuple):
     residual : ParametersResidual
         Of the connections between layers.
     ff_mult, ff_dropout
-        See `hunterFormsBS.attend.FeedForward`.
+        Hidden features of the feedforward in multiples of `dim`, and its dropout probability.
     norm_output : bool
         Normalise what comes out.
     use_torch_checkpoint : bool
@@ -97,6 +103,61 @@ class ParametersTransformer(NamedTuple):
     ff_dropout: float = 0.0
     norm_output: bool = True
     use_torch_checkpoint: bool = False
+
+
+class ParametersConvolution(NamedTuple):
+    """The convolutions of Conformers.
+
+    Parameters
+    ----------
+    conv_expansion_factor : int
+        Channels, in multiples of the features of a token.
+    conv_kernel_size : int
+        Positions that a convolution reaches over, an odd number.
+    """
+
+    conv_expansion_factor: int = 2
+    conv_kernel_size: int = 31
+
+
+class ParametersMaskEstimator(NamedTuple):
+    """A mask head; see `hunterFormsBS.blocks.maskHeads`.
+
+    Parameters
+    ----------
+    mask_estimator_depth, mlp_expansion_factor : int
+        Hidden layers of each MLP, and their features in multiples of `dim`.
+    mask_transformer_depth : int
+        Pairs of transformers along time and frequency before the MLPs.
+    mask_transformer_dim_head, mask_transformer_heads : int
+        Features of an attention head in them, and heads.
+    segm_backbone_channels : sequence of int
+        Channels of the five stages of the HyperACE branch.
+    segm_base_depth : int
+        Bottlenecks of the second and the last stage; those between have twice as many.
+    segm_hyperace_k, segm_hyperace_l : int
+        Exchanges through hyperedges side by side, and convolutional blocks beside them.
+    segm_num_heads, segm_num_hyperedges : int
+        Of each exchange.
+    segm_version : {1, 2}
+        Which of the two published branches.
+    use_hyperACE : bool
+        Add the mask of the HyperACE branch.
+    """
+
+    mask_estimator_depth: int = 1
+    mlp_expansion_factor: int = 4
+    mask_transformer_depth: int = 0
+    mask_transformer_dim_head: int = 64
+    mask_transformer_heads: int = 8
+    segm_backbone_channels: Sequence[int] = (64, 256, 384, 512, 768)
+    segm_base_depth: int = 2
+    segm_hyperace_k: int = 2
+    segm_hyperace_l: int = 1
+    segm_num_heads: int = 8
+    segm_num_hyperedges: int = 32
+    segm_version: Literal[1, 2] = 2
+    use_hyperACE: bool = False
 
 
 class ParametersSTFT(NamedTuple):
@@ -148,11 +209,14 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     """Keyword arguments of `BandSplitRotator` that the transition classes pass on; it documents them."""
 
     depth: Required[int]
+    conv_expansion_factor: int
+    conv_kernel_size: int
     dim_freqs_in: int
     dim_head: int
     ff_mult: int | None
     final_norm: bool | None
     flash_attn: bool | FlashAttentionConfig
+    freq_conformer_depth: int
     freq_range: tuple[int, int] | None
     freq_transformer_depth: int
     freqs_per_bands: Sequence[int]
@@ -161,6 +225,9 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     linear_transformer_depth: int
     mask_estimator_depth: int | None
     mask_filter_bank: Tensor | None
+    mask_transformer_depth: int
+    mask_transformer_dim_head: int
+    mask_transformer_heads: int
     match_input_audio_length: bool
     mc_hyper_conn_sinkhorn_iters: int | None
     mlp_expansion_factor: int
@@ -172,9 +239,19 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     norm_output: bool | None
     num_residual_fracs: int | None
     num_residual_streams: int
+    n_wsa_sinks: int
     num_stems: int
+    residual_in_first_group_only: bool
     sage_attention: bool
     scale: float | None
+    segm_backbone_channels: Sequence[int]
+    segm_base_depth: int
+    segm_hyperace_k: int | None
+    segm_hyperace_l: int | None
+    segm_num_heads: int
+    segm_num_hyperedges: int | None
+    segm_version: Literal[1, 2]
+    siamese: bool
     skip_connection: bool
     stereo: bool
     stft_hop_length: int
@@ -182,8 +259,13 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     stft_normalized: bool
     stft_win_length: int
     stft_window_fn: WindowFunction
+    time_conformer_depth: int
     time_transformer_depth: int
+    use_hyperACE: bool
     use_pope: bool
+    use_rotary_pos: bool
+    use_shared_bias: bool
     use_torch_checkpoint: bool
     use_value_residual_learning: bool
+    wsa_window_len: int | None
     zero_dc: bool | None

@@ -43,7 +43,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the commands of the pages find in place of programs: everything is installed, and nobody looks at TensorBoard.
 PROGRAMS = {
     "python": f"""case "$*" in "-m pip install "*) ;; *) exec '{sys.executable}' "$@" ;; esac""",
-    "python3": "mkdir -p .venv/bin && touch .venv/bin/activate",
+    "python3": f"""case "$1" in start.py) shift; exec '{sys.executable}' -m hunterFormsBS "$@";; esac
+mkdir -p .venv/bin && touch .venv/bin/activate""",
     "sleep": "exec /bin/sleep 0.02",
     "tensorboard": f'''exec '{sys.executable}' -m tensorboard.main --inspect "$@"''',
 }

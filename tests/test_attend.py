@@ -86,7 +86,8 @@ def test_products_by_heads_give_what_pytorchs_kernel_gives(
         out = Attend()(*leaves)
         results.append((out, torch.autograd.grad((out * weight).sum(), leaves)))
         with torch.no_grad():
-            torch.testing.assert_close(Attend()(*leaves), out, rtol=0, atol=0)
+            # Longer sequences have a kernel of their own where no gradient is recorded.
+            torch.testing.assert_close(Attend()(*leaves), out, **({} if short == 0 else {"rtol": 0, "atol": 0}))
     torch.testing.assert_close(*results)
 
 
@@ -166,7 +167,7 @@ def test_configuration_restricts_the_kernels_during_the_call_only(
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorder)
     before = enabled()
     Attend(flash_attn=FlashAttentionConfig(*allowed))(*queries_keys_values())
-    Attend(flash_attn=True)(*queries_keys_values(scaledDotProduct.SHORT + 1))
+    Attend(flash_attn=True)(*(t.requires_grad_() for t in queries_keys_values(scaledDotProduct.SHORT + 1)))
     assert seen == [allowed, before]
     assert enabled() == before
 

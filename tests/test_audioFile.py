@@ -141,7 +141,7 @@ def test_the_same_rate_changes_nothing() -> None:
 def test_what_is_written_reads_back_within_the_bit_depth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, bit_depth: int, subtype: str, tolerance: float
 ) -> None:
-    monkeypatch.setattr(audioFile, "FRAMES_PER_WRITE", 1000)
+    monkeypatch.setattr(audioFile, "FRAMES_PER_BLOCK", 1000)
     audio = torch.cat([sine(440, RATE), sine(333, RATE) / 3])
     with writing_together(tmp_path, RATE, container, bit_depth) as folder:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         assert folder.write("tone", audio) == 0
@@ -197,5 +197,7 @@ def test_a_missing_library_is_named_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"install {module}: pip install \"hunterFormsBS\[separation\]\""):
+    with pytest.raises(
+        ImportError, match=rf"install {module}: python -m pip install -e \"\.\[separation\]\" in a copy"
+    ):
         resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path)

@@ -198,5 +198,7 @@ def test_window_functions_are_found_by_name() -> None:
 
 @pytest.mark.parametrize("upstream", ["MSST", "", "zfturbo", None])
 def test_an_unknown_upstream_is_refused(upstream: Any) -> None:
-    with pytest.raises(ValueError, match="upstream must be one of 'msst', 'lucidrains', 'hunterFormsBS', but is"):
+    with pytest.raises(
+        ValueError, match="upstream must be one of 'msst', 'msst_experimental', 'lucidrains', 'hunterFormsBS', but is"
+    ):
         from_configuration(SMALL_BS, upstream=upstream)

@@ -124,6 +124,14 @@ def install_sage(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scaledDotProduct, "_why_not_sage", lambda *_tensors: None)
 
 
+def make_all_long(patch: pytest.MonkeyPatch) -> None:
+    """Give sequences of any length to the kernel for long ones, as on a processor with few cores and AVX-512."""
+    patch.setattr(scaledDotProduct, "SHORT", 0)
+    patch.setattr(scaledDotProduct, "ROWS_OF_SCORES", 3)
+    patch.setattr(torch, "get_num_threads", lambda: 2)
+    patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 QKV = ((3, 2, 7, 4),) * 3
 MASKS = ((2, 3, 4, 7, 2, 2),)
 TOKENS = ((2, 4, len(WIDTHS), 6),)
@@ -133,6 +141,7 @@ CASES: dict[str, Case] = {
         partial(Function, scaled_dot_product, SOFTMAX._replace(sage_attention=True)), QKV, prepare=install_sage
     ),
     "by_heads": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV),
+    "by_sequences": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV, prepare=make_all_long),
     "fused": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV, place=Where.DEVICE),
     "attention": Case(lambda: Attention(6, ATTENTION, positions=RotaryEmbedding(4)), ((3, 7, 6),)),
     "feed_forward": Case(partial(FeedForward, 6), ((3, 7, 6),)),
@@ -155,7 +164,10 @@ CASES: dict[str, Case] = {
 LAYERS = ("attention", "feed_forward", "by_blocks", "split_by_groups", *(name for name in CASES if name[:4] == "mask"))
 """Kernels that do not call the modules inside."""
 
-each_kernel = pytest.mark.parametrize("name", CASES)
+WITHOUT_GRADIENT = ("by_sequences",)
+"""Kernels that serve where no gradient is recorded, and leave all else to others."""
+
+each_kernel = pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT_GRADIENT])
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -233,6 +245,19 @@ def test_kernel_serves_its_case_and_gives_the_values_and_gradients_of_the_formul
     close(grads, expected_grads, 1e-4)
 
 
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_kernel_without_gradient_gives_the_values_of_the_formula_where_it_serves(name: str, ran: list[str]) -> None:
+    module, inputs = CASES[name].module(), CASES[name].inputs()
+    out = module(*inputs)
+    assert (name in ran) is bool(torch.backends.mkldnn.enabled)
+    ran.clear()
+    gradients(module, inputs)
+    module.double()(*CASES[name].inputs(dtype=torch.float64))
+    assert name not in ran
+    with reference():
+        close(out, module(*inputs))
+
+
 @each_kernel
 def test_kernel_takes_double_precision(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module().double(), CASES[name].inputs(dtype=torch.float64)
@@ -260,7 +285,7 @@ def test_kernel_keeps_no_more_for_the_backward_pass_than_the_formula(
 
 
 # PyTorch's own attention backends have no second derivative: `reference` is for that.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "fused"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("fused", *WITHOUT_GRADIENT)])
 def test_graph_made_by_a_kernel_can_be_differentiated_again(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module(), CASES[name].inputs()
 

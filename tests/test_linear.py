@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hunterFormsBS.kernels.linear as linear_module
 from hunterFormsBS.blocks.norm import rms_norm
 from hunterFormsBS.kernels import internals
-from hunterFormsBS.kernels.linear import ACTIVATIONS, linear, linear_of, pack, product_of_transposes
+from hunterFormsBS.kernels.linear import ACTIVATIONS, Products, linear, linear_of, pack, product_of_transposes
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 
@@ -49,7 +49,8 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     operators = internals.onednn()
     if request.param == "oneDNN" and operators is None:
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(linear_module, "_onednn_for", lambda *_: operators if request.param == "oneDNN" else None)
+    products = Products(operators, torch.float32) if operators and request.param == "oneDNN" else None
+    monkeypatch.setattr(linear_module, "_products_for", lambda *_: products)
     return str(request.param)
 
 
@@ -136,26 +137,57 @@ def test_outputs_of_linear_of_may_be_changed_in_place() -> None:
     torch.testing.assert_close(x.grad, expected.grad)
 
 
-def test_onednn_is_for_float32_eager_and_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capable", [True, False], ids=["AVX512_BF16", "no bfloat16"])
+def test_onednn_is_for_float32_and_for_bfloat16_where_the_processor_has_it(
+    capable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(linear_module, "multiplies_bfloat16", lambda: capable)
     x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    half = torch.bfloat16 if capable else None
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    fits = linear_module._onednn_for  # pyright: ignore[reportPrivateUsage]
-    assert fits(x, weight) is not None
-    assert fits(x.double(), weight.double()) is None
-    assert fits(x.bfloat16(), weight) is None
-    assert fits(x[:0], weight) is None
-    assert fits(x.to("meta"), weight.to("meta")) is None
+
+    def dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+        products = linear_module._products_for(x, weight)  # pyright: ignore[reportPrivateUsage]
+        return None if products is None else products.dtype
+
+    assert dtype(x, weight) == torch.float32
+    assert dtype(x.bfloat16(), weight.bfloat16()) == half
+    assert dtype(x.double(), weight.double()) is None
+    assert dtype(x.half(), weight.half()) is None
+    assert dtype(x.bfloat16(), weight) is None
+    assert dtype(x[:0], weight) is None
+    assert dtype(x.to("meta"), weight.to("meta")) is None
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
-        assert fits(x, weight) is None
+        assert dtype(x, weight) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert fits(x, weight) is None
+        assert dtype(x, weight) == dtype(x.bfloat16(), weight) == dtype(x.bfloat16(), weight.bfloat16()) == half
+        assert dtype(x.double(), weight) is None
+    with torch.autocast("cpu", torch.float16):
+        assert dtype(x, weight) is None
     with FakeTensorMode() as mode:
-        assert fits(mode.from_tensor(x), mode.from_tensor(weight)) is None
+        assert dtype(mode.from_tensor(x), mode.from_tensor(weight)) is None
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert fits(x, weight) is None
+    assert dtype(x, weight) is None
+
+
+@pytest.mark.skipif(not internals.multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+@pytest.mark.parametrize("activation", ["none", "gelu", "tanh"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_products_in_bfloat16_are_those_of_torch_rounded_once(activation: Any, autocast: bool) -> None:
+    layer, x = nn.Linear(64, 48), torch.randn(30, 64)
+    expected = ACTIVATIONS[activation](layer(x))
+    if not autocast:
+        layer, x = layer.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        out = linear(x, layer.weight, layer.bias, activation=activation)
+        packed = pack([layer], x, len(x))
+        again = linear(x, layer.weight, layer.bias, activation=activation, packed=packed[layer])
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(again, out)
 
 
 def zeros(x: Tensor, weight: Tensor, *_: Any) -> Tensor:

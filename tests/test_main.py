@@ -296,7 +296,6 @@ def test_bad_files_are_named_in_one_line_each_and_the_others_are_separated(
         text: "is not audio",
         empty: "is empty",
         missing: "No such file or directory",
-        bench.folder: "is a folder",
         surround: "has 3 channels",
         poisoned: "has NaN or infinity at 9 samples",
     }
@@ -428,17 +427,183 @@ def test_an_output_folder_that_cannot_be_written_is_one_line_before_the_model_is
     assert bench.loaded == []
 
 
-def test_a_stereo_song_for_a_mono_model_is_refused_with_the_remedy(
+def test_each_channel_of_a_stereo_song_goes_through_a_mono_model_by_itself(bench: Bench) -> None:
+    bench.model.stereo = False
+    assert bench.run("--batch-size", 1) == 0
+    assert {batch.shape for batch in bench.model.batches} == {(2, 1, 1000)}
+    mixture, _ = read_audio(bench.song)
+    torch.testing.assert_close(read_audio(bench.output / "song" / "vocals.wav")[0], mixture / 2, rtol=0, atol=1e-6)
+
+
+class Lopsided(Model):
+    """Give each channel of each stem a level of its own, so that none stands for another."""
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        levels = torch.tensor([[0.5, 0.1], [0.2, 0.3]])
+        return super().__call__(audio)[:, :1] * 2 * levels[: self.num_stems, :, None]
+
+
+def test_a_mono_song_gets_the_mean_of_what_a_stereo_model_makes_of_it(bench: Bench) -> None:
+    bench.model = Lopsided()
+    song = bench.write("mono.wav", 5000, channels=1)
+    assert bench.run(song) == 0
+    mixture, _ = read_audio(song)
+    for name, level in (("vocals", 0.3), ("other", 0.25)):
+        stem, _ = read_audio(bench.output / "mono" / f"{name}.wav")
+        torch.testing.assert_close(stem, level * mixture, rtol=0, atol=1e-6)
+
+
+def test_stems_and_channels_are_not_exchanged_and_the_residual_is_the_rest(bench: Bench) -> None:
+    bench.model = Lopsided()
+    assert bench.run("--residual") == 0
+    mixture, _ = read_audio(bench.song)
+    levels = {"vocals": (0.5, 0.1), "other": (0.2, 0.3), "residual": (0.3, 0.6)}
+    for name, each in levels.items():
+        stem, _ = read_audio(bench.output / "song" / f"{name}.wav")
+        torch.testing.assert_close(stem, torch.tensor(each)[:, None] * mixture, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_numbered_stems_are_the_heads_of_those_numbers(bench: Bench, number: int) -> None:
+    assert bench.run("--stems", f"stem_{number}", configuration=False) == 0
+    assert bench.loaded[-1]["stems"] == [number - 1]
+    assert bench.written() == [f"song/stem_{number}.wav"]
+
+
+def test_a_sample_rate_that_the_model_section_alone_states_counts(bench: Bench) -> None:
+    bench.configuration.write_text("model: {num_stems: 2, sample_rate: 4000}\naudio: {chunk_size: 1000}\n")
+    assert bench.run() == 0
+    assert sum(len(batch) for batch in bench.model.batches) == 4  # of 2500 samples, one every 500
+
+
+def test_augmentation_and_fractions_of_overlap_reach_the_separation(bench: Bench) -> None:
+    assert bench.run("--num-overlap", "1.25", "--batch-size", 1, "--tta") == 0
+    assert len(bench.model.batches) == 3 * 6  # 5000 samples, one chunk of 1000 every 800
+
+
+def test_folders_are_searched_and_their_tree_is_kept(bench: Bench) -> None:
+    (bench.folder / "album" / "disc 1").mkdir(parents=True)
+    for name in ("album/a.wav", "album/disc 1/a.wav", "album/disc 1/.hidden.wav"):
+        bench.write(name, 2000)
+    (bench.folder / "album" / "cover.jpg").write_bytes(b"x")
+    album = bench.folder / "album"
+    assert bench.run(album, album / "a.wav", album / "disc 1" / ".." / "a.wav", "--stems", "vocals") == 0
+    assert bench.written() == ["a/vocals.wav", "disc 1/a/vocals.wav"]
+
+
+def test_a_folder_without_audio_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "empty").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        bench.run(bench.folder / "empty")
+    assert "is a folder without audio files" in capsys.readouterr().err
+
+
+def test_songs_whose_stems_all_exist_are_left_out_when_asked(bench: Bench) -> None:
+    other = bench.write("second.wav", 2000)
+    assert bench.run() == 0
+    before = (bench.output / "song" / "vocals.wav").stat().st_mtime_ns
+    assert bench.run(bench.song, other, "--skip-existing") == 0
+    assert len(bench.written()) == 4
+    assert (bench.output / "song" / "vocals.wav").stat().st_mtime_ns == before
+    bench.loaded.clear()
+    assert bench.run(bench.song, other, "--skip-existing") == 0
+    assert bench.loaded == []
+
+
+@pytest.mark.parametrize(
+    ("instruments", "residual"),
+    [
+        ("[vocals, vocals]", False),
+        ("[a/b, 'a:b']", False),
+        ("['', '']", False),
+        ("[a., a]", False),
+        ("[Vocals, vocals]", False),
+        ("['caf\\u00e9', 'cafe\\u0301']", False),
+        ("[vocals, Residual]", True),
+    ],
+)
+def test_stems_of_one_file_name_are_refused_before_the_model_is_loaded(
+    instruments: str, residual: bool, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIGURATION.replace("[vocals, other]", instruments.replace("'caf", '"caf').replace("e9'", 'e9"'))
+    bench.configuration.write_text(text.replace("0301'", '0301"'))
+    with pytest.raises(SystemExit, match="2"):
+        bench.run(*(["--residual"] if residual else []))
+    assert re.search("two stems would be written as|would overwrite", capsys.readouterr().err)
+    assert bench.loaded == []
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize("name", ["...wav", "..wav", ". .wav"])
+def test_a_song_of_any_name_stays_below_the_output_folder(name: str, bench: Bench) -> None:
+    song = bench.write("x.wav", 2000).rename(bench.folder / name)
+    before = {path for path in bench.folder.rglob("*") if path.is_file()}
+    assert bench.run(song, "--stems", "vocals") == 0
+    new = {path for path in bench.folder.rglob("*") if path.is_file()} - before
+    assert [path.relative_to(bench.output).parts[-1] for path in new] == ["vocals.wav"]
+    assert all(len(path.relative_to(bench.output).parts) == 2 for path in new)
+
+
+def test_names_that_no_file_system_takes_are_found_before_the_model_is_loaded(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mono = bench.write("mono.wav", 2000, channels=1)
-    bench.model.stereo = False
-    assert bench.run(bench.song, mono) == 1
-    line = capsys.readouterr().err
-    assert line.startswith(f"hunterFormsBS: error: {bench.song} is stereo, but the model is mono")
-    assert "-ac 1" in line
-    assert bench.written() == ["mono/other.wav", "mono/vocals.wav"]
-    assert bench.model.batches[0].shape[1] == 1
+    bench.configuration.write_text(CONFIGURATION.replace("vocals", "v" * 250))
+    assert bench.run() == 1
+    assert "and file systems take 255: rename" in capsys.readouterr().err
+    assert bench.loaded == []
+
+
+def test_a_song_is_never_replaced_by_its_own_stem(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    song = bench.folder / "out" / "vocals" / "vocals.wav"
+    song.parent.mkdir(parents=True)
+    content = bench.song.read_bytes()
+    song.write_bytes(content)
+    assert bench.run(song, "--overwrite") == 1
+    assert "would be replaced by a stem of itself" in capsys.readouterr().err
+    assert song.read_bytes() == content
+
+
+def test_a_folder_where_a_stem_would_be_is_found_before_the_separation(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.output / "song" / "other.wav").mkdir(parents=True)
+    assert bench.run("--overwrite") == 1
+    assert "is a folder where a stem would be" in capsys.readouterr().err
+    assert bench.loaded == []
+
+
+@pytest.mark.parametrize("argument", ["--version", "--list-models"])
+def test_what_only_prints_needs_nothing_else(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([argument])
+    printed = capsys.readouterr().out
+    assert re.search(r"^hunterFormsBS \d+\.\d+|^bs_roformer-unwa-revive\t", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process held")
+def test_memory_does_not_grow_with_the_length_of_a_song(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BandSplitRotator(dim=8, depth=1, stereo=True, num_stems=4, heads=1, dim_head=8, stft_hop_length=1024)
+    sections = {"training": {"instruments": list("abcd")}, "audio": {"chunk_size": 44100}}
+    save_checkpoint(tmp_path / "model.ckpt", model, configuration=sections)
+    held = []
+    for minutes in (1, 8):
+        block = np.random.default_rng(0).uniform(-0.5, 0.5, (48000 * 60, 2)).astype("float32")
+        with soundfile.SoundFile(tmp_path / f"{minutes}.flac", "w", 48000, 2) as file:
+            for _ in range(minutes):
+                file.write(block)
+        command = (
+            "import re, sys; from hunterFormsBS.__main__ import main; status = main(sys.argv[1:])\n"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(status)"
+        )
+        arguments = [tmp_path / f"{minutes}.flac", "--checkpoint", tmp_path / "model.ckpt", "--residual", "--quiet"]
+        arguments += ["--output", tmp_path / "out", "--num-overlap", 1, "--format", "flac"]
+        done = subprocess.run(
+            [sys.executable, "-c", command, *map(str, arguments)], capture_output=True, text=True, check=True
+        )
+        held.append(int(done.stdout.split()[-1]))
+    assert held[1] < 1.05 * held[0]
 
 
 def interrupted_after(count: int, error: BaseException) -> Callable[..., None]:

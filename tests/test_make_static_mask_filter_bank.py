@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, StepPatch
 from torch import Tensor
 
+from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.blocks.layout import (
     mask_filter_bank_bs_roformer_default,
     mask_filter_bank_mel_band_default,
@@ -165,7 +166,7 @@ def test_missing_package_is_named_with_the_extra_that_brings_it(
     module: str, extra: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf'pip install "hunterFormsBS\[{extra}\]"'):
+    with pytest.raises(ImportError, match=rf'pip install -e "\.\[{extra}\]" in a copy'):
         call()
 
 
@@ -267,3 +268,11 @@ def test_layouts_of_any_size_can_be_rendered_even_empty_ones(shape: tuple[int, i
 def test_sample_rate_that_is_no_rate_is_refused() -> None:
     with pytest.raises(ValueError, match="sample_rate must be positive and finite, but is 0"):
         plot_mask_filter_bank(mask_filter_bank_mel_band_default, sample_rate=0)
+
+
+def test_a_model_is_drawn_as_its_layout_at_its_sample_rate() -> None:
+    model = BandSplitRotator(4, depth=1, sample_rate=16000, num_bands=20, heads=1, dim_head=2)
+    assert plot_mask_filter_bank(model).get_xlim()[1] == 8000
+    assert len(plot_mask_filter_bank(model).collections) == 20
+    assert plot_mask_filter_bank(model, sample_rate=48000).get_xlim()[1] == 24000
+    assert plot_mask_filter_bank(BandSplitRotator(4, depth=1)).get_xlim()[1] == 22050

@@ -127,6 +127,26 @@ def test_one_version_everywhere(metadata: dict[str, Any], citation_file: dict[st
     assert citation_file["version"] == metadata["version"]
 
 
+def test_links_in_the_metadata_and_the_citation_file_lead_to_one_repository(
+    metadata: dict[str, Any], citation_file: dict[str, Any]
+) -> None:
+    repository = citation_file["repository-code"]
+    assert {"Homepage", "Documentation", "Changelog", "Issues", "Repository"} == set(metadata["urls"])
+    for link in metadata["urls"].values():
+        assert link.startswith(repository)
+        _, found, file = link.partition("/blob/main/")
+        assert not found or (ROOT / file).is_file()
+
+
+def test_nothing_installs_the_older_package_of_this_name_from_a_registry() -> None:
+    # Versions 0.3.0 and 0.3.1 there have no extras, and neither checkpoints nor separation.
+    files = [
+        path for folder in ("hunterFormsBS", "examples", "benchmarks", "docs") for path in ROOT.glob(f"{folder}/**/*")
+    ]
+    texts = [path for path in [ROOT / "README.md", *files] if path.suffix in {".md", ".py", ".rst"}]
+    assert [path for path in texts if re.search(r'pip install "?hunterFormsBS\b(?!<)', path.read_text("utf-8"))] == []
+
+
 def test_changelog_has_an_entry_for_the_version(metadata: dict[str, Any]) -> None:
     number = re.escape(metadata["version"])
     section = re.search(rf"^## \[{number}\].*?\n(.*?)(?=^## |\Z)", read("CHANGELOG.md"), re.M | re.S)
@@ -159,8 +179,24 @@ def test_every_licence_file_ships(metadata: dict[str, Any]) -> None:
     assert metadata["license-files"] == ["LICENSE", "LICENSE-Wang", "LICENSE-Solovyev"]
 
 
-def test_readme_exists_and_gives_the_test_command() -> None:
-    assert 'python -m pip install -e ".[testing]" && python -m pytest' in read("README.md")
+def test_readme_gives_the_two_commands_and_continuous_integration_runs_one() -> None:
+    lines = read("README.md").splitlines()
+    assert "python3 start.py" in lines
+    assert "python3 start.py test" in lines
+    assert "readme_test_command='python3 start.py test'" in read(".ci/run")
+
+
+def test_links_of_the_readme_work_on_a_page_of_a_registry_too(citation_file: dict[str, Any]) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", read("README.md"))
+    assert [link for link in links if not link.startswith("https://")] == []
+    files = [
+        re.fullmatch(r"(?:/blob|)/main/(.+)", link.removeprefix(prefix))
+        for prefix in (citation_file["repository-code"], "https://raw.githubusercontent.com/hunterhogan/hunterFormsBS")
+        for link in links
+        if link.startswith(prefix)
+    ]
+    assert len(files) > 5
+    assert [match for match in files if match is None or not (ROOT / match[1]).is_file()] == []
 
 
 def test_issue_forms_have_what_github_asks_for() -> None:

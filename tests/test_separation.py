@@ -7,7 +7,8 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hunterFormsBS.separation import separate
+from hunterFormsBS import BandSplitRotator, estimates
+from hunterFormsBS.separation import separate, separate_stream
+from tests.conftest import TINY
 
 CHUNK = 1000
+
+
+@pytest.fixture(autouse=True)
+def _processor_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "multiplies_bfloat16", lambda: True)
 
 
 def identity(audio: Tensor) -> Tensor:
@@ -310,7 +318,7 @@ def test_matching_channels_pass_as_they_are(stereo: bool | None, channels: int) 
 
 @pytest.mark.parametrize(
     ("stereo", "channels", "remedy"),
-    [(False, 2, r"mixture\.mean\(dim=0\)"), (True, 3, "Mix"), (False, 44100, "transpose")],
+    [(False, 3, "Mix"), (True, 3, "Mix"), (False, 44100, "transpose")],
 )
 def test_channels_that_the_model_does_not_take_are_refused_with_the_remedy(
     stereo: bool, channels: int, remedy: str
@@ -422,7 +430,7 @@ def test_the_progress_bar_goes_to_the_standard_error_stream_and_nothing_without_
 def test_a_progress_bar_without_tqdm_names_the_extra_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     model = Recorder()
-    with pytest.raises(ImportError, match=r"hunterFormsBS\[separation\]"):
+    with pytest.raises(ImportError, match=r"\.\[separation\]"):
         separate(model, noise(1, 10), progress=True)
     assert model.batches == []
 
@@ -509,3 +517,234 @@ def test_nothing_is_warned_about_when_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+
+
+# Streams ------------------------------------------------------------------------------------------------------------
+
+
+def nonlinear(audio: Tensor) -> Tensor:
+    """Return two stems that depend on where in a chunk a sample is."""
+    return torch.stack([torch.tanh(3 * audio * torch.linspace(-1, 1, audio.shape[-1])), audio.cumsum(-1)], dim=1)
+
+
+def cut(mixture: Tensor, places: list[int]) -> list[Tensor]:
+    """Return a song in blocks that end at these samples."""
+    ends = [*sorted(place for place in places if place < mixture.shape[-1]), mixture.shape[-1]]
+    return [mixture[:, start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    length=st.integers(1, 900),
+    chunk_size=st.integers(8, 200),
+    num_overlap=st.floats(1, 8),
+    batch_size=st.integers(1, 6),
+    places=st.lists(st.integers(0, 900), max_size=20),
+)
+@example(length=900, chunk_size=8, num_overlap=1.5, batch_size=5, places=list(range(900)))
+@example(length=1, chunk_size=200, num_overlap=2.0, batch_size=1, places=[])
+def test_a_stream_gives_what_separate_gives_whatever_the_blocks(
+    length: int, chunk_size: int, num_overlap: float, batch_size: int, places: list[int]
+) -> None:
+    mixture = noise(2, length)
+    keywords = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size}
+    expected = separate(nonlinear, mixture, **keywords)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    blocks = iter(cut(mixture, places))
+    stems = torch.cat(list(separate_stream(nonlinear, blocks, **keywords)), dim=-1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(stems, expected, rtol=0, atol=1e-6)
+    same = separate(identity, mixture, chunk_size=chunk_size, num_overlap=num_overlap)
+    assert (same[0] - mixture).abs().max() <= 1e-6
+
+
+def test_a_stream_holds_a_few_chunks_and_gives_samples_as_soon_as_they_are_final() -> None:
+    alive, most, given = 0, 0, 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal alive, most, given
+        for _block in range(300):
+            array = np.ones((1, 100), dtype=np.float32)
+            alive, given = alive + 1, given + 100
+            weakref.finalize(array, release)
+            most = max(most, alive)
+            yield torch.from_numpy(array)
+            del array
+
+    def release() -> None:
+        nonlocal alive
+        alive -= 1
+
+    done = 0
+    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2):
+        done += stems.shape[-1]
+        assert given <= done + 3.5 * CHUNK
+    assert done == 30000
+    assert most * 100 <= 4 * CHUNK
+
+
+def test_a_stream_ends_at_once_when_it_is_closed_and_lets_go_of_its_blocks() -> None:
+    model, ended = Layers(), []
+
+    def blocks() -> Iterator[Tensor]:
+        try:
+            while True:
+                yield noise(2, CHUNK)
+        finally:
+            ended.append(True)
+
+    source = blocks()
+    stream = separate_stream(model, source, chunk_size=CHUNK)
+    next(stream)
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    stream.close()
+    del source, stream
+    gc.collect()
+    assert ended == [True]
+
+
+def test_what_the_source_of_blocks_raises_passes_through() -> None:
+    def blocks() -> Iterator[Tensor]:
+        yield noise(1, 3 * CHUNK)
+        message = "the pipe broke"
+        raise BrokenPipeError(message)
+
+    stream = separate_stream(identity, blocks(), chunk_size=CHUNK)
+    next(stream)
+    with pytest.raises(BrokenPipeError, match="the pipe broke"):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "message"),
+    [
+        ([], ValueError, "no block"),
+        ([torch.zeros(2, 0), torch.zeros(2, 0)], ValueError, "no samples"),
+        ([torch.zeros(2, 5), torch.zeros(1, 5)], ValueError, "at sample 5 has 1 channels"),
+        ([torch.zeros(5), torch.zeros(5).double()], ValueError, r"at sample 5 .*float64"),
+        ([torch.zeros(5), torch.tensor([0.0, math.nan])], ValueError, "`block`.*index 6"),
+        ([torch.zeros(5), torch.zeros(5, dtype=torch.int16)], TypeError, "`block`.*int16"),
+        ([torch.zeros(5), b"abc"], TypeError, "`block`.*bytes"),
+    ],
+)
+def test_bad_blocks_are_refused_with_their_place(blocks: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(separate_stream(identity, blocks, chunk_size=10))
+
+
+def test_progress_of_a_stream_counts_to_the_expected_length_and_to_what_came() -> None:
+    for length, totals in ((2750, {5}), (None, {2, 4, 5}), (9000, {17, 5})):
+        seen: list[tuple[int, int]] = []
+        stream = separate_stream(
+            identity,
+            cut(noise(1, 2750), [1500]),
+            length=length,
+            chunk_size=CHUNK,
+            progress=lambda done, total, seen=seen: seen.append((done, total)),
+        )
+        list(stream)
+        assert [done for done, _total in seen] == [1, 2, 3, 4, 5]
+        assert seen[-1] == (5, 5)
+        assert {total for _done, total in seen} <= totals
+
+
+# Overlap, silence, augmentation, channels -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_overlap", "step"), [(1, 1000), (1.25, 800), (1.5, 666), (2, 500), (3, 333), (4.0, 250)])
+def test_chunks_begin_every_chunk_size_over_overlap(num_overlap: float, step: int) -> None:
+    model = Recorder()
+    separate(model, torch.arange(5000.0), chunk_size=CHUNK, num_overlap=num_overlap)
+    starts = [int(chunk[0, 0]) for chunk in model.chunks]
+    assert starts == [*range(0, 4000, step), 4000]
+
+
+def counting(model: BandSplitRotator, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the number of chunks of every call of a model."""
+    calls: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda audio: calls.append(len(audio)) or forward(audio))
+    return calls
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_silent_chunks_are_not_given_to_a_model_of_this_package(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = BandSplitRotator(**TINY | {"stereo": True, "num_stems": 2}).eval()
+    mixture = noise(2, 8 * 256)
+    mixture[:, 700:1500] = 0
+    with torch.no_grad():
+        assert not model(torch.zeros(1, 2, 256)).any()
+    expected = separate(lambda audio: model(audio), mixture, chunk_size=256, batch_size=batch_size)
+    calls = counting(model, monkeypatch)
+    stems = separate(model, mixture, chunk_size=256, batch_size=batch_size)
+    torch.testing.assert_close(stems, expected, rtol=0, atol=1e-6)
+    starts = range(0, 7 * 256 + 1, 128)
+    assert sum(calls) == sum(bool(mixture[:, start : start + 256].any()) for start in starts) < len(starts)
+    assert not separate(model, torch.zeros(2, 900), chunk_size=256).any()
+
+
+def test_other_models_get_silence_too() -> None:
+    stems = separate(lambda audio: audio[:, None] + 1, torch.zeros(1, 2500), chunk_size=CHUNK)
+    torch.testing.assert_close(stems, torch.ones(1, 1, 2500))
+
+
+def test_augmentation_is_the_mean_over_channels_exchanged_and_polarity_inverted() -> None:
+    mixture = noise(2, CHUNK)
+    left, right = mixture
+
+    def model(audio: Tensor) -> Tensor:
+        return (audio.square() * torch.tensor([[1.0], [3.0]]))[:, None] + audio[:, None]
+
+    stems = separate(model, mixture, chunk_size=CHUNK, tta=True)
+    # The squares of the polarity inverted cancel those of the song; exchanged channels come back with the other gain.
+    expected = torch.stack([left + 3 * left.square() / 3, right + right.square() / 3])
+    torch.testing.assert_close(stems[0], expected)
+    mono = separate(lambda audio: audio.square()[:, None] + audio[:, None], mixture[:1], chunk_size=CHUNK, tta=True)
+    torch.testing.assert_close(mono[0], mixture[:1])
+
+
+def test_each_channel_of_a_stereo_song_goes_through_a_mono_model_by_itself() -> None:
+    mixture = noise(2, 3500)
+    model = Recorder(stereo=False)
+
+    class TwoStems:
+        stereo = False
+
+        def __call__(self, audio: Tensor) -> Tensor:
+            return torch.cat([identity(audio), 2 * model(audio)], dim=1)
+
+    stems = separate(TwoStems(), mixture, chunk_size=CHUNK, batch_size=2)
+    assert {batch.shape for batch in model.batches} == {(4, 1, CHUNK)}
+    torch.testing.assert_close(stems, torch.stack([mixture, 2 * mixture]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_overlap", [0.5, math.nan, math.inf, -2.0])
+def test_overlaps_below_one_are_refused(num_overlap: float) -> None:
+    with pytest.raises(ValueError, match="`num_overlap` must be at least 1: received"):
+        separate(identity, noise(1, 10), num_overlap=num_overlap)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager")])
+def test_chunks_shorter_than_a_window_are_refused_before_anything_is_computed(wrap: Callable[[nn.Module], Any]) -> None:
+    model = BandSplitRotator(**TINY)
+    window = model.configuration["stft_win_length"]
+    with pytest.raises(ValueError, match=rf"one window of the model's transform, {window} samples: received 8"):
+        separate(wrap(model), noise(1, 44100), chunk_size=8)
+    separate(model, noise(1, 2 * window), chunk_size=window)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", "mps:7"])
+def test_a_device_that_is_not_there_is_refused_with_a_sentence(device: str) -> None:
+    with pytest.raises(ValueError, match=r"`device='(cuda:99|meta|nonsense|mps:7)'`") as caught:
+        separate(identity, noise(1, 10), device=device)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_bfloat16_on_a_processor_without_it_is_warned_about_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "multiplies_bfloat16", lambda: False)
+    with pytest.warns(RuntimeWarning, match="no instructions for bfloat16") as caught:
+        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+    assert [warning.filename for warning in caught] == [__file__]

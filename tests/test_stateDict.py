@@ -22,6 +22,7 @@ from hunterFormsBS.checkpoint import (
     read_configuration,
     translate_state_dict,
 )
+from hunterFormsBS.checkpoint.variants import idle_arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "configs"
 
@@ -168,9 +169,13 @@ def test_shapes_determine_what_can_be_seen_in_shapes(stated: dict[str, Any]) -> 
     expected |= {"mask_estimator_depth": stated["mask_estimator_depth"] - (not mel), "ff_mult": 4}
     expected |= {"final_norm": not mel, "norm_output": mel, "use_pope": False, "use_value_residual_learning": False}
     expected |= {"num_residual_streams": 1, "num_residual_fracs": 1, "mc_hyper_conn_sinkhorn_iters": None}
+    depths = ("freq_conformer_depth", "mask_transformer_depth", "n_wsa_sinks", "time_conformer_depth")
+    expected |= dict.fromkeys(depths, 0)
+    expected |= dict.fromkeys(("siamese", "use_hyperACE", "use_shared_bias"), False)
+    expected |= {"use_rotary_pos": True}
     assert arguments == expected
     assert {"stft_hop_length", "stft_window_fn", "skip_connection", "zero_dc", "sample_rate"} <= set(undetermined)
-    rest = set(inspect.signature(BandSplitRotator).parameters) - {"dim_freqs_in"}
+    rest = set(inspect.signature(BandSplitRotator).parameters) - {"dim_freqs_in"} - idle_arguments(arguments)
     assert sorted([*arguments, *undetermined]) == sorted(rest)
 
 

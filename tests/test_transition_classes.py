@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -29,12 +32,15 @@ SMALL: dict[str, Any] = {
 # The constructor surface: every name and default, by hand.
 DEFAULTS: dict[str, Any] = {
     "attn_dropout": 0.0,
+    "conv_expansion_factor": 2,
+    "conv_kernel_size": 31,
     "dim_freqs_in": 1025,
     "dim_head": 64,
     "ff_dropout": 0.0,
     "ff_mult": None,
     "final_norm": None,
     "flash_attn": True,
+    "freq_conformer_depth": 0,
     "freq_range": None,
     "freq_transformer_depth": 2,
     "freqs_per_bands": (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129),
@@ -43,6 +49,9 @@ DEFAULTS: dict[str, Any] = {
     "linear_transformer_depth": 0,
     "mask_estimator_depth": None,
     "mask_filter_bank": None,
+    "mask_transformer_depth": 0,
+    "mask_transformer_dim_head": 64,
+    "mask_transformer_heads": 8,
     "match_input_audio_length": True,
     "mc_hyper_conn_sinkhorn_iters": None,
     "mlp_expansion_factor": 4,
@@ -55,10 +64,20 @@ DEFAULTS: dict[str, Any] = {
     "num_bands": None,
     "num_residual_fracs": None,
     "num_residual_streams": 1,
+    "n_wsa_sinks": 0,
     "num_stems": 1,
+    "residual_in_first_group_only": False,
     "sage_attention": False,
     "sample_rate": None,
     "scale": None,
+    "segm_backbone_channels": (64, 256, 384, 512, 768),
+    "segm_base_depth": 2,
+    "segm_hyperace_k": None,
+    "segm_hyperace_l": None,
+    "segm_num_heads": 8,
+    "segm_num_hyperedges": None,
+    "segm_version": 2,
+    "siamese": False,
     "skip_connection": False,
     "stereo": False,
     "stft_hop_length": 512,
@@ -66,10 +85,15 @@ DEFAULTS: dict[str, Any] = {
     "stft_normalized": False,
     "stft_win_length": 2048,
     "stft_window_fn": torch.hann_window,
+    "time_conformer_depth": 0,
     "time_transformer_depth": 2,
+    "use_hyperACE": False,
     "use_pope": False,
+    "use_rotary_pos": True,
+    "use_shared_bias": False,
     "use_torch_checkpoint": False,
     "use_value_residual_learning": False,
+    "wsa_window_len": None,
     "zero_dc": None,
 }
 MEL_DEFAULTS = DEFAULTS | {"attn_dropout": 0.1, "ff_dropout": 0.1, "num_bands": 60, "sample_rate": 44100}
@@ -94,7 +118,132 @@ def test_arguments_but_dim_are_keyword_only_and_named_as_documented() -> None:
 @pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
 def test_transition_classes_have_no_forward_nor_stage_of_their_own(kind: type[BandSplitRotator]) -> None:
     assert issubclass(kind, BandSplitRotator)
-    assert set(vars(kind)) <= {"__init__", "__doc__", "__module__", "__static_attributes__", "__firstlineno__"}
+    own = {name for name in vars(kind) if name not in ("__doc__", "__module__", "__static_attributes__")}
+    assert own <= {"__init__", "__firstlineno__", "from_msst"}
+
+
+@pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])
+def test_every_argument_is_in_the_signature_in_order_and_with_its_default(kind: type[BandSplitRotator]) -> None:
+    shown = inspect.signature(kind).parameters
+    assert list(shown) == list(inspect.signature(BandSplitRotator).parameters)
+    defaults = MEL_DEFAULTS if kind is MelBandRoformer else DEFAULTS
+    assert {name: p.default for name, p in shown.items() if name not in ("dim", "depth")} == defaults
+    # What completion in IPython reads.
+    assert list(inspect.signature(kind.__init__).parameters) == ["self", *shown]
+
+
+@pytest.mark.parametrize("kind", [BandSplitRotator, BSRoformer, MelBandRoformer])
+def test_signatures_print_names_in_place_of_long_values(kind: type[BandSplitRotator]) -> None:
+    printed = str(inspect.signature(kind))
+    assert "freqs_per_bands: collections.abc.Sequence[int] = DEFAULT_FREQS_PER_BANDS, heads: int = 8," in printed
+    assert "stft_window_fn: collections.abc.Callable[..., torch.Tensor] = torch.hann_window, " in printed
+    assert "zero_dc: bool | None = None" in printed
+    assert " at 0x" not in printed
+
+
+@pytest.mark.parametrize("kind", [BandSplitRotator, BSRoformer, MelBandRoformer])
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ("flash_attention", "the nearest is 'flash_attn'"),
+        ("Stereo", "the nearest is 'stereo'"),
+        ("stft_hop_lenght", "the nearest is 'stft_hop_length'"),
+        ("add_value_residual", "it is use_value_residual_learning=True here"),
+        ("linear_flash_attn", "flash_attn serves both"),
+        # Of version 0.3 of this package.
+        ("activation", "tanh"),
+        ("melscale_fbanks_mel_scale", "Slaney"),
+        ("melscale_fbanks_norm", "no norm changes that"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(kind: Any, wrong: str, remedy: str) -> None:
+    with pytest.raises(TypeError, match=f"^{kind.__name__} has no argument '{wrong}': .*{remedy}"):
+        kind(4, depth=1, **{wrong: True})
+
+
+def test_a_warning_of_a_constructor_points_to_the_caller() -> None:
+    for kind in (BandSplitRotator, BSRoformer):
+        with pytest.warns(UserWarning, match="dim_freqs_in=7") as caught:
+            kind(4, **SMALL, dim_freqs_in=7)
+        assert caught[0].filename == __file__
+
+
+# Music-Source-Separation-Training's own defaults and counting, by hand.
+
+
+def test_bs_roformer_from_msst_counts_mask_estimators_as_there() -> None:
+    model = BSRoformer.from_msst(dim=4, **SMALL, mask_estimator_depth=2)
+    assert type(model) is BSRoformer
+    assert model.configuration["mask_estimator_depth"] == 1
+    assert model.zero_dc
+    assert model.training
+
+
+def test_mel_band_roformer_from_msst_has_the_defaults_of_there() -> None:
+    model = MelBandRoformer.from_msst(dim=4, **SMALL, mask_estimator_depth=2)
+    assert type(model) is MelBandRoformer
+    assert model.configuration["mask_estimator_depth"] == 2
+    assert model.zero_dc
+    assert not MelBandRoformer.from_msst(dim=4, **SMALL, zero_dc=False).zero_dc
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "message"),
+    [
+        (BSRoformer, {"num_bands": 60}, "Use MelBandRoformer.from_msst"),
+        (MelBandRoformer, {"freqs_per_bands": (25, 1000)}, "use BSRoformer.from_msst"),
+        (BSRoformer, {"flash_attention": True}, "'flash_attn'"),
+    ],
+)
+def test_from_msst_refuses_the_section_of_the_other_class(kind: Any, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind.from_msst(dim=4, **SMALL, **section)
+
+
+# Names at the top of the package
+
+
+def test_every_name_at_home_in_a_module_is_there_and_the_error_says_where() -> None:
+    for module, names in hunterFormsBS._HOMES.items():
+        for name in names:
+            assert hasattr(importlib.import_module(f"hunterFormsBS.{module}"), name)
+            with pytest.raises(ImportError, match=f"from hunterFormsBS.{module} import {name}"):
+                exec(f"from hunterFormsBS import {name}")
+
+
+def test_unknown_names_are_no_attributes() -> None:
+    assert not hasattr(hunterFormsBS, "sepparate")
+    with pytest.raises(ImportError, match="cannot import name"):
+        exec("from hunterFormsBS import sepparate")
+
+
+def test_package_knows_its_version() -> None:
+    assert hunterFormsBS.__version__ == version("hunterFormsBS")
+
+
+@pytest.mark.parametrize(
+    ("former", "names"),
+    [
+        ("bands", ["BandSplit", "DEFAULT_FREQS_PER_BANDS"]),
+        ("loss", ["lossComputation"]),
+        ("mask", ["MLP", "MaskEstimator"]),
+        ("transform", ["FeedForward", "Transformer"]),
+    ],
+)
+def test_modules_of_version_0_3_lead_to_where_their_names_are(
+    former: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"hunterFormsBS.{former}", raising=False)
+    with pytest.warns(DeprecationWarning, match="from hunterFormsBS") as caught:
+        module = importlib.import_module(f"hunterFormsBS.{former}")
+    home = importlib.import_module(str(caught[0].message).split()[-1].rstrip("."))
+    for name in names:
+        assert getattr(module, name) is getattr(home, name)
+
+
+def test_the_module_of_version_0_3_that_is_gone_says_so() -> None:
+    with pytest.raises(ImportError, match=r"BandSplitRotator\(use_hyperACE=True\) builds the heads"):
+        importlib.import_module("hunterFormsBS.hyperACE")
 
 
 @pytest.mark.parametrize("kind", [BSRoformer, MelBandRoformer])

@@ -32,7 +32,6 @@ SIZES = (
     "dim_freqs_in",
     "dim_head",
     "ff_mult",
-    "freq_transformer_depth",
     "heads",
     "mc_hyper_conn_sinkhorn_iters",
     "mlp_expansion_factor",
@@ -43,7 +42,6 @@ SIZES = (
     "stft_hop_length",
     "stft_n_fft",
     "stft_win_length",
-    "time_transformer_depth",
 )
 
 
@@ -55,7 +53,16 @@ def test_sizes_below_one_are_refused(name: str, value: Any, tiny_model: Build) -
     assert "at least 1" in message
 
 
-@pytest.mark.parametrize("name", ["linear_transformer_depth", "mask_estimator_depth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_transformer_depth",
+        "mask_estimator_depth",
+        "mask_transformer_depth",
+        "time_conformer_depth",
+        "freq_conformer_depth",
+    ],
+)
 def test_depths_that_may_be_zero_may_not_be_negative(name: str, tiny_model: Build) -> None:
     message = refusal(ValueError, tiny_model, **{name: -1})
     assert f"{name}=-1" in message
@@ -63,7 +70,7 @@ def test_depths_that_may_be_zero_may_not_be_negative(name: str, tiny_model: Buil
     tiny_model(**{name: 0})(torch.randn(1, 50))
 
 
-@pytest.mark.parametrize("name", [*SIZES, "linear_transformer_depth", "mask_estimator_depth"])
+@pytest.mark.parametrize("name", [*SIZES, "linear_transformer_depth", "mask_estimator_depth", "time_transformer_depth"])
 @pytest.mark.parametrize("value", [2.0, "2", [2]])
 def test_sizes_that_are_no_integers_are_refused(name: str, value: Any, tiny_model: Build) -> None:
     message = refusal(TypeError, tiny_model, **{name: value})

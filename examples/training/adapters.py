@@ -5,7 +5,7 @@
     adapted.save_pretrained("adapters")
     merged = adapted.merge_and_unload()
 
-Needs `pip install "hunterFormsBS[lora]"`. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021,
+Needs `python -m pip install -e ".[lora]"`. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021,
 arXiv 2106.09685.
 """
 

@@ -2,7 +2,7 @@
 
     make_optimizer(model, "prodigy", lr=1.0, weight_decay=0.01, arguments={"d_coef": 0.5})
 
-Prodigy and Muon come from pytorch-optimizer, `pip install "hunterFormsBS[optimizers]"`, and 8-bit AdamW from
+Prodigy and Muon come from pytorch-optimizer, `python -m pip install -e ".[optimizers]"`, and 8-bit AdamW from
 bitsandbytes.
 """
 

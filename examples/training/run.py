@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -23,12 +24,14 @@ from hunterFormsBS.checkpoint import save_checkpoint
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
+from training.losses import Losses
 from training.optimizers import make_optimizer
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
+from training.schedules import Plateau, learning_rate_factor
 from training.segments import Positions, Segments, Song, read_song
 from training.settings import Settings
-from training.validation import DTYPES, channels_of, separate_with, signal_to_distortion
+from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
 
 Batch = tuple[Tensor, Tensor]
 
@@ -52,7 +55,7 @@ class Run:
         Where model and settings come from; it goes into the checkpoints.
     folder : Path
         `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
-        `tensorboard` the log.
+        `tensorboard` the log, `scores` a table of each validation.
     adapted : peft.PeftModel, optional
         What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
     """
@@ -88,6 +91,18 @@ class Run:
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
         self.average = AveragedWeights(model, settings.ema_momentum)
+        self.plateau = Plateau(settings)
+        # The model computes its own loss with less memory by itself.
+        self.losses: Losses | None = None
+        if settings.losses != {"model": 1.0}:
+            self.losses = Losses(
+                settings.losses,
+                sample_rate=settings.sample_rate,
+                chunk_size=settings.chunk_size,
+                quantile=settings.q,
+                coarse=settings.coarse_loss_clip,
+                multi_stft=settings.loss_multistft,
+            )
         self.updates = 0
         self.skipped = 0
         self.best = -math.inf
@@ -135,6 +150,8 @@ class Run:
         self.updates = progress["updates"]
         self.best = progress["best"]
         self.skipped = progress.get("skipped", 0)
+        if "plateau" in progress:
+            self.plateau.load_state_dict(progress["plateau"])
 
     def save(self) -> None:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
@@ -147,6 +164,7 @@ class Run:
             "updates": self.updates,
             "skipped": self.skipped,
             "best": self.best,
+            "plateau": self.plateau.state_dict(),
         }
         path = self.folder / "resume" / f"{self.updates:09}"
         unfinished = path.with_suffix(".unfinished")
@@ -208,9 +226,17 @@ class Run:
             channels=channels_of(self.model),
             seed=settings.seed,
             targets=[settings.instruments.index(stem) for stem in settings.stems],
-            remix=settings.remix,
+            remix=settings.probability_of_remixing,
             gains=settings.gains,
             min_mean_abs=settings.min_mean_abs,
+            instruments=settings.instruments,
+            augment=settings.augment(),
+            mixup=settings.mixup_probs if settings.enable and settings.mixup else (),
+            mixup_gains=(settings.mixup_loudness_min, settings.mixup_loudness_max),
+            mixture_codec=settings.mixture_codec(),
+            own_mixture=settings.own_mixture,
+            lengths=settings.lengths,
+            batch=settings.batch_size * self.fabric.world_size,
         )
         positions = Positions(
             self.updates * settings.gradient_accumulation_steps,
@@ -232,33 +258,45 @@ class Run:
         settings = self.settings
         # Dropout: different in each process and update, the same when the update is repeated.
         torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
-        sums = torch.zeros(3, device=self.fabric.device)
+        sums: dict[str, Tensor] = {}
         self.wrapped.train()
-        factor = learning_rate_factor(self.updates, settings)
+        factor = learning_rate_factor(self.updates, settings) * self.plateau.factor
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         for batch in range(settings.gradient_accumulation_steps):
             mixture, stems = self.fabric.to_device(next(batches))
             last = batch + 1 == settings.gradient_accumulation_steps
-            with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
-                loss, terms = self.wrapped(mixture, stems, return_loss_breakdown=True)
-                self.fabric.backward(loss / settings.gradient_accumulation_steps)
-            sums += torch.stack((loss, *terms)).detach() / settings.gradient_accumulation_steps
-        logged = dict(zip(("loss/total", "loss/waveform", "loss/spectra"), sums, strict=True))
-        logged["learning_rate"] = sums.new_tensor(self.optimizer.param_groups[0]["lr"])
-        if self._is_finite(sums[0]):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last), _out_of_memory_explained(settings):
+                terms = self.loss_terms(mixture, stems)
+                self.fabric.backward(terms["total"] / settings.gradient_accumulation_steps)
+            for name, term in terms.items():
+                share = term.detach().float() / settings.gradient_accumulation_steps
+                sums[name] = sums[name] + share if name in sums else share
+        loss = sums["total"]
+        logged = {f"loss/{name}": value for name, value in sums.items()}
+        logged["learning_rate"] = loss.new_tensor(self.optimizer.param_groups[0]["lr"])
+        if self._is_finite(loss):
             if settings.grad_clip:
                 logged["gradient_norm"] = self.clip()
             self.optimizer.step()
         elif settings.not_finite == "stop":
-            raise RuntimeError(self._report(float(sums[0])))
+            raise RuntimeError(self._report(float(loss)))
         else:
             self.skipped += 1
-        logged["skipped"] = sums.new_tensor(self.skipped)
+        logged["skipped"] = loss.new_tensor(self.skipped)
         self.optimizer.zero_grad()
         self.updates += 1
         self.average.update(self.updates)
         return logged
+
+    def loss_terms(self, mixture: Tensor, stems: Tensor) -> dict[str, Tensor]:
+        """Return the loss of a batch, `total`, and what it is made of."""
+        if self.losses is None:
+            total, (waveform, spectra) = self.wrapped(mixture, stems, return_loss_breakdown=True)
+            return {"total": total, "waveform": waveform, "spectra": spectra}
+        estimates = self.wrapped(mixture)
+        total, terms = self.losses(self.model, mixture, estimates, stems)
+        return {"total": total, **terms}
 
     def _is_finite(self, loss: Tensor) -> bool:
         """Tell whether the loss of every process is a number."""
@@ -304,15 +342,22 @@ class Run:
         weights = self.average.gather()
         model = self.whole_model(weights).to(self.fabric.device)
         dtype = DTYPES.get(self.precision)
-        scores = signal_to_distortion(self.fabric, model, songs, self.settings, dtype)
+        table = score_songs(self.fabric, model, songs, self.settings, dtype)
+        scores = means(table, self.settings.metric_for_best)
         mean = sum(scores.values()) / len(scores) if scores else -math.inf
+        if self.updates:
+            self.plateau.step(mean)
         if mean > self.best:
             self.best = mean
             if self.fabric.is_global_zero:
                 self.write_checkpoint("best", weights)
         if writer is not None:
-            for stem, score in {**scores, "mean": mean}.items():
-                writer.add_scalar(f"sdr/{stem}", score, self.updates)
+            write_table(self.folder / "scores" / f"{self.updates:09}.csv", table, self.settings.metrics)
+            for metric in self.settings.metrics:
+                by_stem = means(table, metric)
+                average = sum(by_stem.values()) / len(by_stem) if by_stem else -math.inf
+                for stem, score in {**by_stem, "mean": average}.items():
+                    writer.add_scalar(f"{metric}/{stem}", score, self.updates)
             self._log_excerpt(model, songs[0], writer, dtype)
         self.fabric.barrier()
         return scores
@@ -333,12 +378,18 @@ class Run:
         log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
 
 
-def learning_rate_factor(update: int, settings: Settings) -> float:
-    """Return what to multiply the peak learning rate by: a linear rise, then half a cosine down to zero."""
-    if update < settings.warmup_steps:
-        return (update + 1) / (settings.warmup_steps + 1)
-    done = (update - settings.warmup_steps) / max(1, settings.updates - settings.warmup_steps)
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+@contextmanager
+def _out_of_memory_explained(settings: Settings) -> Iterator[None]:
+    """Say what to lower when the memory of a device does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the device has too little memory for training.batch_size={settings.batch_size} segments of "
+            f"audio.chunk_size={settings.chunk_size} samples: lower the first, and raise "
+            "training.gradient_accumulation_steps as much; say model.use_torch_checkpoint: true; train with precision: "
+            f"bf16-mixed; or lower the second ({str(error).partition('. ')[0]})"
+        ) from error
 
 
 def claim(fabric: Fabric, folder: Path) -> IO[str] | None:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from training.augmentations import Augmentations, MixtureCodec
+
 Audio = NDArray[np.float32]
 
 SUFFIXES = (".wav", ".flac")
@@ -112,6 +114,25 @@ def read_parts(paths: Sequence[Path], start: int, length: int, channels: int) ->
     return total
 
 
+class _Places:
+    """Where segments can start.
+
+    Parameters
+    ----------
+    songs : sequence of Song
+    """
+
+    def __init__(self, songs: Sequence[Song]) -> None:
+        self.songs = songs
+        lengths = np.array([song.length for song in songs], dtype=np.float64)
+        self.probabilities = lengths / lengths.sum()
+
+    def draw(self, random: np.random.Generator, chunk_size: int) -> tuple[Song, int]:
+        """Choose a song, in proportion to its length, and where the segment starts."""
+        song = self.songs[int(random.choice(len(self.songs), p=self.probabilities))]
+        return song, int(random.integers(max(1, song.length - chunk_size + 1)))
+
+
 class Segments(Dataset[tuple[Tensor, Tensor]]):
     """Endless random segments. What an index gives depends on it and the seed alone: a position is a number.
 
@@ -130,6 +151,24 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         Bounds of the random factor of each stem.
     min_mean_abs : float
         A stem drawn by itself that is quieter is drawn again, `DRAWS` times at most.
+    instruments : sequence of str
+        Names of the songs' parts, which choose their augmentations.
+    augment : Augmentations, optional
+        Effects of stems.
+    mixup : sequence of float
+        Probabilities of further stems of the same instrument; the mean of all of them is the stem. Only of stems that
+        are drawn by themselves.
+    mixup_gains : (float, float)
+        Bounds of the random factors of those.
+    mixture_codec : MixtureCodec, optional
+        An effect of the mixture alone.
+    own_mixture : bool
+        Read the mixture from the song's own file where it has one, instead of summing stems. Only without effects and
+        gains, which the file does not know of.
+    lengths : (int, int), optional
+        Bounds of a random length of segments, in samples, `chunk_size` at most.
+    batch : int
+        Segments of a batch, all processes together: they have the same length.
     """
 
     def __init__(
@@ -143,6 +182,14 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         remix: float = 0.0,
         gains: tuple[float, float] = (1.0, 1.0),
         min_mean_abs: float = 0.0,
+        instruments: Sequence[str] = (),
+        augment: Augmentations | None = None,
+        mixup: Sequence[float] = (),
+        mixup_gains: tuple[float, float] = (1.0, 1.0),
+        mixture_codec: MixtureCodec | None = None,
+        own_mixture: bool = False,
+        lengths: tuple[int, int] | None = None,
+        batch: int = 1,
     ) -> None:
         self.songs = songs
         self.chunk_size = chunk_size
@@ -152,41 +199,79 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         self.remix = remix
         self.gains = gains
         self.min_mean_abs = min_mean_abs
-        lengths = np.array([song.length for song in songs], dtype=np.float64)
+        self.instruments = instruments
+        self.augment = augment
+        self.mixup = mixup
+        self.mixup_gains = mixup_gains
+        self.mixture_codec = mixture_codec
+        self.own_mixture = own_mixture
+        self.lengths = lengths
+        self.batch = batch
         self.opened: dict[Path, None] = {}  # files of the last segment, in order
-        self.probabilities = lengths / lengths.sum()
+        self.places = [_Places(songs)]
+        for part in range(max(len(song.parts) for song in songs)):
+            self.places.append(_Places([song for song in songs if part < len(song.parts) and song.parts[part]]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the mixture, `(s, t)`, and the targets, `(n, s, t)`."""
         self.opened.clear()
         random = np.random.default_rng((self.seed, index))
         remix = random.random() < self.remix
-        song, start = self._place(random)
+        song, start = self.places[0].draw(random, self.chunk_size)
         stems: list[Audio] = []
-        for part in range(len(song.parts)):
-            stem = self._draw(random, part) if remix else self._read(song, part, start)
+        for part in range(len(self.places) - 1):
+            stem = self._draw(random, part) if remix else self._effects(self._read(song, part, start), part, random)
             stems.append(stem * np.float32(random.uniform(*self.gains)))
-        mixture = np.sum(stems, axis=0, dtype=np.float32)
-        return torch.from_numpy(mixture), torch.from_numpy(np.stack([stems[target] for target in self.targets]))
+        own = song.mixture if self.own_mixture and not remix else None
+        if own is None:
+            mixture = np.sum(stems, axis=0, dtype=np.float32)
+        else:
+            self.opened[own] = None
+            mixture = read(own, start, self.chunk_size, self.channels)
+        if self.mixture_codec is not None:
+            mixture = self.mixture_codec(mixture, random)
+        chosen = np.stack([stems[target] for target in self.targets])
+        length = self._length(index)
+        return torch.from_numpy(mixture[..., :length].copy()), torch.from_numpy(chosen[..., :length].copy())
+
+    def _length(self, index: int) -> int:
+        """Return the length of a segment, which is that of all segments of its batch."""
+        if self.lengths is None:
+            return self.chunk_size
+        random = np.random.default_rng((self.seed, index // self.batch, 1))
+        return int(random.integers(self.lengths[0], self.lengths[1] + 1))
 
     def files(self, index: int) -> list[Path]:
         """Return the files that a segment is read from, by reading it again."""
         self[index]
         return list(self.opened)
 
-    def _place(self, random: np.random.Generator) -> tuple[Song, int]:
-        """Choose a song, in proportion to its length, and where the segment starts."""
-        song = self.songs[int(random.choice(len(self.songs), p=self.probabilities))]
-        return song, int(random.integers(max(1, song.length - self.chunk_size + 1)))
-
     def _draw(self, random: np.random.Generator, part: int) -> Audio:
+        """Draw a stem by itself, alone or mixed up with others of the same instrument."""
+        stems = [self._draw_one(random, part)]
+        stems += [self._draw_one(random, part) for probability in self.mixup if random.random() < probability]
+        if not self.mixup:
+            return stems[0]
+        gains = random.uniform(*self.mixup_gains, len(stems))
+        mean: Audio = np.mean(
+            [stem * np.float32(gain) for stem, gain in zip(stems, gains, strict=True)], axis=0, dtype=np.float32
+        )
+        return mean
+
+    def _draw_one(self, random: np.random.Generator, part: int) -> Audio:
         stem = np.zeros((self.channels, self.chunk_size), np.float32)
         for _ in range(DRAWS):
-            song, start = self._place(random)
+            song, start = self.places[1 + part].draw(random, self.chunk_size)
             stem = self._read(song, part, start)
             if np.abs(stem).mean() >= self.min_mean_abs:
                 break
-        return stem
+        return self._effects(stem, part, random)
+
+    def _effects(self, stem: Audio, part: int, random: np.random.Generator) -> Audio:
+        if self.augment is None:
+            return stem
+        # What only the mixture knows has the effects of all.
+        return self.augment(stem, self.instruments[part] if part < len(self.instruments) else "all", random)
 
     def _read(self, song: Song, part: int, start: int) -> Audio:
         # A song whose stems are all named has no part for the rest.

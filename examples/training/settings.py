@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
 
+from training.augmentations import Augmentations, MixtureCodec
+from training.datasets import KINDS
+from training.losses import NAMES as LOSSES
+from training.metrics import NAMES as METRICS
 from training.optimizers import NAMES
+from training.unread import explain
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
@@ -21,6 +26,9 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "optimizer",
         "lr",
         "warmup_steps",
+        "scheduler",
+        "patience",
+        "reduce_factor",
         "weight_decay",
         "grad_clip",
         "not_finite",
@@ -29,14 +37,32 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "precision",
         "compile",
         "remix",
+        "dataset_type",
+        "q",
+        "coarse_loss_clip",
         "num_workers",
         "seed",
         "log_every",
         "checkpoint_every",
     ),
-    "augmentations": ("enable", "loudness", "loudness_min", "loudness_max"),
+    "augmentations": (
+        "enable",
+        "loudness",
+        "loudness_min",
+        "loudness_max",
+        "mixup",
+        "mixup_probs",
+        "mixup_loudness_min",
+        "mixup_loudness_max",
+        "chunk_size_augm",
+        "chunk_size_min",
+        "chunk_size_max",
+        "mp3_compression_on_mixture",
+        "mp3_compression_on_mixture_bitrate_min",
+        "mp3_compression_on_mixture_bitrate_max",
+    ),
     "fine_tuning": ("freeze", "train", "heads", "lora"),
-    "validation": ("every", "songs", "excerpt"),
+    "validation": ("every", "songs", "excerpt", "metrics", "metric_for_best"),
     "inference": ("batch_size", "num_overlap"),
 }
 """The settings of each section of a configuration. Fields of `Settings` have the same names but for `FIELDS`."""
@@ -89,8 +115,31 @@ class Settings:
         Compile the transformers; a string names the backend of `torch.compile`.
     remix : float
         Probability of taking each stem of a segment from another place of another song.
+    dataset_type : int, optional
+        What the data are and how stems are drawn, see `training.datasets`. It sets `remix`, unless that is stated.
+    losses : mapping
+        The section `losses`: for each its weight. See `training.losses`. `q` and `coarse_loss_clip` are settings of the
+        masked losses, and `loss_multistft` holds the arguments of `multistft_loss`.
+    scheduler : str, optional
+        What the learning rate does after it has risen: `cosine`, `linear_scheduler`, which falls to zero in a line,
+        `constant`, or `ReduceLROnPlateau`, which multiplies it by `reduce_factor` when the metric was no better than
+        before in more than `patience` validations. By default the last where `patience` is stated, else the first.
     enable, loudness : bool
-        Scale each stem by a random factor between `loudness_min` and `loudness_max`.
+        `enable` is for all augmentations. `loudness` scales each stem by a random factor between `loudness_min` and
+        `loudness_max`.
+    effects : mapping
+        Further augmentations, for `all` and by stem; see `training.augmentations`.
+    mixup : bool
+        Add other stems of the same instrument to one that is drawn by itself, each with one of `mixup_probs`, scaled
+        by random factors between `mixup_loudness_min` and `mixup_loudness_max`.
+    chunk_size_augm : bool
+        Give each batch a random length between `chunk_size_min` and `chunk_size_max`.
+    mp3_compression_on_mixture : float
+        Probability of compressing the mixture alone.
+    metrics : tuple of str
+        What is measured in validation; see `training.metrics`.
+    metric_for_best : str
+        The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
         Processes that read songs, for each process that trains.
     seed : int
@@ -131,11 +180,30 @@ class Settings:
     precision: str | None = None
     use_amp: bool = True
     compile: bool | str = False
-    remix: float = 0.5
+    scheduler: str | None = None
+    patience: int | None = None
+    reduce_factor: float = 0.95
+    dataset_type: int | None = None
+    losses: Mapping[str, float] = field(default_factory=lambda: {"model": 1.0})
+    q: float = 0.95
+    coarse_loss_clip: bool = False
+    loss_multistft: Mapping[str, Any] = field(default_factory=dict)
+    remix: float | None = None
     enable: bool = True
     loudness: bool = False
     loudness_min: float = 1.0
     loudness_max: float = 1.0
+    effects: Mapping[str, Any] = field(default_factory=dict)
+    mixup: bool = False
+    mixup_probs: tuple[float, ...] = ()
+    mixup_loudness_min: float = 1.0
+    mixup_loudness_max: float = 1.0
+    chunk_size_augm: bool = False
+    chunk_size_min: int | None = None
+    chunk_size_max: int | None = None
+    mp3_compression_on_mixture: float = 0.0
+    mp3_compression_on_mixture_bitrate_min: float = 32.0
+    mp3_compression_on_mixture_bitrate_max: float = 320.0
     num_workers: int = 2
     seed: int = 0
     log_every: int = 10
@@ -147,6 +215,8 @@ class Settings:
     lora: Mapping[str, Any] | None = None
     validation_songs: int | None = None
     validation_excerpt: float = 6.0
+    metrics: tuple[str, ...] = ("sdr",)
+    metric_for_best: str = "sdr"
     inference_batch_size: int = 1
     num_overlap: int = 2
 
@@ -158,6 +228,31 @@ class Settings:
             raise ValueError(f"optimizer={self.optimizer!r} is unknown: choose one of {', '.join(NAMES)}")
         if self.not_finite not in ("stop", "skip"):
             raise ValueError(f"not_finite={self.not_finite!r} must be 'stop' or 'skip'")
+        if self.scheduler not in (None, *SCHEDULERS):
+            raise ValueError(f"scheduler={self.scheduler!r} is unknown: choose one of {', '.join(SCHEDULERS)}")
+        if self.dataset_type not in (None, *KINDS):
+            raise ValueError(
+                f"dataset_type={self.dataset_type} is not read: take 4 for 5, which visits every place once, and give "
+                "each song files for all stems, silent ones too, in place of 7"
+            )
+        for name, known, chosen in (("losses", LOSSES, self.losses), ("metrics", METRICS, self.metrics)):
+            if unknown := [each for each in chosen if each not in known]:
+                raise ValueError(f"{name} has {unknown[0]!r}, which is unknown: choose from {', '.join(known)}")
+            if not chosen:
+                raise ValueError(f"{name} is empty: name at least one")
+        if self.metric_for_best not in self.metrics:
+            raise ValueError(
+                f"metric_for_best={self.metric_for_best!r} is none of metrics={list(self.metrics)}: add it"
+            )
+        if (
+            self.chunk_size_augm
+            and not 1 <= (self.chunk_size_min or 0) <= (self.chunk_size_max or 0) <= self.chunk_size
+        ):
+            raise ValueError(
+                f"chunk_size_min={self.chunk_size_min} and chunk_size_max={self.chunk_size_max} must be two lengths in "
+                f"order, audio.chunk_size={self.chunk_size} at most"
+            )
+        self.augment()  # refuses what is wrong before anything is read
         if self.updates < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
@@ -185,6 +280,44 @@ class Settings:
         """Smallest and largest random factor of a stem."""
         return (self.loudness_min, self.loudness_max) if self.enable and self.loudness else (1.0, 1.0)
 
+    @property
+    def probability_of_remixing(self) -> float:
+        """`remix`, or what the type of the data says."""
+        if self.remix is not None:
+            return self.remix
+        return 0.5 if self.dataset_type is None else KINDS[self.dataset_type].remix
+
+    @property
+    def schedule(self) -> str:
+        """`scheduler`, or its default."""
+        return self.scheduler or ("cosine" if self.patience is None else "ReduceLROnPlateau")
+
+    @property
+    def own_mixture(self) -> bool:
+        """Whether a mixture is read from its own file."""
+        return self.dataset_type is not None and KINDS[self.dataset_type].own_mixture
+
+    @property
+    def lengths(self) -> tuple[int, int] | None:
+        """Bounds of a random length of segments, if it is random."""
+        if not self.enable or not self.chunk_size_augm or not self.chunk_size_min or not self.chunk_size_max:
+            return None
+        return self.chunk_size_min, self.chunk_size_max
+
+    def augment(self) -> Augmentations | None:
+        """Make the effects of stems, if there are any."""
+        return Augmentations(self.effects, self.sample_rate) if self.enable and self.effects else None
+
+    def mixture_codec(self) -> MixtureCodec | None:
+        """Make the effect of mixtures, if there is one."""
+        if not self.enable or self.mp3_compression_on_mixture <= 0:
+            return None
+        bounds = (self.mp3_compression_on_mixture_bitrate_min, self.mp3_compression_on_mixture_bitrate_max)
+        return MixtureCodec(self.mp3_compression_on_mixture, bounds, self.sample_rate)
+
+
+SCHEDULERS: Final = ("cosine", "linear_scheduler", "constant", "ReduceLROnPlateau")
+
 
 def settings_from(configuration: Mapping[str, Any]) -> Settings:
     """Take the settings out of a configuration, and warn of those that this program does not have.
@@ -202,20 +335,32 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
         if section == "optimizer":
             values["optimizer_arguments"] = dict(content or {})
             continue
+        if section in ("losses", "loss_multistft"):
+            values[section] = {
+                name: _weight(name, value) if section == "losses" else value for name, value in content.items()
+            }
+            continue
+        if not isinstance(content, Mapping):
+            unused.append(section)
+            continue
         known = SECTIONS.get(section, ())
-        for name, value in (content or {}).items():
-            if name in known:
+        for name, value in content.items():
+            if section == "augmentations" and isinstance(value, Mapping):
+                values.setdefault("effects", {})[name] = value
+            elif name in known:
                 values[FIELDS.get((section, name), name)] = value
             else:
                 unused.append(f"{section}.{name}")
-    if unused := [name for name in unused if name != "audio.num_channels"]:
-        warnings.warn(f"These settings have no effect here: {', '.join(unused)}", stacklevel=2)
+    if lines := explain(unused):
+        warnings.warn("These settings have no effect here:\n" + "\n".join(lines), stacklevel=2)
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
-    for name in ("instruments", "freeze", "train"):
+    for name in ("instruments", "freeze", "train", "metrics"):
         if name in values:
             values[name] = _names(name, values[name])
+    if "mixup_probs" in values:
+        values["mixup_probs"] = tuple(_weight("mixup_probs", value) for value in values["mixup_probs"])
     return Settings(**{name: _number(name, value) for name, value in values.items()})
 
 
@@ -223,6 +368,12 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
         raise ValueError(f"{name}={value!r} must be a list of names")
     return tuple(value)
+
+
+def _weight(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} has {value!r}, which must be a number")
+    return float(value)
 
 
 def _number(name: str, value: Any) -> Any:

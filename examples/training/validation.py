@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
+import csv
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torchmetrics.audio import SignalNoiseRatio
 from tqdm import tqdm
 
 from hunterFormsBS.separation import separate
+from training.metrics import measure
 from training.segments import Song, read_song
 from training.settings import Settings
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def signal_to_distortion(
-    fabric: Fabric, model: nn.Module, songs: Sequence[Song], settings: Settings, dtype: torch.dtype | None
-) -> dict[str, float]:
-    """Separate songs, shared out among the processes, and return the SDR of each stem in dB, averaged over songs.
+class Score(NamedTuple):
+    """Metrics of a stem of a song, by name. A silent stem has none, or few."""
 
-    The ratio is that of the Music Demixing challenges: the energy of the true stem over the energy of what differs
-    from it, both channels of the whole song together. No filter is allowed to the estimate, unlike in BSS Eval. A stem
-    that is silent throughout a song has no such ratio and is left out; one that is silent in all songs has no entry.
+    song: str
+    stem: str
+    values: dict[str, float]
+
+
+def score_songs(
+    fabric: Fabric, model: nn.Module, songs: Sequence[Song], settings: Settings, dtype: torch.dtype | None
+) -> list[Score]:
+    """Separate songs, shared out among the processes, and measure each stem of each song.
 
     Parameters
     ----------
@@ -36,25 +43,48 @@ def signal_to_distortion(
     settings : Settings
     dtype : torch.dtype, optional
         See `separate`.
+
+    Returns
+    -------
+    list of Score
+        The same in every process, in the order of songs.
     """
-    metrics = {stem: SignalNoiseRatio().to(fabric.device) for stem in settings.stems}
     targets = [settings.instruments.index(stem) for stem in settings.stems]
-    mine = songs[fabric.global_rank :: fabric.world_size]
-    for song in tqdm(mine, desc="validation", unit="song", leave=False, disable=fabric.global_rank > 0):
-        mixture, truth = read_song(song, targets, channels_of(model))
+    mine: list[tuple[int, list[Score]]] = []
+    numbers = range(fabric.global_rank, len(songs), fabric.world_size)
+    for number in tqdm(numbers, desc="validation", unit="song", leave=False, disable=fabric.global_rank > 0):
+        mixture, truth = read_song(songs[number], targets, channels_of(model))
         estimates = separate_with(model, mixture, settings, dtype)
-        for metric, estimate, stem in zip(metrics.values(), estimates, truth, strict=True):
-            if stem.abs().sum() > 0:
-                metric.update(estimate.flatten().to(fabric.device), stem.flatten().to(fabric.device))
-    scores: dict[str, float] = {}
-    with warnings.catch_warnings():
-        # A process without a song takes part in the sum all the same.
-        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        for stem, metric in metrics.items():
-            score = float(metric.compute())
-            if score == score:
-                scores[stem] = score
-    return scores
+        on_device = [each.float().to(fabric.device) for each in (estimates, truth, mixture)]
+        measured = measure(settings.metrics, *on_device, settings.sample_rate)
+        name = songs[number].folder.name
+        mine.append((number, [Score(name, *each) for each in zip(settings.stems, measured, strict=True)]))
+    everyone: list[Any] = [mine]
+    if fabric.world_size > 1:
+        everyone = [None] * fabric.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+    return [score for _, scores in sorted(pair for each in everyone for pair in each) for score in scores]
+
+
+def means(scores: Sequence[Score], metric: str) -> dict[str, float]:
+    """Return the mean of a metric over songs, for each stem. A stem that has it in no song has no entry."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if metric in score.values:
+            values[score.stem].append(score.values[metric])
+    return {stem: sum(each) / len(each) for stem, each in values.items()}
+
+
+def write_table(pathFilename: Path, scores: Sequence[Score], metrics: Sequence[str]) -> None:
+    """Write a CSV file with a line for each stem of each song. The metrics that a stem does not have are empty."""
+    pathFilename.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathFilename.with_name(pathFilename.name + ".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("song", "stem", *metrics))
+        for score in scores:
+            writer.writerow((score.song, score.stem, *(score.values.get(metric, "") for metric in metrics)))
+    unfinished.replace(pathFilename)
 
 
 def separate_with(model: nn.Module, mixture: Tensor, settings: Settings, dtype: torch.dtype | None) -> Tensor:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.blocks.norm import at_least_float32
-from hunterFormsBS.kernels.scaledDotProduct import by_heads, fused, sage
+from hunterFormsBS.kernels.scaledDotProduct import by_heads, by_sequences, fused, sage
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
@@ -30,11 +31,15 @@ class Attend(Layer):
         Elsewhere `scaled_dot_product_attention` takes its place, and one warning says why.
     scale : float, optional
         Factor on the scores; `q.shape[-1] ** -0.5` by default.
+    wsa_window_len, n_wsa_sinks : int, optional
+        With a window, a position attends to those at most half a window away, and to the first `n_wsa_sinks`, which
+        attend to all [3]_.
 
     References
     ----------
     .. [1] Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv 1706.03762.
     .. [2] Zhang et al., SageAttention, ICLR 2025, arXiv 2410.02367.
+    .. [3] Benetatos et al., Efficient Vocal Source Separation Through Windowed Sink Attention, 2025, arXiv 2510.25745.
     """
 
     def __init__(
@@ -44,16 +49,24 @@ class Attend(Layer):
         flash_attn: bool | FlashAttentionConfig = True,
         sage_attention: bool = False,
         scale: float | None = None,
+        wsa_window_len: int | None = None,
+        n_wsa_sinks: int = 0,
     ) -> None:
         super().__init__()
         self.attn_dropout = nn.Dropout(attn_dropout)
         self.flash_attn = flash_attn
         self.sage_attention = sage_attention
         self.scale = scale
+        self.wsa_window_len = wsa_window_len
+        self.n_wsa_sinks = n_wsa_sinks
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from `q` to `k`, both `(b, h, n, e)`; mix `v`, `(b, h, n, e')` with e' ≤ e, to its own shape."""
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if self.wsa_window_len is not None:
+            seen = windowed_sinks(q.shape[-2], self.wsa_window_len, self.n_wsa_sinks, q)
+            dropout = self.attn_dropout.p if self.training else 0.0
+            return nn.functional.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scale)
         if self.flash_attn:
             dropout = self.attn_dropout.p if self.training else 0.0
             parameters = ParametersScaledDotProduct(scale, dropout, self.flash_attn, self.sage_attention)
@@ -61,7 +74,14 @@ class Attend(Layer):
         return cast(Tensor, self.attn_dropout(_weights(q, k, scale).to(v.dtype))) @ v
 
 
-@served_by(sage, by_heads, fused)
+def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor:
+    """Return which positions each position attends to, boolean `(queries, keys)`, where `like` is."""
+    positions = torch.arange(length, device=like.device)
+    queries, keys = positions[:, None], positions
+    return (queries < sinks) | (keys < sinks) | ((queries - keys).abs() <= window // 2)
+
+
+@served_by(sage, by_heads, by_sequences, fused)
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor:
     """Return `softmax(scale · q kᵀ) v`, with dropout of weights."""
     weights = nn.functional.dropout(_weights(q, k, parameters.scale), parameters.dropout)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hunterFormsBS.blocks.attend import Attend
 from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
 from hunterFormsBS.blocks.positions import PositionEmbedding
+from hunterFormsBS.blocks.sharedBias import SharedBias
 from hunterFormsBS.blocks.valueResidual import ValueResidualMix, mix_values
 from hunterFormsBS.kernels.attention import attention
 from hunterFormsBS.kernels.seam import Layer, served_by
@@ -36,6 +37,8 @@ class Attention(Layer):
     value_residual_mix : {'learned', 'constant', 'swapped'}, optional
         How values are mixed with those of the first layer (see `mix_values`): by a learned factor per head and
         position, or halfway. None: they are not.
+    shared_bias : SharedBias, optional
+        Biases of the first and of the last projection, shared among layers. None: there are none.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Attention(Layer):
         *,
         positions: PositionEmbedding | None = None,
         value_residual_mix: ValueResidualMix | None = None,
+        shared_bias: SharedBias | None = None,
     ) -> None:
         super().__init__()
+        self.has_shared_bias = shared_bias is not None
         self.heads = heads = parameters.heads
         dim_inner = heads * parameters.dim_head
         self.value_residual_mix: ValueResidualMix | None = value_residual_mix
@@ -58,15 +63,20 @@ class Attention(Layer):
             flash_attn=parameters.flash_attn,
             sage_attention=parameters.sage_attention,
             scale=parameters.dim_head**-0.5 if parameters.scale is None else parameters.scale,
+            wsa_window_len=parameters.wsa_window_len,
+            n_wsa_sinks=parameters.n_wsa_sinks,
         )
         self.norm = RMSNorm(dim)
-        self.to_qkv = nn.Linear(dim, 3 * dim_inner, bias=False)
+        self.to_qkv = nn.Linear(dim, 3 * dim_inner, bias=self.has_shared_bias)
         # In upstream's order, which is another one in its Mel models.
         self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix == "learned" else None
         self.to_gates = nn.Linear(dim, heads)
         if value_residual_mix == "swapped":
             self.to_value_residual_mix = nn.Linear(dim, heads)
-        self.to_out = nn.Sequential(nn.Linear(dim_inner, dim, bias=False), nn.Dropout(parameters.attn_dropout))
+        project = nn.Linear(dim_inner, dim, bias=self.has_shared_bias)
+        self.to_out = nn.Sequential(project, nn.Dropout(parameters.attn_dropout))
+        if shared_bias is not None:
+            self.to_qkv.bias, project.bias = shared_bias
 
     @property
     def positions(self) -> PositionEmbedding | None:

@@ -16,6 +16,8 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Tensor
 
+from hunterFormsBS.printable import short_repr
+
 DEFAULT_FREQS_PER_BANDS: tuple[int, ...] = (
     *(2,) * 24,
     *(4,) * 12,
@@ -26,6 +28,11 @@ DEFAULT_FREQS_PER_BANDS: tuple[int, ...] = (
     129,
 )
 """Bins in each of BS-RoFormer's 62 bands, from the lowest up; they sum to the 1025 bins of `stft_n_fft=2048`."""
+
+_LOWEST_SAMPLE_RATE = 1e-3
+_HIGHEST_SAMPLE_RATE = 10**9
+_LARGEST_MASK = 2**26
+"""Entries of a layout, bands times bins, beyond which memory would run out."""
 
 # The Slaney mel scale: linear to 1 kHz, then 27 mel for each factor of 6.4.
 _HZ_PER_MEL = 200.0 / 3
@@ -94,6 +101,12 @@ def mask_filter_bank_mel(sample_rate: float, stft_n_fft: int, num_bands: int) ->
     check_sample_rate(sample_rate)
     n_fft = _positive_integer("stft_n_fft", stft_n_fft)
     bands = _positive_integer("num_bands", num_bands)
+    bins = n_fft // 2 + 1
+    if bands * bins > _LARGEST_MASK:
+        raise ValueError(
+            f"num_bands={short_repr(bands)} are too many for the {short_repr(bins)} bins of stft_n_fft: bands times "
+            f"bins may be at most {_LARGEST_MASK}, and 60 bands are usual"
+        )
 
     mask = _mask_mel(sample_rate, n_fft, bands)
     empty = _empty_bands(mask)
@@ -107,7 +120,7 @@ def mask_filter_bank_mel(sample_rate: float, stft_n_fft: int, num_bands: int) ->
             else:
                 fits = middle
         raise ValueError(
-            f"bands {_ranges(empty)} of the mel layout contain no bin with sample_rate={sample_rate!r}, "
+            f"bands {_ranges(empty)} of the mel layout contain no bin with sample_rate={short_repr(sample_rate)}, "
             f"stft_n_fft={n_fft}, num_bands={bands}: "
             f"use a larger stft_n_fft, or fewer bands, for example num_bands={fits}"
         )
@@ -205,7 +218,7 @@ def resolve_freq_range(freq_range: tuple[int, int] | None, num_freqs: int) -> tu
     remedy = "pass (low, high) in bins, high not included, -1 for an open end"
     ends = _integers("freq_range", freq_range)
     if len(ends) != 2:
-        raise ValueError(f"freq_range must be two integers, but is {freq_range!r}: {remedy}")
+        raise ValueError(f"freq_range must be two integers, but is {short_repr(freq_range)}: {remedy}")
     low, high = ends
     low, high = (0 if low == -1 else low), (num_freqs if high == -1 else high)
     if not 0 <= low < high <= num_freqs:
@@ -220,7 +233,9 @@ def check_freqs_per_bands(freqs_per_bands: object) -> list[int]:
     """Return the numbers of bins in each band, or refuse values that cannot be that."""
     counts = _integers("freqs_per_bands", freqs_per_bands)
     if not counts or min(counts) < 1:
-        raise ValueError(f"freqs_per_bands must be at least one number, and each at least 1, but is {counts}")
+        raise ValueError(
+            f"freqs_per_bands must be at least one number, and each at least 1, but is {short_repr(counts)}"
+        )
     return counts
 
 
@@ -248,9 +263,16 @@ def check_mask_filter_bank(mask_filter_bank: object, num_freqs: int | None = Non
 def check_sample_rate(sample_rate: object) -> None:
     """Refuse anything but a positive, finite number."""
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)):
-        raise TypeError(f"sample_rate must be a number, but {sample_rate!r} is a {type(sample_rate).__name__}")
+        raise TypeError(
+            f"sample_rate must be a number, but {short_repr(sample_rate)} is a {type(sample_rate).__name__}"
+        )
     if not 0 < sample_rate < math.inf:
-        raise ValueError(f"sample_rate must be positive and finite, but is {sample_rate!r}")
+        raise ValueError(f"sample_rate must be positive and finite, but is {short_repr(sample_rate)}")
+    if not _LOWEST_SAMPLE_RATE <= sample_rate <= _HIGHEST_SAMPLE_RATE:
+        raise ValueError(
+            f"sample_rate must be from {_LOWEST_SAMPLE_RATE} to {_HIGHEST_SAMPLE_RATE} Hz, but is "
+            f"{short_repr(sample_rate)}"
+        )
 
 
 def is_overlapping(mask_filter_bank: Tensor) -> bool:
@@ -283,6 +305,11 @@ def _mask_mel(sample_rate: float, stft_n_fft: int, num_bands: int) -> Tensor:
 
 def _mask_from_runs(first: Sequence[int], counts: Sequence[int], num_freqs: int) -> Tensor:
     """Make the mask whose band b holds `counts[b]` bins from bin `first[b]` on."""
+    if len(counts) * num_freqs > _LARGEST_MASK:
+        raise ValueError(
+            f"{len(counts)} bands of {short_repr(num_freqs)} bins are too many: bands times bins may be at most "
+            f"{_LARGEST_MASK}"
+        )
     start = torch.tensor(first, device="cpu")[:, None]
     stop = start + torch.tensor(counts, device="cpu")[:, None]
     freq = torch.arange(num_freqs, device="cpu")
@@ -327,20 +354,20 @@ def _ranges(indices: Sequence[int]) -> str:
 def _integer(name: str, value: object) -> int:
     # `SupportsIndex` lets NumPy's integers in; a bool is an index too, but never a size.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} must be made of integers, but {value!r} is a {type(value).__name__}")
+        raise TypeError(f"{name} must be made of integers, but {short_repr(value)} is a {type(value).__name__}")
     return value.__index__()
 
 
 def _positive_integer(name: str, value: object) -> int:
     number = _integer(name, value)
     if number < 1:
-        raise ValueError(f"{name} must be positive, but is {number}")
+        raise ValueError(f"{name} must be positive, but is {short_repr(number)}")
     return number
 
 
 def _integers(name: str, values: object) -> list[int]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of integers, but is {values!r}")
+        raise TypeError(f"{name} must be a sequence of integers, but is {short_repr(values)}")
     return [_integer(name, value) for value in cast(Iterable[object], values)]
 
 

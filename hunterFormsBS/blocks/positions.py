@@ -117,8 +117,8 @@ class RotaryEmbedding(PositionEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the frequencies by their formula."""
-        exponents = torch.arange(len(self.freqs), device=self.freqs.device).float() / len(self.freqs)
+        """Set the frequencies by their formula, computed on a CPU: the same on every device."""
+        exponents = torch.arange(len(self.freqs), device="cpu").float() / len(self.freqs)
         with torch.no_grad():
             self.freqs.copy_(1.0 / self.theta**exponents)
 
@@ -135,6 +135,23 @@ class RotaryEmbedding(PositionEmbedding):
             return complex_product(pairs, table[0]).flatten(-2).to(x.dtype)
 
         return rotate(q), rotate(k)
+
+
+def add_sinusoids(x: Tensor, theta: float = 10000.0) -> Tensor:
+    """Add to tokens `(b, n, d)` sines and cosines of their positions, in turn, instead of rotating queries and keys.
+
+    As the first Transformer [1]_ did, and as Edge-BS-RoFormer does without rotary positions.
+
+    References
+    ----------
+    .. [1] Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv 1706.03762.
+    """
+    length, dim = x.shape[-2:]
+    dtype = at_least_float32(x.dtype)
+    positions = torch.arange(length, device=x.device, dtype=dtype)
+    pairs = torch.arange(dim // 2, device=x.device, dtype=dtype)
+    angles = positions[:, None] * theta ** (-2 * pairs / dim)
+    return x + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(x.dtype)
 
 
 class PolarEmbedding(PositionEmbedding):
@@ -174,8 +191,8 @@ class PolarEmbedding(PositionEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the frequencies by their formula, and the bias to 0."""
-        features = torch.arange(len(self.inv_freqs), device=self.inv_freqs.device).float()
+        """Set the frequencies by their formula, computed on a CPU, and the bias to 0."""
+        features = torch.arange(len(self.inv_freqs), device="cpu").float()
         with torch.no_grad():
             self.inv_freqs.copy_(self.theta ** -(features / len(self.inv_freqs)))
             self.bias.zero_()

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hunterFormsBS.blocks.attention import Attention, LinearAttention
 from hunterFormsBS.blocks.feedForward import FeedForward
 from hunterFormsBS.blocks.norm import RMSNorm
-from hunterFormsBS.blocks.positions import PositionEmbedding
+from hunterFormsBS.blocks.positions import PositionEmbedding, add_sinusoids
 from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import has_streams, reset_connection, residual_wrapper
+from hunterFormsBS.blocks.sharedBias import SharedBias
 from hunterFormsBS.blocks.valueResidual import ValueResidualMix
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.kernels.transformer import by_blocks
@@ -40,6 +41,12 @@ class Transformer(Layer):
         See `Attention`.
     keep_values : bool
         Return the first layer's values, for the layer groups that follow.
+    adds_input : bool, optional
+        Add to what a sublayer returns what it got. None: unless residual streams do it.
+    shared_bias : SharedBias, optional
+        See `Attention`.
+    sinusoidal : bool
+        Add sines and cosines of the positions to what comes in.
     """
 
     def __init__(
@@ -52,18 +59,29 @@ class Transformer(Layer):
         positions: PositionEmbedding | None = None,
         value_residual_mix: ValueResidualMix | None = None,
         keep_values: bool = False,
+        adds_input: bool | None = None,
+        shared_bias: SharedBias | None = None,
+        sinusoidal: bool = False,
     ) -> None:
         super().__init__()
         self.linear_attn = linear_attn
         self.keep_values = keep_values
+        self.sinusoidal = sinusoidal
         self.use_torch_checkpoint = parameters.use_torch_checkpoint
         self.num_residual_streams = parameters.residual.num_residual_streams
         self.has_streams = has_streams(parameters.residual)
+        self.adds_input = not self.has_streams if adds_input is None else adds_input
 
         def make_attention() -> nn.Module:
             if linear_attn:
                 return LinearAttention(dim, parameters.attention, value_residual_mix=value_residual_mix)
-            return Attention(dim, parameters.attention, positions=positions, value_residual_mix=value_residual_mix)
+            return Attention(
+                dim,
+                parameters.attention,
+                positions=positions,
+                value_residual_mix=value_residual_mix,
+                shared_bias=shared_bias,
+            )
 
         def make_feed_forward() -> nn.Module:
             return FeedForward(dim, ff_mult=parameters.ff_mult, ff_dropout=parameters.ff_dropout)
@@ -112,10 +130,12 @@ class Transformer(Layer):
     def run_layers(self, x: Tensor, first_values: Tensor | None, **prepared: object) -> tuple[Tensor, Tensor | None]:
         """Do what `forward` does, handing what a kernel has prepared down to the kernels of the layers."""
         first: Tensor | None = None
+        if self.sinusoidal:
+            x = add_sinusoids(x)
         for attention, feed_forward in cast("Iterable[tuple[nn.Module, nn.Module]]", self.layers):
             out, values = attention(x, first_values=first_values, **prepared)
             first = values if first is None else first
-            x = out if self.has_streams else x + out
+            x = x + out if self.adds_input else out
             out = feed_forward(x, **prepared)
-            x = out if self.has_streams else x + out
+            x = x + out if self.adds_input else out
         return self.norm(x), first if self.keep_values else None

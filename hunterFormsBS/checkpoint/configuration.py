@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,7 +12,13 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
+from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
+from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
+from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
+from hunterFormsBS.checkpoint.programs import in_words_of_msst
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
+from hunterFormsBS.checkpoint.variants import states_nothing
+from hunterFormsBS.printable import printable, short_repr
 
 PathFilename: TypeAlias = str | PathLike[str]
 """Path and name of a file."""
@@ -32,7 +37,9 @@ _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
         torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
     )
 }
-_TUPLES: Final = frozenset({"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes"})
+_TUPLES: Final = frozenset(
+    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
+)
 
 
 class StatedArguments(NamedTuple):
@@ -75,40 +82,70 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
         If the file cannot be opened.
     """
     path = Path(pathFilename)
+    parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
+    return parse_mapping(read_text(path), f"the configuration {printable(path)}", parse)
+
+
+def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_json) -> dict[str, Any]:
+    """Parse a mapping of plain values; `what` it is begins the message of a `CheckpointError`."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not a configuration, because it is not text in UTF-8: {error}") from error
-    try:
-        parsed: object = _parse_json(text) if path.suffix.lower() == ".json" else _parse_yaml(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the configuration {path} cannot be read: {error}") from error
+        parsed = parse(text)
+        check_extent(parsed)
+    except RecursionError as error:
+        raise CheckpointError(f"{what} cannot be read: it is nested too deep") from error
+    except ValueError as error:
+        raise CheckpointError(f"{what} cannot be read: {printable(' '.join(str(error).split()))}") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(
-            f"the configuration {path} holds {'nothing' if parsed is None else type(parsed).__name__}, "
+            f"{what} holds {'nothing' if parsed is None else type(parsed).__name__}, "
             'but must hold a mapping such as "model: {dim: 384, depth: 6}"'
         )
     return cast("dict[str, Any]", parsed)
 
 
+def read_text(path: Path) -> str:
+    """Read a file of text, which must not be larger than a configuration can be.
+
+    Raises
+    ------
+    CheckpointError
+        If it is larger, is not text in UTF-8, or is a checkpoint.
+    OSError
+        If it cannot be opened.
+    """
+    refuse_what_is_no_file(path, "a configuration")
+    with path.open("rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+    refuse_weights(path, data[:4096])
+    if len(data) > LARGEST_TEXT:
+        raise CheckpointError(
+            f"{printable(path)} is larger than {LARGEST_TEXT:,} bytes, which no configuration is: pass the .yaml or "
+            ".json file"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{printable(path)} is not a configuration, because it is not text in UTF-8: {printable(error, 120)}"
+        ) from error
+
+
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
-    """Return a configuration's mapping, reading the file where it is one; an empty mapping for `None`."""
+    """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
     if configuration is None:
         return {}
-    if isinstance(configuration, Mapping):
-        return configuration
-    return read_configuration(configuration)
+    return in_words_of_msst(configuration if isinstance(configuration, Mapping) else read_configuration(configuration))
 
 
 def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments of the model: the `model` section, or all of a configuration without sections."""
     section: object = configuration.get("model", configuration)
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {section!r}")
+        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {short_repr(section)}")
     return cast("Mapping[str, Any]", section)
 
 
-def is_overlapping(section: Mapping[str, Any]) -> bool:
+def is_for_mel(section: Mapping[str, Any]) -> bool:
     """Tell from the arguments of a model whether they are meant for upstream's Mel-Band RoFormer."""
     stated = {name for name, value in section.items() if value is not None}
     mel = sorted(stated & NAMES_OF_MEL_ONLY)
@@ -142,13 +179,16 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     """
     arguments: dict[str, object] = {}
     spelled: dict[str, str] = {}
+    section = {key: value for key, value in section.items() if not states_nothing(str(key), value)}
     _refuse_unknown_names(section)
     for key, value in section.items():
         name = UPSTREAM_NAMES.get(key, key)
         if value is None or name == "linear_flash_attn":
             continue
         if name in arguments:
-            raise CheckpointError(f"the configuration states {spelled[name]} and {key}={value!r}: keep one of them")
+            raise CheckpointError(
+                f"the configuration states {spelled[name]} and {key}={_shorten(value)}: keep one of them"
+            )
         arguments[name] = _translate_value(name, value, family)
         spelled[name] = f"{key}={_shorten(value)}"
         if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
@@ -168,7 +208,7 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: _resolve_value(name, value) for name, value in arguments.items()}
 
 
-def plain(value: object, where: str = "the configuration") -> object:
+def to_plain_values(value: object, where: str = "the configuration") -> object:
     """Turn a value into plain containers, numbers, strings and tensors, with functions by their names.
 
     Raises
@@ -180,16 +220,18 @@ def plain(value: object, where: str = "the configuration") -> object:
         return value
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
-        return {str(key): plain(entry, f"{where}[{key!r}]") for key, entry in entries.items()}
+        return {str(key): to_plain_values(entry, f"{where}[{key!r}]") for key, entry in entries.items()}
     if isinstance(value, (list, tuple)):
-        items = [plain(item, where) for item in cast("Sequence[object]", value)]
+        items = [to_plain_values(item, where) for item in cast("Sequence[object]", value)]
         return tuple(items) if isinstance(value, tuple) else items
     if callable(value) and getattr(value, "__name__", None) in _WINDOW_FUNCTIONS:
         return getattr(value, "__name__", None)
     item = getattr(value, "item", None)  # a NumPy number
     if callable(item):
-        return plain(item(), where)
-    raise TypeError(f"{where} is {value!r}, which a checkpoint cannot hold: state a plain value, or a window of torch")
+        return to_plain_values(item(), where)
+    raise TypeError(
+        f"{where} is {short_repr(value)}, which a checkpoint cannot hold: state a plain value, or a window of torch"
+    )
 
 
 def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
@@ -199,8 +241,8 @@ def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
     if linear is None or linear == flash:
         return []
     return [
-        f"linear_flash_attn={linear!r} differs from flash_attn={flash!r}, but here one flag serves both kinds of "
-        f"attention: flash_attn={flash!r} is used, which computes the same"
+        f"linear_flash_attn={short_repr(linear)} differs from flash_attn={short_repr(flash)}, but here one flag serves "
+        f"both kinds of attention: flash_attn={short_repr(flash)} is used, which computes the same"
     ]
 
 
@@ -209,9 +251,10 @@ def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) ->
     for name in names:
         if name in names_known:
             continue
-        nearest = difflib.get_close_matches(str(name), names_known, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(printable(name, 60), names_known, n=1, cutoff=0.6)
+        hint = f"The nearest known name is {nearest[0]!r}. " if nearest else ""
         raise CheckpointError(
-            f"{name!r} is not an argument of the model. The nearest known name is {nearest[0]!r}. "
+            f"{short_repr(name)} is not an argument of the model. {hint}"
             "Is this the configuration of a RoFormer, and its arguments in a section called model?"
         )
 
@@ -220,7 +263,7 @@ def _translate_value(name: str, value: object, family: Family) -> object:
     if name == "mask_estimator_depth" and family.mask_estimator_depth_excess:
         if isinstance(value, bool) or not isinstance(value, int) or value < family.mask_estimator_depth_excess:
             raise CheckpointError(
-                f"mask_estimator_depth={value!r} cannot be: for {family.name} it must be an integer "
+                f"mask_estimator_depth={short_repr(value)} cannot be: for {family.name} it must be an integer "
                 f"of at least {family.mask_estimator_depth_excess}"
             )
         return value - family.mask_estimator_depth_excess
@@ -231,66 +274,30 @@ def _resolve_value(name: str, value: object) -> object:
     if name in _TUPLES and isinstance(value, list):
         return tuple(cast("list[object]", value))
     if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
-        return torch.tensor(value) > 0
+        return _mask(cast("Sequence[object]", value))
     if name.endswith("_window_fn") and isinstance(value, str):
         function = _WINDOW_FUNCTIONS.get(value.removeprefix("torch."))
         if function is None:
             names = ", ".join(_WINDOW_FUNCTIONS)
-            raise CheckpointError(f"{name}={value!r} names no window function that is known; known are {names}")
+            raise CheckpointError(
+                f"{name}={short_repr(value)} names no window function that is known; known are {names}"
+            )
         return function
     return value
 
 
+def _mask(rows: Sequence[object]) -> Tensor:
+    """Make a mask of rows of numbers or booleans."""
+    if all(isinstance(row, (list, tuple)) for row in rows):
+        widths = {len(cast("Sequence[object]", row)) for row in rows}
+        values = [value for row in rows for value in cast("Sequence[object]", row)]
+        if len(widths) == 1 and all(isinstance(value, (bool, int, float)) for value in values):
+            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in rows]
+            return torch.tensor(flags, dtype=torch.bool, device="cpu")
+    raise CheckpointError(
+        f"mask_filter_bank={short_repr(rows)} is no list of rows of one length, one row of numbers for each band"
+    )
+
+
 def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _parse_json(text: str) -> object:
-    def refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        mapping = dict(pairs)
-        if len(mapping) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} is stated twice")
-        return mapping
-
-    return json.loads(text, object_pairs_hook=refuse_twice)
-
-
-def _parse_yaml(text: str) -> object:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError('to read YAML, install PyYAML: pip install "hunterFormsBS[separation]"') from error
-
-    class Loader(yaml.SafeLoader):
-        """Plain values and tuples."""
-
-    def construct_tuple(loader: Loader, node: yaml.Node) -> tuple[object, ...]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise yaml.constructor.ConstructorError(None, None, "a tuple must be written as a list", node.start_mark)
-        return tuple(loader.construct_sequence(node, deep=True))
-
-    def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        construct = cast("Callable[..., object]", loader.construct_object)
-        keys = [construct(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"the key {key!r} is stated twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", construct_tuple)
-    Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
-    try:
-        return yaml.load(text, Loader)
-    except yaml.constructor.ConstructorError as error:
-        if error.problem and "tag:yaml.org,2002:python" in error.problem:
-            raise ValueError(
-                f"it asks for Python objects, which is refused because it could run code ({error}). "
-                "Of the Python tags only !!python/tuple is read: replace the others by plain values"
-            ) from error
-        raise ValueError(str(error)) from error
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    return short_repr(value, 80)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, get_args
 
-Upstream: TypeAlias = Literal["msst", "lucidrains", "hunterFormsBS"]
+Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
 
 
 class CheckpointError(ValueError):
@@ -39,6 +39,10 @@ class Family:
         Upstream's defaults where they differ from those of `BandSplitRotator`, under its names and in its counting.
     mask_estimator_depth_excess : int
         What upstream's `mask_estimator_depth` counts beyond the hidden layers.
+    conformer : bool
+        Whether it is of a class of Conformers, which `newest_family` returns only when asked for.
+    variant : bool
+        Whether it is of a class for one kind of head or layer, which `newest_family` does not return.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
     mask_estimator_depth_excess: int = 0
+    conformer: bool = False
+    variant: bool = False
 
 
 _MEL: Final = MappingProxyType({"attn_dropout": 0.1, "ff_dropout": 0.1, "num_bands": 60, "sample_rate": 44100})
@@ -63,12 +69,28 @@ _VALUE_RESIDUAL_SWAPPED_EVERYWHERE: Final = MappingProxyType(
 )
 _MANIFOLD: Final = MappingProxyType({"num_residual_streams": 4, "mc_hyper_conn_sinkhorn_iters": 2})
 
+_CONFORMER: Final = MappingProxyType(
+    {
+        "freq_conformer_depth": 2,
+        "freq_transformer_depth": 0,
+        "norm_output": False,
+        "time_conformer_depth": 2,
+        "time_transformer_depth": 0,
+    }
+)
+_EXPERIMENTAL: Final = MappingProxyType({"residual_in_first_group_only": True, "zero_dc": False})
+
 _UNWRAP: Final = (r"\.branch\.", ".")
 _NAME_MIX: Final = (r"\.learned_value_residual_mix\.0\.", ".to_value_residual_mix.")
 _STREAMS: Final = r"\.static_alpha$"
 _BRANCH: Final = r"\.branch\."
 _SINKHORN: Final = r"\.h_post_scale$"
 _FINAL_NORM: Final = r"^final_norm\."
+_CONVOLUTION: Final = r"\.conv\.net\."
+_HEAD_OR_BIAS: Final = (
+    r"^mask_estimators\.\d+\.(?:layers|segm)\.|\.ln_y_attn\.|\.positional_encoding\.pe$"
+    r"|^(?:linear_62_bias_0|linear_64_bias_0|shared_qkv_bias|shared_out_bias)$"
+)
 _MIX: Final = r"\.to_value_residual_mix\."
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -150,6 +172,44 @@ FAMILIES: Final[tuple[Family, ...]] = (
         defaults={**_MEL, "linear_transformer_depth": 1, "zero_dc": False},
     ),
     Family(
+        # None of the classes for these variants silences 0 Hz.
+        name="BS-RoFormer with other mask heads, layers, positions or biases",
+        upstream="msst",
+        overlapping=False,
+        present=(_HEAD_OR_BIAS, _FINAL_NORM),
+        defaults={"zero_dc": False},
+        mask_estimator_depth_excess=1,
+        variant=True,
+    ),
+    Family(
+        name="Windowed sink attention, Mel-Band RoFormer",
+        upstream="msst",
+        overlapping=True,
+        present=(r"^sink_tokens$",),
+        absent=(_FINAL_NORM,),
+        defaults={**_MEL, "attn_dropout": 0.0, "ff_dropout": 0.0, "wsa_window_len": 10, "zero_dc": True},
+        variant=True,
+    ),
+    Family(
+        name="Music-Source-Separation-Training, Mel-Band Conformer",
+        upstream="msst",
+        overlapping=True,
+        present=(_CONVOLUTION,),
+        absent=(_FINAL_NORM,),
+        defaults={**_MEL, **_CONFORMER, "zero_dc": True},
+        mask_estimator_depth_excess=1,
+        conformer=True,
+    ),
+    Family(
+        name="Music-Source-Separation-Training, BS-Conformer",
+        upstream="msst",
+        overlapping=False,
+        present=(_CONVOLUTION, _FINAL_NORM),
+        defaults={**_CONFORMER, "zero_dc": True},
+        mask_estimator_depth_excess=1,
+        conformer=True,
+    ),
+    Family(
         name="Music-Source-Separation-Training, Mel-Band RoFormer",
         upstream="msst",
         overlapping=True,
@@ -162,6 +222,22 @@ FAMILIES: Final[tuple[Family, ...]] = (
         overlapping=False,
         present=(_FINAL_NORM,),
         defaults={"zero_dc": True},
+        mask_estimator_depth_excess=1,
+    ),
+    Family(
+        # Keys do not tell these from the two above.
+        name="Music-Source-Separation-Training, experimental Mel-Band RoFormer",
+        upstream="msst_experimental",
+        overlapping=True,
+        absent=(_FINAL_NORM,),
+        defaults={**_MEL, **_EXPERIMENTAL},
+    ),
+    Family(
+        name="Music-Source-Separation-Training, experimental BS-RoFormer",
+        upstream="msst_experimental",
+        overlapping=False,
+        present=(_FINAL_NORM,),
+        defaults=_EXPERIMENTAL,
         mask_estimator_depth_excess=1,
     ),
     Family(
@@ -185,7 +261,9 @@ FAMILIES: Final[tuple[Family, ...]] = (
 )
 """All families. Those that share their keys with a row above them are found only by naming their upstream."""
 
-UPSTREAM_NAMES: Final[Mapping[str, str]] = MappingProxyType({"add_value_residual": "use_value_residual_learning"})
+UPSTREAM_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {"add_value_residual": "use_value_residual_learning", "linear_conformer_depth": "linear_transformer_depth"}
+)
 """Upstream's names of arguments that have another name here."""
 
 NAMES_OF_MEL_ONLY: Final[frozenset[str]] = frozenset(
@@ -195,8 +273,9 @@ NAMES_OF_MEL_ONLY: Final[frozenset[str]] = frozenset(
 
 _NORM = r"norm\.gamma"
 _LINEAR = r"(?:weight|bias)"
+_BATCH_NORM = rf"{_LINEAR}|running_mean|running_var|num_batches_tracked"
 _ATTENTION = (
-    rf"{_NORM}|to_qkv\.(?:0\.)?weight|to_gates\.{_LINEAR}|to_out\.[01]\.weight|temperature|rotary_embed\.freqs"
+    rf"{_NORM}|to_qkv\.(?:(?:0\.)?weight|bias)|to_gates\.{_LINEAR}|to_out\.(?:[01]\.weight|0\.bias)|temperature|rotary_embed\.freqs"
     rf"|pope_embed\.(?:bias|inv_freqs)|to_value_residual_mix\.{_LINEAR}"
 )
 _FEED_FORWARD = rf"net\.0\.gamma|net\.[14]\.{_LINEAR}"
@@ -210,7 +289,18 @@ _KNOWN_KEY: Final = re.compile(
     rf"|layers\.\d+\.\d+\.layers\.\d+\.0\.(?:branch\.)?(?:{_ATTENTION})"
     rf"|layers\.\d+\.\d+\.layers\.\d+\.1\.(?:branch\.)?(?:{_FEED_FORWARD})"
     rf"|layers\.\d+\.\d+\.layers\.\d+\.[01]\.(?:{_HYPER_CONNECTION})"
+    rf"|layers\.\d+\.\d+\.layers\.\d+\.attn\.(?:{_ATTENTION})"
+    rf"|layers\.\d+\.\d+\.layers\.\d+\.ff[12]\.ff\.(?:{_FEED_FORWARD})"
+    rf"|layers\.\d+\.\d+\.layers\.\d+\.conv\.net\.(?:0\.gamma|[247]\.{_LINEAR}|5\.(?:{_BATCH_NORM}))"
+    rf"|layers\.\d+\.\d+\.layers\.\d+\.out_norm\.gamma"
+    rf"|layers\.\d+\.\d+\.ln_[xy]_(?:attn|mlp)\.\d+\.gamma|layers\.\d+\.\d+\.y_attn\.\d+"
+    rf"|sink_tokens|shared_(?:qkv|out)_bias"
     rf"|final_norm\.gamma"
+    rf"|mask_estimators\.\d+\.{_NORM}"
+    rf"|mask_estimators\.\d+\.layers\.\d+\.[01]\.layers\.\d+\.0\.(?:{_ATTENTION})"
+    rf"|mask_estimators\.\d+\.layers\.\d+\.[01]\.layers\.\d+\.1\.(?:{_FEED_FORWARD})"
+    # The strict load compares the rest of the keys of this branch.
+    rf"|mask_estimators\.\d+\.segm\.(?:backbone|hyperace|decoder|upsample_head)\.\S+"
     rf"|mask_estimators\.\d+\.to_freqs\.\d+\.0\.\d+\.{_LINEAR}"
 )
 
@@ -244,9 +334,11 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Family:
     return newest_family(upstream or "msst", overlapping=False)
 
 
-def newest_family(upstream: Upstream, *, overlapping: bool) -> Family:
+def newest_family(upstream: Upstream, *, overlapping: bool, conformer: bool = False) -> Family:
     """Return the row that describes a project's present code, for configurations without a state dict."""
-    return next(family for family in _families_of(upstream) if family.overlapping == overlapping)
+    rows = [row for row in _families_of(upstream) if row.overlapping == overlapping and not row.variant]
+    wanted = [row for row in rows if row.conformer == conformer] or [row for row in rows if not row.conformer]
+    return wanted[0]
 
 
 def check_upstream(upstream: object) -> Upstream:

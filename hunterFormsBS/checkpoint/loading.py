@@ -6,37 +6,44 @@ states above both. What nothing determines is named in a warning.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, Final, SupportsIndex, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.blocks.positions import RotaryEmbedding
 from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.checkpoint.configuration import (
     Configuration,
     PathFilename,
     StatedArguments,
     flash_attn_remarks,
-    is_overlapping,
+    is_for_mel,
     load_configuration,
     model_section,
-    plain,
+    parse_mapping,
     resolve_values,
+    to_plain_values,
     translate_arguments,
 )
 from hunterFormsBS.checkpoint.families import CheckpointError, Upstream, check_upstream, newest_family, recognise
+from hunterFormsBS.checkpoint.programs import ignored_remarks
 from hunterFormsBS.checkpoint.stateDict import (
     band_widths,
     infer_configuration,
     list_some,
     translate_state_dict,
 )
-from hunterFormsBS.checkpoint.weightsFile import read_file, unwrap, write_file
+from hunterFormsBS.checkpoint.variants import has_conformers, to_plain_keys, undetermined_of_variant
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
+from hunterFormsBS.printable import printable, short_repr
 
 _AUDIBLE: Final = (
     "stft_win_length",
@@ -49,6 +56,7 @@ _AUDIBLE: Final = (
 """What no shape tells and a listener hears, beside `stft_hop_length`. What a configuration leaves out of these is as
 upstream's default; the hop length is left out of none that is whole."""
 
+_FREQUENCIES: Final = ".rotary_embed.freqs"
 _OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
 """What decides how a model computes with parameters that look the same."""
 
@@ -78,10 +86,11 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
         If the file cannot be opened.
     """
     path = Path(pathFilename)
-    state_dict, remarks = unwrap(read_file(path, map_location), path)
+    file = WeightsFile(path)
+    chosen, remarks = unwrap(file.content, path)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
-    return state_dict
+    return file.read_state_dict(chosen, map_location)
 
 
 def from_configuration(
@@ -94,7 +103,8 @@ def from_configuration(
     configuration : str | PathLike[str] | Mapping[str, Any]
         A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
     upstream : Upstream = 'msst'
-        Whose counting and whose defaults they follow: `'msst'`, `'lucidrains'` or `'hunterFormsBS'`.
+        Whose counting and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
+        `'hunterFormsBS'`.
     **overrides : Any
         Arguments of `BandSplitRotator`, in its counting, that replace those of the configuration.
 
@@ -108,10 +118,12 @@ def from_configuration(
     CheckpointError
         If an argument is unknown or missing.
     """
-    section = model_section(load_configuration(configuration))
+    whole = load_configuration(configuration)
+    section = model_section(whole)
     # This package's own configurations state every argument, whatever the layout.
-    overlapping = check_upstream(upstream) != "hunterFormsBS" and is_overlapping(section)
-    family = newest_family(upstream, overlapping=overlapping)
+    overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
+    conformer = has_conformers({**section, **overrides})
+    family = newest_family(upstream, overlapping=overlapping, conformer=conformer)
     stated = translate_arguments(section, family).arguments
     given = _given(overrides)
     defaults = dict(family.defaults)
@@ -124,7 +136,7 @@ def from_configuration(
     missing = [name for name in ("dim", "depth") if name not in arguments]
     if missing:
         raise CheckpointError(f"the configuration lacks {' and '.join(missing)}: state it in the section model")
-    for remark in flash_attn_remarks(section):
+    for remark in [*ignored_remarks(whole), *flash_attn_remarks(section)]:
         warnings.warn(remark, stacklevel=2)
     return _build(arguments).eval()
 
@@ -137,6 +149,7 @@ def from_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     stems: Sequence[int] | None = None,
+    partial: bool = False,
     **overrides: Any,
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
@@ -147,18 +160,25 @@ def from_checkpoint(
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        The checkpoint; see `read_state_dict`.
+        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
+        which are fetched from the Hugging Face Hub.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, if any.
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
+        which recognises files that are here as well, or the one beside a file that is fetched.
     upstream : Upstream | None = None
         Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
+        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
+        `residual_in_first_group_only` of `BandSplitRotator`.
     device : torch.device | str = 'cpu'
         Where the model goes.
     dtype : torch.dtype = torch.float32
         Of the model's parameters, whatever that of the file.
     stems : Sequence[int] | None = None
         Load only these heads, in this order. `None`: all.
+    partial : bool = False
+        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
+        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
     **overrides : Any
         Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
 
@@ -176,19 +196,36 @@ def from_checkpoint(
     OSError
         If a file cannot be opened.
     """
+    from hunterFormsBS import catalogue  # which reads configurations itself
+
+    beside: Mapping[str, Any] | None = None
+    if catalogue.is_remote(pathFilename):
+        pathFilename, beside = catalogue.fetch(cast(str, pathFilename))
     path = Path(pathFilename)
-    content = read_file(path, "cpu")
-    original, remarks = unwrap(content, path)
+    file = WeightsFile(path)
+    chosen, remarks = unwrap(file.content, path)
+    original = file.read_state_dict(chosen, "cpu")
     if configuration is None:
-        configuration, upstream_within = _configuration_within(content)
+        configuration, upstream_within = _configuration_within(file)
         upstream = upstream or upstream_within
+    if configuration is None and beside is None and (entry := catalogue.recognise(path)):
+        beside = entry.configuration
+    if configuration is None:
+        configuration = beside
+    del file, chosen  # which keep the tensors
     family = recognise(original, None if upstream is None else check_upstream(upstream))
-    section = model_section(load_configuration(configuration))
+    whole = load_configuration(configuration)
+    section = model_section(whole)
     stated = translate_arguments(section, family)
     given = _given(overrides)
 
     state_dict = translate_state_dict(original)
+    remarks += to_plain_keys(original)[1]
     inferred = infer_configuration(original).arguments
+    reshaped: dict[str, object] = {}
+    if partial:
+        changed = [name for name in given if name in inferred and not _agrees(name, given, inferred)]
+        reshaped = {name: given.pop(name) for name in changed if name not in BAND_ARGUMENTS}
     # What the keys leave open of value residuals and streams is as in the family of the keys, whatever the upstream.
     open_defaults = {name: recognise(original).defaults.get(name) for name in _OPEN}
     arguments, undetermined = _merge(
@@ -199,50 +236,49 @@ def from_checkpoint(
         arguments["num_stems"] = len(stems)
     if "stft_hop_length" in undetermined:
         arguments["stft_hop_length"] = min(512, _win_length(arguments) // 4)
-    model = _build(arguments)
+    arguments |= reshaped
+    with torch.device("cpu" if partial else "meta"):  # the tensors of the file become its parameters
+        model = _build(arguments)
+    if partial:
+        state_dict, remark = _take_what_fits(state_dict, model)
+        remarks.append(remark)
     if undetermined:
-        values = ", ".join(f"{name}={plain(model.configuration[name])!r}" for name in undetermined)
+        values = ", ".join(f"{name}={to_plain_values(model.configuration[name])!r}" for name in undetermined)
         remarks.append(
-            f"nothing determines these arguments for {path}, so those of {family.name} are taken: {values}. "
+            f"nothing determines these arguments for {printable(path)}, so those of {family.name} are taken: {values}. "
             "Pass the configuration of the checkpoint, or the arguments that differ"
         )
-    for remark in [*remarks, *flash_attn_remarks(section)]:
+    if "experimental" in path.stem.lower() and upstream is None:
+        remarks.append(
+            f"the name of {printable(path.name)} contains 'experimental': if it was trained with MSST's experimental "
+            "classes, pass upstream='msst_experimental', because its keys are those of the ordinary ones and its audio "
+            "is not"
+        )
+    remarks += [*ignored_remarks(whole), *flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
+    for remark in remarks:
         warnings.warn(remark, stacklevel=2)
 
+    del original
     _load(model, state_dict, path)
     return model.to(device, dtype).eval()
 
 
-def save_checkpoint(
-    pathFilename: PathFilename, model: nn.Module, *, configuration: Mapping[str, Any] | None = None
-) -> None:
-    """Save a model so that `from_checkpoint` needs no other file to load it.
+def _take_what_fits(state_dict: Mapping[str, Tensor], model: BandSplitRotator) -> tuple[dict[str, Tensor], str]:
+    """Return a whole state dict, of the tensors that fit and the model's own, and say which are which."""
+    own = model.state_dict()
+    fitting = {key for key, tensor in state_dict.items() if key in own and own[key].shape == tensor.shape}
+    if not fitting:
+        raise CheckpointError("no tensor of the checkpoint fits the model: pass other arguments, or build a new model")
+    parts = {"taken": fitting, "new": own.keys() - fitting, "left out": state_dict.keys() - fitting}
+    said = "; ".join(f"{name}: {_by_part(keys)}" for name, keys in parts.items())
+    whole = {key: state_dict[key] if key in fitting else tensor for key, tensor in own.items()}
+    return whole, f"of the tensors, by parts of the model, {said}"
 
-    Parameters
-    ----------
-    pathFilename : str | PathLike[str]
-        Written by `torch.save`, and only once it is complete.
-    model : nn.Module
-        A `BandSplitRotator`, compiled or wrapped for several devices or not.
-    configuration : Mapping[str, Any] | None = None
-        Sections such as `audio`, `training` and `inference` to keep beside the model's own.
 
-    Raises
-    ------
-    TypeError
-        If `model` is something else, or a configuration holds more than plain values.
-    """
-    bare: object = model
-    while not isinstance(bare, BandSplitRotator):
-        inner = getattr(bare, "_orig_mod", None) or getattr(bare, "module", None)
-        if inner is None:
-            raise TypeError(f"model must be a BandSplitRotator, but is a {type(model).__name__}")
-        bare = inner
-    if Path(pathFilename).suffix == ".safetensors":
-        raise CheckpointError(f"{pathFilename} would not be a safetensors file: use the suffix .ckpt or .pt")
-    sections = {**(configuration or {}), "model": bare.configuration}
-    content = {"state_dict": bare.state_dict(), "configuration": plain(sections), "upstream": "hunterFormsBS"}
-    write_file(content, pathFilename)
+def _by_part(keys: Iterable[str]) -> str:
+    """Say how many of the keys are in each numbered part of a model."""
+    counts = Counter(".".join(key.split(".")[:2]) for key in sorted(keys))
+    return ", ".join(f"{printable(part, 120)} ({count})" for part, count in counts.items()) or "none"
 
 
 def _merge(
@@ -263,12 +299,12 @@ def _merge(
             remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {name}={value!r}")
 
     known = {**stated.arguments, **given}
-    overlapping = bool(inferred["norm_output"]) and not inferred["final_norm"]
+    overlapping = not inferred["final_norm"] and (bool(inferred["norm_output"]) or has_conformers(inferred))
     bands, assumed = resolve_bands(widths, known, overlapping=overlapping)
     for name in contradictions(bands, known):
         if name in given:
             raise CheckpointError(
-                f"{name}={plain(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
+                f"{name}={to_plain_values(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
             )
         remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {_state(name, bands)}")
 
@@ -282,7 +318,11 @@ def _merge(
 
     unstated = ["stft_hop_length", *assumed]
     if not stated.arguments:
-        unstated += [*_AUDIBLE, *(name for name in ("sample_rate",) if name in bands)]
+        unstated += [
+            *_AUDIBLE,
+            *undetermined_of_variant(inferred),
+            *(name for name in ("sample_rate",) if name in bands),
+        ]
     undetermined = [name for name in unstated if name not in known and name not in inferred]
     if inferred.get("use_value_residual_learning") and "learned_value_residual_mix" not in {**inferred, **known}:
         undetermined.append("learned_value_residual_mix")
@@ -303,8 +343,8 @@ def _agrees(name: str, stated: Mapping[str, object], inferred: Mapping[str, obje
 
 def _state(name: str, bands: Mapping[str, object]) -> str:
     if name in bands:
-        return f"{name}={plain(bands[name])!r}"
-    return f"there is no {name}: {', '.join(f'{known}={plain(value)!r}' for known, value in bands.items())}"
+        return f"{name}={to_plain_values(bands[name])!r}"
+    return f"there is no {name}: {', '.join(f'{known}={to_plain_values(value)!r}' for known, value in bands.items())}"
 
 
 def _given(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -348,37 +388,101 @@ def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
     if complete.get("num_residual_streams", 1) == complete.get("num_residual_fracs", 1) == 1:
         complete.pop("mc_hyper_conn_sinkhorn_iters", None)
     if complete.get("depth") == 1:
-        for name in ("skip_connection", "use_value_residual_learning", "learned_value_residual_mix"):
+        for name in (
+            "skip_connection",
+            "use_value_residual_learning",
+            "learned_value_residual_mix",
+            "residual_in_first_group_only",
+        ):
             complete.pop(name, None)
     return BandSplitRotator(**cast("dict[str, Any]", complete))
 
 
-def _load(model: BandSplitRotator, state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Load strictly, with one message that says all that does not fit."""
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+def _load(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Make the tensors the parameters of a model without content, or refuse them with one message that says all."""
+    expected = model.state_dict()
     missing = [key for key in expected if key not in state_dict]
     extra = [key for key in state_dict if key not in expected]
     misshapen = [
-        f"{key} with the shape {tuple(state_dict[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in state_dict and tuple(state_dict[key].shape) != shape
+        f"{key} with the shape {short_repr(tuple(state_dict[key].shape))} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        # A single number may have one axis, as `load_state_dict` allows.
+        if key in state_dict and tuple(state_dict[key].shape) not in (shape := tuple(tensor.shape), shape or (1,))
+    ]
+    mistyped = [
+        f"{key} as {str(state_dict[key].dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if key in state_dict and _kind_of_numbers(state_dict[key]) not in _kinds_taken_for(tensor)
     ]
     problems = [
         f"{what} {len(keys)} tensors: {list_some(keys)}"
-        for what, keys in (("it lacks", missing), ("it has in excess", extra), ("it has misshapen", misshapen))
+        for what, keys in (
+            ("it lacks", missing),
+            ("it has in excess", extra),
+            ("it has misshapen", misshapen),
+            ("it has of another kind of numbers than weights are", mistyped),
+        )
         if keys
     ]
     if problems:
-        raise CheckpointError(f"the weights of {path} do not make a whole model: {'; '.join(problems)}")
-    model.load_state_dict(state_dict, strict=True)
+        raise CheckpointError(f"the weights of {printable(path)} do not make a whole model: {'; '.join(problems)}")
+    # Each parameter gets memory of its own; what was read for it goes at once where it is of another type.
+    taken: set[int] = set()
+    for key, tensor in expected.items():
+        read = state_dict.pop(key).detach().to(tensor.dtype)
+        storage = read.untyped_storage()
+        own = storage.nbytes() == read.numel() * read.element_size() and storage.data_ptr() not in taken
+        state_dict[key] = read.contiguous() if own else read.clone(memory_format=torch.contiguous_format)
+        taken.add(state_dict[key].untyped_storage().data_ptr())
+    model.load_state_dict(state_dict, strict=True, assign=True)
 
 
-def _configuration_within(content: object) -> tuple[Mapping[str, Any] | None, Upstream | None]:
+def _fill_in_positions(state_dict: dict[str, Tensor], model: BandSplitRotator, path: Path) -> list[str]:
+    """Give every attention its frequencies, where a file has but one copy of what all share, or none."""
+    attentions = [key for key in model.state_dict() if key.endswith(_FREQUENCIES)]
+    # Where more of an attention is missing, it is the file that is not whole.
+    whole = [key for key in attentions if key.replace(_FREQUENCIES, ".to_qkv.weight") in state_dict]
+    missing = [key for key in whole if key not in state_dict]
+    copies = {_place(key): state_dict[key] for key in attentions if key in state_dict}
+    with torch.device("cpu"):
+        by_formula = RotaryEmbedding(model.configuration["dim_head"]).freqs.detach() if missing else None
+    for key in missing:
+        # Those of the same transformer in another layer group come first.
+        copy = copies.get(_place(key), next(iter(copies.values()), by_formula))
+        state_dict[key] = cast("Tensor", copy).clone()
+    if not missing:
+        return []
+    source = "the copy that is there" if copies else "the formula that upstream has for them"
+    return [f"{printable(path)} lacks {len(missing)} tensors {_FREQUENCIES[1:]}, which are taken from {source}"]
+
+
+def _place(key: str) -> str:
+    """Return a key without the number of its layer group."""
+    return re.sub(r"\d+", "", key, count=1)
+
+
+def _kind_of_numbers(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return str(tensor.layout)
+    plain_types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return "complex" if tensor.is_complex() else "real" if tensor.dtype in plain_types else str(tensor.dtype)
+
+
+def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
+    # A counter is no weight, and programs that make all of a state dict float32 make it so too.
+    kind = _kind_of_numbers(tensor)
+    return (kind, "real") if kind == "torch.int64" else (kind,)
+
+
+def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
     """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
-    if not isinstance(content, Mapping):
+    if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
+        what = f"what {printable(file.path)} says of its model"
+        return parse_mapping(file.metadata["configuration"], what), "hunterFormsBS"
+    if not isinstance(file.content, Mapping):
         return None, None
-    entries = cast("Mapping[str, object]", content)
+    entries = cast("Mapping[str, object]", file.content)
     configuration, upstream = entries.get("configuration"), entries.get("upstream")
     if not isinstance(configuration, Mapping) or upstream != "hunterFormsBS":
         return None, None
-    return cast("Mapping[str, Any]", configuration), "hunterFormsBS"
+    return cast("Mapping[str, Any]", file.read(dict(cast("Mapping[str, object]", configuration)))), "hunterFormsBS"

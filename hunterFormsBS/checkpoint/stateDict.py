@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import count, islice
 from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -13,6 +14,14 @@ from torch import Tensor
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.layout import mask_filter_bank_mel
 from hunterFormsBS.checkpoint.families import CheckpointError, is_known_key, recognise
+from hunterFormsBS.checkpoint.limits import MOST_DIGITS
+from hunterFormsBS.checkpoint.variants import (
+    idle_arguments,
+    infer_variants,
+    refuse_unsupported,
+    to_plain_keys,
+)
+from hunterFormsBS.printable import printable, short_repr
 
 _LISTED: Final = 20
 """How many keys a message lists before it counts the rest."""
@@ -24,6 +33,8 @@ _USUAL_MEL_LAYOUTS: Final = tuple(
     for sample_rate in (44100, 48000, 32000, 24000, 22050, 16000, 96000)
     for stft_n_fft in (2048, 4096, 1024, 8192, 512)
 )
+
+_MOST_MEL_BANDS: Final = 512
 
 
 class InferredConfiguration(NamedTuple):
@@ -75,7 +86,9 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     CheckpointError
         If keys are left that no family has; the message lists them.
     """
+    refuse_unsupported(state_dict)
     family = recognise(state_dict)
+    state_dict, _ = to_plain_keys(state_dict)
     groups = [int(match[1]) for key in state_dict if (match := re.match(r"layers\.\d+\.(\d+)\.", key))]
     first_group = min(groups, default=0)
     translated: dict[str, Tensor] = {}
@@ -89,12 +102,15 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not is_known_key(name):
             unknown.append(key)
         elif name in translated:
-            raise CheckpointError(f"two tensors of the state dict would be {name!r}: is it two models in one?")
+            raise CheckpointError(
+                f"two tensors of the state dict would be {short_repr(name)}: is it two models in one?"
+            )
         translated[name] = tensor
     if unknown:
+        likeness = f" (it looks most like {family.name})" if len(unknown) < len(state_dict) else ""
         raise CheckpointError(
-            f"the state dict has {len(unknown)} unknown keys, so it is not of a family that this package knows "
-            f"(it looks most like {family.name}): {list_some(unknown)}"
+            f"the state dict has {len(unknown)} unknown keys, so it is not of a family that this package knows"
+            f"{likeness}: {list_some(unknown)}"
         )
     for key, tensor in translated.items():
         # Before release 0.4 the hyper-connections library had no axis for proposals of the manifold-constrained kind.
@@ -134,7 +150,12 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
         **_infer_value_residual(shapes, mix),
         **_infer_streams(shapes),
         **_infer_mask_estimators(shapes),
+        **_infer_conformer_depths(shapes),
     }
+    if any(key.endswith((".rotary_embed.freqs", ".pope_embed.bias")) for key in shapes):
+        arguments["use_rotary_pos"] = True
+    elif any(key.endswith(".positional_encoding.pe") for key in state_dict):
+        arguments["use_rotary_pos"] = False
     if (
         _is_mel_mix(state_dict)
         and arguments["linear_transformer_depth"]
@@ -142,7 +163,8 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
     ):
         # Version 0.9.2 stopped swapping in linear attention, and left no trace of it in the keys.
         del arguments["learned_value_residual_mix"]
-    undetermined = [name for name in constructor_arguments() if name not in arguments and name != "dim_freqs_in"]
+    of_nothing = {"dim_freqs_in"} | idle_arguments(arguments)
+    undetermined = [name for name in constructor_arguments() if name not in arguments and name not in of_nothing]
     return InferredConfiguration(arguments, undetermined)
 
 
@@ -159,6 +181,8 @@ def _band_widths(shapes: _Shapes) -> list[int]:
 
 @cache
 def _usual_mel_counts(sample_rate: int, stft_n_fft: int, num_bands: int) -> tuple[int, ...]:
+    if num_bands > _MOST_MEL_BANDS:
+        return ()
     try:
         mask = mask_filter_bank_mel(sample_rate, stft_n_fft, num_bands)
     except ValueError:  # so many bands that some are empty
@@ -179,7 +203,7 @@ def find_mel_layout(widths: Sequence[int]) -> MelLayout | None:
 def list_some(keys: Sequence[str]) -> str:
     """Write keys out, the first of them and the number of the rest when there are many."""
     rest = len(keys) - _LISTED
-    return ", ".join(keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(printable(key, 120) for key in keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _shapes_of(state_dict: Mapping[str, Tensor]) -> _Shapes:
@@ -194,7 +218,7 @@ def _infer_bands(shapes: _Shapes) -> dict[str, object]:
     arguments: dict[str, object] = {"dim": dim, "final_norm": final_norm, "norm_output": norm_output}
     arguments["num_bands"] = len(widths)
 
-    if norm_output and not final_norm:
+    if not final_norm and (norm_output or _has_conformers(shapes)):
         mel_layout = find_mel_layout(widths)
         if mel_layout is not None:
             arguments.update(stereo=mel_layout.stereo, stft_n_fft=mel_layout.stft_n_fft)
@@ -225,10 +249,12 @@ def _infer_layers(shapes: _Shapes) -> dict[str, object]:
     layers = [_count(shapes, rf"layers\.0\.{group}\.layers\.(\d+)\.", "layers") for group in range(groups)]
     linear, time, freq = layers if groups == 3 else (0, *layers)
 
-    block = _block(shapes, f"layers.0.{groups - 1}.layers.0.0")
+    layer = f"layers.0.{groups - 1}.layers.0"
+    block = _block(shapes, f"{layer}.attn" if f"{layer}.attn.to_qkv.weight" in shapes else f"{layer}.0")
+    feed_forward = f"{layer}.ff1.ff" if f"{layer}.ff1.ff.net.1.weight" in shapes else _block(shapes, f"{layer}.1")
     heads, dim = _shape(shapes, f"{block}.to_gates.weight", axes=2)
     rows, _ = _shape(shapes, f"{block}.to_qkv.weight", axes=2)
-    inner, _ = _shape(shapes, f"{_block(shapes, f'layers.0.{groups - 1}.layers.0.1')}.net.1.weight", axes=2)
+    inner, _ = _shape(shapes, f"{feed_forward}.net.1.weight", axes=2)
     return {
         "depth": depth,
         "linear_transformer_depth": linear,
@@ -239,6 +265,24 @@ def _infer_layers(shapes: _Shapes) -> dict[str, object]:
         "ff_mult": _ratio(inner, dim),
         "use_pope": f"{block}.pope_embed.bias" in shapes,
     }
+
+
+def _has_conformers(shapes: _Shapes) -> bool:
+    return any(".conv.net." in key for key in shapes)
+
+
+def _infer_conformer_depths(shapes: _Shapes) -> dict[str, object]:
+    """Return the arguments of variants; on the axes that have Conformers, their depths and 0 for transformers."""
+    arguments = infer_variants(shapes)
+    if not _has_conformers(shapes):
+        return arguments
+    groups = _count(shapes, r"layers\.0\.(\d+)\.", "transformers of layers.0")
+    for axis, group in (("time", groups - 2), ("freq", groups - 1)):
+        depth = _count(shapes, rf"layers\.0\.{group}\.layers\.(\d+)\.", "layers")
+        conformer = f"layers.0.{group}.layers.0.conv.net.4.weight" in shapes
+        arguments[f"{axis}_conformer_depth"] = depth if conformer else 0
+        arguments[f"{axis}_transformer_depth"] = 0 if conformer else depth
+    return arguments
 
 
 def _is_mel_mix(state_dict: Mapping[str, Tensor]) -> bool:
@@ -294,12 +338,13 @@ def _ratio(width: int, dim: int) -> int | float:
 
 def _count(shapes: _Shapes, pattern: str, what: str) -> int:
     """Return how many parts are numbered by the pattern's group, which must be 0, 1, 2 and so on."""
-    numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key))}
-    missing = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
-    if missing:
-        found = ", ".join(map(str, sorted(numbers))) or "none"
+    numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key)) and len(match[1]) <= MOST_DIGITS}
+    if numbers != set(range(len(numbers) or 1)):
+        missing = list(islice((number for number in count() if number not in numbers), _LISTED))
+        lacking = [str(number) for number in missing if number <= max(numbers, default=0)]
+        found = list_some([str(number) for number in sorted(numbers)]) or "none"
         raise CheckpointError(
-            f"the state dict lacks {what}: number {', '.join(map(str, missing))} is missing, found are {found}. "
+            f"the state dict lacks {what}: number {', '.join(lacking)} is missing, found are {found}. "
             "Is the file complete, and are these the weights of a RoFormer for music source separation?"
         )
     return len(numbers)
@@ -310,5 +355,7 @@ def _shape(shapes: _Shapes, key: str, *, axes: int) -> tuple[int, ...]:
         raise CheckpointError(f"the state dict lacks {key}: is the file complete?")
     shape = shapes[key]
     if len(shape) != axes or 0 in shape:
-        raise CheckpointError(f"{key} of the state dict has the shape {shape}, but must have {axes} axes, none empty")
+        raise CheckpointError(
+            f"{key} of the state dict has the shape {short_repr(shape)}, but must have {axes} axes, none empty"
+        )
     return shape

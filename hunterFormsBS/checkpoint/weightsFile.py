@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import pickle
 import re
-import tarfile
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.checkpoint.configuration import PathFilename
+from hunterFormsBS.checkpoint.configuration import PathFilename, read_text
 from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.kinds import kind_of_weights
+from hunterFormsBS.checkpoint.limits import (
+    DEEPEST,
+    DEEPEST_WEIGHTS,
+    LONGEST_KEY,
+    MOST_DIGITS,
+    MOST_KEYS,
+    MOST_SHARDS,
+)
+from hunterFormsBS.checkpoint.stateDict import list_some
+from hunterFormsBS.checkpoint.torchFile import ASK_FOR_STATE_DICT, TorchFile
+from hunterFormsBS.checkpoint.unpickling import DamagedError, Placeholder, StoredTensor
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.printable import printable, short_repr
 
 _WRAPPERS: Final = (
     "state_dict",
@@ -37,57 +47,101 @@ _WRAPPERS: Final = (
 )
 """Keys under which trainers store the weights, those of the model itself before its moving averages."""
 
-_DEEPEST: Final = 8
-"""How far down dictionaries are searched, one of which may hold itself."""
-
 _PREFIXES: Final = ("module.", "model.", "_orig_mod.")
 _FIRST_KEY: Final = "band_split.to_features.0.1.weight"
+_TENSORS: Final = (Tensor, StoredTensor)
+_WEIGHT: Final = re.compile(r"(^|\.)(band_split|layers|final_norm|mask_estimators)\.")
+_LONG_NUMBER: Final = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
-def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
-    """Read what is in a file of weights: tensors and plain containers.
+class WeightsFile:
+    """A file of weights, whose format is told by its content.
 
-    The format is told by the content: what `torch.save` wrote, safetensors, or the index of weights in several
-    safetensors files.
+    `content` is what it holds, where a tensor may be a `StoredTensor` that `read` reads: nothing of an optimizer's
+    state comes into memory. `metadata` is text that safetensors has beside the tensors.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        What `torch.save` wrote, safetensors, or the index of weights in several safetensors files.
 
     Raises
     ------
     CheckpointError
-        If the file is empty, truncated or of another format, or if reading it could run code.
+        If the file is empty, truncated, of another format, or exceeds a limit of `hunterFormsBS.checkpoint.limits`.
     OSError
         If the file cannot be opened.
     """
-    path = Path(pathFilename)
-    with path.open("rb") as file:
-        start = file.read(9)
-    if not start:
-        raise CheckpointError(f"{path} is empty: copy or download it again")
-    if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and not tarfile.is_tarfile(path)):
-        return _read_pickled(path, map_location)
-    if start[8:] == b"{":
-        return _read_safetensors(path, map_location)
-    if path.name.endswith(".index.json"):
-        return _read_shards(path, map_location)
-    raise CheckpointError(
-        f"{path} is not a file of weights: neither torch.save nor safetensors wrote it. "
-        "If it is a configuration, pass it as configuration"
-    )
+
+    def __init__(self, pathFilename: PathFilename) -> None:
+        self.path = Path(pathFilename)
+        self._file: TorchFile | None = None
+        self.metadata: Mapping[str, str] = {}
+        kind = kind_of_weights(self.path)
+        with _naming(self.path):
+            if kind == "torch":
+                self._file = TorchFile(self.path)
+                self.content: object = self._file.content
+            elif kind == "safetensors":
+                self.content, self.metadata = _read_safetensors(self.path)
+            else:
+                self.content = _read_shards(self.path)
+
+    def read(self, value: object, device: torch.device | str = "cpu") -> object:
+        """Return a value of `content` with its tensors read, in plain containers no deeper than `DEEPEST`."""
+        with _naming(self.path):
+            return self._read(value, torch.device(device), DEEPEST)
+
+    def read_state_dict(
+        self, chosen: Mapping[str, Tensor | StoredTensor], device: torch.device | str
+    ) -> dict[str, Tensor]:
+        """Return the tensors that were chosen, read."""
+        return cast("dict[str, Tensor]", self.read(dict(chosen), device))
+
+    def _read(self, value: object, device: torch.device, depth: int) -> object:
+        if not depth:
+            raise CheckpointError(f"it has containers in containers, more than {DEEPEST} deep")
+        if isinstance(value, StoredTensor):
+            return cast("TorchFile", self._file).read(value, device)
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, dict):
+            entries = cast("dict[object, object]", value)
+            return {key: self._read(inner, device, depth - 1) for key, inner in entries.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self._read(inner, device, depth - 1) for inner in cast("Sequence[object]", value)]
+            return items if isinstance(value, list) else tuple(items)
+        return value
 
 
-def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
+    """Read what is in a file of weights: tensors and plain containers, and a `Placeholder` for anything else.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is empty, truncated, of another format, or exceeds a limit.
+    OSError
+        If the file cannot be opened.
+    """
+    file = WeightsFile(pathFilename)
+    return file.read(file.content, map_location)
+
+
+def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor], list[str]]:
     """Find the model's tensors in what a file holds, and strip the prefixes of their keys.
 
     Whatever is not a tensor is left out: epochs, metrics, the state of an optimizer.
 
     Returns
     -------
-    state_dict : dict[str, Tensor]
+    state_dict : dict[str, Tensor | StoredTensor]
     remarks : list[str]
         What had to be chosen, for warnings: of several sets of weights the first in the order of `_WRAPPERS` is taken.
     """
     remarks: list[str] = []
     found = content
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST_WEIGHTS):
         if not isinstance(found, Mapping):
             break
         mapping = cast("Mapping[str, object]", found)
@@ -96,107 +150,164 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         if not names:
             break
         if len(names) > 1:
-            remarks.append(f"{path} holds several sets of weights, {', '.join(names)}: {names[0]} is read")
+            remarks.append(f"{printable(path)} holds several sets of weights, {', '.join(names)}: {names[0]} is read")
         found = mapping[names[0]]
+    if isinstance(found, Placeholder):
+        raise CheckpointError(
+            f"{printable(path)} is refused, because its weights are within {found!r}, which is neither a tensor nor a "
+            f"plain container, and could run code: {ASK_FOR_STATE_DICT}"
+        )
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path} holds no state dict, but a {type(found).__name__}")
+        raise CheckpointError(f"{printable(path)} holds no state dict, but a {_kind(found)}")
     entries = cast("Mapping[object, object]", found)
-    state_dict = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state_dict: dict[str, Tensor | StoredTensor] = {
+        key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, _TENSORS)
+    }
+    _refuse_objects(entries, path)
     if not state_dict:
-        keys = ", ".join(map(repr, list(entries)[:10])) or "none"
-        raise CheckpointError(f"{path} holds no weights where they are looked for; its keys are: {keys}")
+        keys = ", ".join(short_repr(key, 60) for key in list(entries)[:10]) or "none"
+        raise CheckpointError(f"{printable(path)} holds no weights where they are looked for; its keys are: {keys}")
+    _refuse_keys(state_dict, path)
     # A compiled module inside the model puts its prefix in the middle of keys.
     state_dict = {key.replace("_orig_mod.", ""): tensor for key, tensor in state_dict.items()}
     prefixes = [key.removesuffix(_FIRST_KEY) for key in state_dict if key.endswith(_FIRST_KEY)]
     if len(prefixes) > 1:
-        listed = ", ".join(map(repr, prefixes))
-        remarks.append(f"{path} holds several models, under {listed}: {prefixes[0]!r} is read")
+        listed = ", ".join(short_repr(prefix, 60) for prefix in prefixes[:10])
+        remarks.append(f"{printable(path)} holds several models, under {listed}: {short_repr(prefixes[0], 60)} is read")
+    beside = [key for key in state_dict if prefixes and not key.startswith(prefixes[0])]
+    if beside:
+        if len(prefixes) == 1:
+            remarks.append(
+                f"{printable(path)} holds a model under {short_repr(prefixes[0], 60)}, and {len(beside)} tensors "
+                f"beside it, which are left out: {list_some(beside)}"
+            )
         state_dict = {key: tensor for key, tensor in state_dict.items() if key.startswith(prefixes[0])}
     return _strip_prefixes(state_dict, prefixes[:1]), remarks
 
 
-def write_file(content: object, pathFilename: PathFilename) -> None:
-    """Write with `torch.save`, under another name until the file is complete."""
-    path = Path(pathFilename)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Have every refusal begin with the file, and say in one line what is wrong with it."""
     try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _read_pickled(path: Path, map_location: torch.device | str) -> object:
-    try:
-        # From an open file, because newer versions of torch.load go by the suffix.
-        with path.open("rb") as file, warnings.catch_warnings():
-            # torch.load remarks on the format of a file before it refuses it.
-            warnings.simplefilter("ignore")
-            content: object = torch.load(file, map_location=map_location, weights_only=True)
-    # What the bytes of a damaged or hostile file raise is as arbitrary as they are.
-    except Exception as error:
-        # A damaged file can also ask for a position before its start, which is an invalid argument.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        text = str(error)
-        refused = re.search(r"GLOBAL (\S+)", text) or re.search(r"(TorchScript) archive", text)
-        if refused or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in text):
-            what = refused[1] if refused else "an unknown instruction"
-            raise CheckpointError(
-                f"{path} is refused, because to read it Python would have to unpickle {what}, which could run code: "
-                "only tensors and plain containers are read. If you trust where the file comes from, load it with the "
-                "program that made it and save the state dict of its model alone"
-            ) from error
+        yield
+    except DamagedError as error:
         raise CheckpointError(
-            f"{path} cannot be read, it is damaged or incomplete: copy or download it again ({_first_line(error)})"
+            f"{printable(path)} cannot be read, it is damaged or incomplete: copy or download it again "
+            f"({printable(_first_line(error), 160)})"
         ) from error
-    return content
+    except CheckpointError as error:
+        text = str(error)
+        if text.startswith(printable(path)):
+            raise
+        raise CheckpointError(f"{printable(path)} is refused: {text}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{printable(path)} asks for more memory than there is") from error
 
 
-def _read_safetensors(path: Path, map_location: torch.device | str) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
-        raise ImportError(
-            'to read .safetensors, install safetensors: pip install "hunterFormsBS[separation]"'
-        ) from error
+        raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
-        return cast("Callable[..., dict[str, Tensor]]", load_file)(path, device=str(map_location))
-    except SafetensorError as error:
+        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
+            metadata: Mapping[str, str] = opened.metadata() or {}
+        return cast("Callable[..., dict[str, Tensor]]", load_file)(path), metadata
+    # Types that this version of PyTorch does not have, and names in bytes that are no text.
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DamagedError(_first_line(error)) from error
+
+
+def _read_shards(path: Path) -> dict[str, object]:
+    try:
+        index: object = json.loads(read_text(path))
+        weight_map = cast("dict[str, dict[object, object]]", index)["weight_map"]
+        names = {Path(name).name for name in weight_map.values() if isinstance(name, str)}
+        if (
+            not names
+            or "" in names
+            or len(names) > MOST_SHARDS
+            or any("\0" in name or len(name) > 255 for name in names)
+        ):
+            raise ValueError(f"it names no files, or one of no possible name, or more than {MOST_SHARDS}")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
-            f"{path} cannot be read, it is damaged or incomplete: copy or download it again ({_first_line(error)})"
+            f"{printable(path)} is not an index of weights with a weight_map: {printable(_first_line(error), 160)}"
         ) from error
-
-
-def _read_shards(path: Path, map_location: torch.device | str) -> dict[str, Tensor]:
-    try:
-        index: object = json.loads(path.read_text(encoding="utf-8"))
-        names = cast("dict[str, dict[str, str]]", index)["weight_map"].values()
-        shards = sorted({Path(name).name for name in names})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not an index of weights with a weight_map: {_first_line(error)}") from error
-    state_dict: dict[str, Tensor] = {}
-    for shard in shards:
-        content = read_file(path.with_name(shard), map_location)
-        state_dict.update(cast("dict[str, Tensor]", content))
+    state_dict: dict[str, object] = {}
+    for name in sorted(names):
+        shard = path.with_name(name)
+        kind = kind_of_weights(shard)
+        if kind == "index":
+            raise CheckpointError(f"{printable(path)} names {printable(shard.name)}, which is an index itself")
+        file = WeightsFile(shard)
+        if not isinstance(file.content, dict) or not all(
+            isinstance(key, str) and isinstance(value, _TENSORS)
+            for key, value in cast("dict[object, object]", file.content).items()
+        ):
+            raise CheckpointError(f"{printable(path)} names {printable(shard.name)}, which is not a state dict")
+        state_dict |= cast("dict[str, object]", file.read(cast("object", file.content)))
     return state_dict
 
 
-def _holds(value: object, key_end: str = "", depth: int = _DEEPEST) -> bool:
-    """Tell whether a mapping holds, at some depth, a tensor whose key ends so."""
-    if not isinstance(value, Mapping) or not depth:
-        return False
-    return any(
-        str(key).endswith(key_end) if isinstance(inner, Tensor) else _holds(inner, key_end, depth - 1)
-        for key, inner in cast("Mapping[object, object]", value).items()
+def _holds(value: object, key_end: str = "") -> bool:
+    """Tell whether a mapping holds, at some depth, a tensor whose key ends so. Each mapping is looked at once."""
+    level: list[Mapping[object, object]] = (
+        [cast("Mapping[object, object]", value)] if isinstance(value, Mapping) else []
     )
+    seen: set[int] = set()
+    for _ in range(DEEPEST_WEIGHTS):
+        deeper: list[Mapping[object, object]] = []
+        for mapping in level:
+            for key, inner in mapping.items():
+                if isinstance(inner, _TENSORS):
+                    if str(key).endswith(key_end):
+                        return True
+                elif isinstance(inner, Mapping) and id(cast("object", inner)) not in seen:
+                    seen.add(id(cast("object", inner)))
+                    deeper.append(cast("Mapping[object, object]", inner))
+        level = deeper
+    return False
 
 
-def _strip_prefixes(state_dict: dict[str, Tensor], found: list[str]) -> dict[str, Tensor]:
+def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
+    """Refuse a state dict in which something that is no plain tensor stands where weights must be."""
+    for key, value in entries.items():
+        if isinstance(key, str) and not isinstance(value, _TENSORS) and _WEIGHT.search(key[:LONGEST_KEY]):
+            what = repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"
+            raise CheckpointError(
+                f"{printable(path)} is refused: its weight {short_repr(key)} is {what}, and a weight must be a "
+                f"plain tensor; {ASK_FOR_STATE_DICT}"
+            )
+
+
+def _refuse_keys(state_dict: Mapping[str, object], path: Path) -> None:
+    """Refuse keys that no model has, and that would take long to look at."""
+    if len(state_dict) > MOST_KEYS:
+        raise CheckpointError(
+            f"{printable(path)} is refused: it has {len(state_dict):,} tensors, and at most {MOST_KEYS:,} are read"
+        )
+    for key in state_dict:
+        if len(key) > LONGEST_KEY:
+            raise CheckpointError(
+                f"{printable(path)} is refused: a key of it has {len(key):,} characters, and at most {LONGEST_KEY} are "
+                f"read: {printable(key, 60)}"
+            )
+        if number := _LONG_NUMBER.search(key):
+            raise CheckpointError(
+                f"{printable(path)} is refused: {printable(key, 120)} has a number of {len(number[0])} digits, and at "
+                f"most {MOST_DIGITS} are read"
+            )
+
+
+def _kind(value: object) -> str:
+    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
+
+
+def _strip_prefixes(state_dict: dict[str, Tensor | StoredTensor], found: list[str]) -> dict[str, Tensor | StoredTensor]:
     """Strip the prefix that was found, or the usual ones as long as every key has one of them."""
     shared = [known for known in _PREFIXES if all(key.startswith(known) for key in state_dict)]
     prefix = next(iter([*found, *shared]), "")

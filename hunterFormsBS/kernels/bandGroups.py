@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.norm import RMSNorm, rms_norm
+from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32, rms_norm
 from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.kernels.constants import Constants
 from hunterFormsBS.kernels.linear import linear_of
@@ -126,7 +126,7 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
     weight = F.pad(torch.cat([linear.weight for linear in linears], dim=-1), (0, 1)).index_select(-1, columns)
     bias = torch.stack([linears[band].bias for band in groups.bands])[:, None]
     # But it does count in a mean.
-    gamma = gamma * (widths / padded_widths).sqrt()
+    gamma = gamma * (widths.to(at_least_float32(gamma.dtype)) / padded_widths).sqrt().to(gamma.dtype)
     tokens: list[Tensor] = []
     for group in groups.groups:
         bands, gains, factor = (

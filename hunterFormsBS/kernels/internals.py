@@ -63,8 +63,9 @@ def is_recorded() -> bool:
     if cast(Any, torch._C)._get_tracing_state() is not None:
         return True
     if torch._C._len_torch_dispatch_stack():
+        modes = dispatch_modes._get_current_dispatch_mode_stack()
         # A layer computes with fake tensors as with real ones.
-        if any(type(mode).__name__ != "FakeTensorMode" for mode in dispatch_modes._get_current_dispatch_mode_stack()):
+        if any(type(mode).__name__ != "FakeTensorMode" for mode in modes):
             return True
     if torch._C._len_torch_function_stack():
         stack = cast(Any, overrides)._get_current_function_mode_stack()
@@ -106,6 +107,13 @@ def onednn() -> OneDNN | None:
     expected = [2.0, 0.9640, 1.9545] * 2  # 2 · 3 − 1 · 5 + 1, its tanh and its GELU
     correct = all(abs(float(result) - value) < 1e-3 for result, value in zip(results, expected, strict=True))
     return operators if correct else None
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Tell whether this processor has instructions for products of bfloat16, and PyTorch says so."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:

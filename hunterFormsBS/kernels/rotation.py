@@ -13,22 +13,23 @@ from einops import rearrange
 from torch import Tensor
 
 
-def rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
     """Turn queries and keys, in a quarter of the time that new memory would take.
 
     Parameters
     ----------
     qkv : Tensor
-        `(b, n, 3, h, e)`, of the dtype of `vectors`. It is overwritten: nothing else may use it.
+        `(b, n, 3, h, e)`, of the dtype of `vectors`. It is overwritten: nothing else may use it. Without gradient,
+        queries and keys alone, `(b, n, 2, h, e)`, do as well.
     vectors : Tensor
         Unit vectors, `(n, p, 2)`, without gradient.
 
     Returns
     -------
     tuple of Tensor
-        Queries, keys and values, each `(b, h, n, e)`.
+        Queries, keys and values, if they are there, each `(b, h, n, e)`.
     """
-    rotate = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]", _RotateInPlace.apply)
+    rotate = cast("Callable[[Tensor, Tensor], tuple[Tensor, ...]]", _RotateInPlace.apply)
     return (rotate if qkv.requires_grad else _rotate_in_place)(qkv, vectors)
 
 
@@ -37,17 +38,16 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(rearrange(x, "... (p c) -> ... p c", c=2))
 
 
-def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
     _pairs(qkv[:, :, :2]).mul_(rearrange(torch.view_as_complex(vectors), "n p -> n 1 1 p"))
-    q, k, v = rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
-    return q, k, v
+    return rearrange(qkv, "b n three h e -> three b h n e").unbind(0)
 
 
 class _RotateInPlace(torch.autograd.Function):
     """Differentiable `_rotate_in_place`: gradients are turned back by the same angles, into one packed tensor."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Not marked as dirty, which would cost two more copies of the gradient: nothing else uses this memory.
         ctx.save_for_backward(vectors)
         return _rotate_in_place(qkv, vectors)

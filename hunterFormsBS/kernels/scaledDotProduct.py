@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from functools import cache, partial
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hunterFormsBS.kernels.derivatives import gradients_of
 from hunterFormsBS.kernels.internals import softmax_backward_
+from hunterFormsBS.kernels.linear import has_faster_products, linear
 from hunterFormsBS.kernels.seam import Where, kernel
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
+
+ROWS_OF_SCORES = 512
+"""Queries whose scores `by_sequences` computes at a time, so that they stay in cache."""
+
+FEW_THREADS = 4
+"""With more, PyTorch's kernel, which gives each thread heads of its own, shares the work out better than
+`by_sequences`, which gives all threads one product after another."""
 
 SHORT = 256
 """Up to this many positions, products of one head of all sequences are faster on a CPU than PyTorch's kernel."""
@@ -60,6 +69,7 @@ def _warn_once(message: str) -> None:
 @kernel(Where.EVERYWHERE, ordinary=True)
 def fused(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
     """Attend by PyTorch's `scaled_dot_product_attention`, and the backend that it picks among those allowed."""
+    q, k = q.to(v.dtype), k.to(v.dtype)
     v, width = _padded(v, q.shape[-1])
     attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=parameters.dropout, scale=parameters.scale)
     if not isinstance(parameters.flash_attn, FlashAttentionConfig):
@@ -98,14 +108,51 @@ def by_heads(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotPro
     return _by_heads(q, k, v, parameters.scale)
 
 
+@kernel(Where.CPU)
+def by_sequences(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+    """Attend one head of one sequence at a time by faster products, without gradient; for long sequences.
+
+    In memory the result is `(b, n, h, e)`, as PyTorch's kernel leaves it.
+    """
+    if (
+        parameters.flash_attn is not True
+        or q.ndim != 4
+        or not q.shape[:2] == k.shape[:2] == v.shape[:2]
+        or parameters.dropout
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)))
+        or not q.dtype == k.dtype == torch.float32
+        or v.dtype not in (torch.float32, torch.bfloat16)
+        or torch.is_autocast_enabled("cpu")
+        or torch.get_num_threads() > FEW_THREADS
+        or torch.backends.cpu.get_cpu_capability() != "AVX512"
+        or not has_faster_products(q, k)
+    ):
+        return None
+    out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+    for index, head in product(range(q.shape[0]), range(q.shape[1])):
+        keys, values = k[index, head].contiguous(), v[index, head]
+        if values.dtype == torch.float32:
+            values = values.T.contiguous()
+        queries = q[index, head] * parameters.scale
+        for rows, result in zip(
+            torch.split(queries, ROWS_OF_SCORES), torch.split(out[index, :, head], ROWS_OF_SCORES), strict=True
+        ):
+            weights = linear(rows, keys).softmax(-1)
+            if values.dtype == torch.float32:
+                result.copy_(linear(weights, values))
+            else:
+                torch.mm(weights.to(values.dtype), values, out=result)
+    return rearrange(out, "b n h e -> b h n e")
+
+
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     batch, heads, length, width = *q.shape[:3], v.shape[-1]
-    out, head_out = q.new_empty(batch, length, heads, width), q.new_empty(batch, length, width)
+    out, head_out = v.new_empty(batch, length, heads, width), v.new_empty(batch, length, width)
     weights = _scores(q, k)
     for head in range(heads):
         _weights_of(q[:, head], k[:, head], scale, weights)
         # Products go faster to a matrix by itself than to every h-th row of the output.
-        out[:, :, head] = torch.bmm(weights, v[:, head], out=head_out)
+        out[:, :, head] = torch.bmm(weights.to(v.dtype), v[:, head], out=head_out)
     return rearrange(out, "b n h e -> b h n e")
 
 

@@ -1,0 +1,62 @@
+"""How the examples end: after a mistake of the user in one line, without a traceback; without warnings of others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+# What files and settings raise that cannot be used. Anything else is a bug, and shows its traceback.
+FAILURES = (ImportError, MemoryError, OSError, ValueError)
+
+
+def run(main: Callable[[], None], *failures: type[Exception]) -> None:
+    """Run a program.
+
+    Parameters
+    ----------
+    main : callable
+        The program.
+    *failures : type
+        What else it raises for files that cannot be used.
+    """
+    error_of_parsers = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = _error  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Remarks of the package on files carry the module that read them.
+            warnings.filterwarnings("default", module=r"__main__|hunterFormsBS|training")
+            warnings.showwarning = _show_warning
+            main()
+    except (*FAILURES, *failures) as error:
+        raise SystemExit(f"{_program()}: error: {_one_line(error)}") from None
+    except SystemExit as end:
+        # A sentence of the program's own.
+        raise SystemExit(f"{_program()}: error: {end.code}" if isinstance(end.code, str) else end.code) from None
+    except KeyboardInterrupt:
+        print(f"{_program()}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        argparse.ArgumentParser.error = error_of_parsers  # type: ignore[method-assign]
+
+
+def _error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.exit(2, f"{_program()}: error: {message} (--help explains)\n")
+
+
+def _show_warning(message: Warning | str, *_place: object) -> None:
+    print(f"{_program()}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name

@@ -1,0 +1,144 @@
+"""YAML and JSON as plain values: no key twice, no Python object, no more of anything than a configuration has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from hunterFormsBS.checkpoint.limits import DEEPEST, MOST_KEYS, MOST_VALUES
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.printable import short_repr
+
+
+def parse_json(text: str) -> object:
+    """Parse JSON.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is none, or states a key twice.
+    """
+
+    def pairs_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        _refuse_twice(key for key, _ in pairs)
+        return dict(pairs)
+
+    return cast("object", json.loads(text, object_pairs_hook=pairs_once))
+
+
+def parse_yaml(text: str) -> object:
+    """Parse YAML, with `!!python/tuple` and no other tag for Python objects.
+
+    Raises
+    ------
+    ImportError
+        If PyYAML is not installed.
+    ValueError, RecursionError
+        If it is none, states a key twice, or asks for Python objects.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"to read YAML, install PyYAML: {how_to_install('separation')}") from error
+
+    class Loader(yaml.SafeLoader):
+        """Plain values and tuples."""
+
+    def construct_tuple(loader: Loader, node: yaml.Node) -> tuple[object, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise yaml.constructor.ConstructorError(None, None, "a tuple must be written as a list", node.start_mark)
+        return tuple(loader.construct_sequence(node, deep=True))
+
+    def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        construct = cast("Callable[..., object]", loader.construct_object)
+        if isinstance(node, yaml.MappingNode):  # pyright: ignore[reportUnnecessaryIsInstance]
+            keys = [construct(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
+            try:
+                _refuse_twice(keys)
+            except ValueError as error:
+                raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", construct_tuple)
+    Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
+    try:
+        _refuse_multiplying(yaml.compose(text, Loader))
+        return cast("object", yaml.load(text, Loader))
+    except yaml.constructor.ConstructorError as error:
+        if error.problem and "tag:yaml.org,2002:python" in error.problem:
+            raise ValueError(
+                f"it asks for Python objects, which is refused because it could run code ({error}). "
+                "Of the Python tags only !!python/tuple is read: replace the others by plain values"
+            ) from error
+        raise ValueError(str(error)) from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    # PyYAML's constructors take what a tag says for granted: !!bool of no boolean, !!timestamp of no time.
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"a value is not what its tag says ({type(error).__name__}: {error})") from error
+
+
+def check_extent(value: object) -> None:
+    """Refuse values that are nested too deep, or too many, where an alias counts as what it stands for.
+
+    Raises
+    ------
+    ValueError
+        With the limit.
+    """
+    level: list[object] = [value]
+    count = 0
+    for _ in range(DEEPEST):
+        deeper: list[object] = []
+        for container in level:
+            if isinstance(container, Mapping):
+                inner: Iterable[object] = cast("Mapping[object, object]", container).values()
+            elif isinstance(container, (list, tuple, set, frozenset)):
+                inner = cast("Sequence[object]", container)
+            else:
+                continue
+            deeper.extend(inner)
+            if count + len(deeper) > MOST_VALUES:
+                raise ValueError(f"it has more than {MOST_VALUES:,} values, which no configuration needs")
+        if not deeper:
+            return
+        count += len(deeper)
+        level = deeper
+    raise ValueError(f"it is nested more than {DEEPEST} deep, or holds itself")
+
+
+def _refuse_multiplying(node: object) -> None:
+    """Refuse aliases of aliases before anything is made of them."""
+    import yaml
+
+    level: list[object] = [node]
+    count = 0
+    for _ in range(DEEPEST):
+        deeper: list[object] = []
+        for inner in level:
+            if isinstance(inner, yaml.SequenceNode):
+                deeper.extend(cast("list[object]", inner.value))
+            elif isinstance(inner, yaml.MappingNode):
+                for pair in cast("list[tuple[object, object]]", inner.value):
+                    deeper.extend(pair)
+            if count + len(deeper) > MOST_VALUES:
+                raise ValueError(f"it has more than {MOST_VALUES:,} values, which no configuration needs")
+        if not deeper:
+            return
+        count += len(deeper)
+        level = deeper
+    raise ValueError(f"it is nested more than {DEEPEST} deep, or holds itself")
+
+
+def _refuse_twice(keys: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for number, key in enumerate(keys):
+        if number >= MOST_KEYS:
+            raise ValueError(f"a mapping has more than {MOST_KEYS:,} keys, which no configuration needs")
+        try:
+            if key in seen:
+                raise ValueError(f"the key {short_repr(key)} is stated twice")
+            seen.add(key)
+        except TypeError:
+            raise ValueError(f"the key {short_repr(key)} is a list or a mapping") from None

@@ -1,0 +1,171 @@
+"""Configurations of other programs, put into the sections and the words of Music-Source-Separation-Training.
+
+Its sections are `audio`, `model`, `training` and `inference`. UVR, audio-separator and pymss have them too. splifft's
+JSON has others, counts hidden layers in another way, and states what it has no default for; a fork of
+Music-Source-Separation-Training has `stereo` and the transform under `audio`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.variants import states_nothing
+from hunterFormsBS.printable import printable, short_repr
+
+OF_THE_MODEL: Final = (
+    "stereo",
+    "stft_n_fft",
+    "stft_hop_length",
+    "stft_win_length",
+    "stft_normalized",
+    "stft_window_fn",
+)
+"""Arguments of the model that a fork of Music-Source-Separation-Training has in the section `audio`."""
+
+AUDIBLE: Final = ("fno", "hyperace", "lora")
+"""Sections beside the model that say that it is another one, or only a part of it."""
+
+ROFORMERS: Final = (
+    *("bs_roformer", "mel_band_roformer", "mel_roformer", "bs_conformer", "mel_band_conformer"),
+    *("bs_roformer_experimental", "mel_band_roformer_experimental", "bs_roformer_custom", "bs_roformer_hyperace"),
+)
+"""What configurations have as `type` of a model that is one of this package."""
+
+MASK_ESTIMATORS: Final[Mapping[str, Mapping[str, object]]] = {
+    "baseline": {},
+    "axial_refiner_large_v2": {"mask_transformer_depth": 4},
+    "hyperace_residual_v1": {"use_hyperACE": True, "segm_version": 1},
+    "hyperace_residual_v2": {"use_hyperACE": True, "segm_version": 2},
+}
+"""splifft's kinds of mask heads, as arguments of the model."""
+
+_OPTIONS_OF_HEADS: Final = {
+    "axial_refiner_depth": "mask_transformer_depth",
+    "num_hyperedges": "segm_num_hyperedges",
+    "num_heads": "segm_num_heads",
+}
+_HOW_SPLIFFT_COMPUTES: Final = ("debug", "rms_norm_eps", "rotary_embed_dtype", "transformer_residual_dtype")
+
+
+def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration of any program with the sections and the words of Music-Source-Separation-Training.
+
+    Raises
+    ------
+    CheckpointError
+        If a section of splifft's is no mapping, or a kind in it is unknown.
+    """
+    model: object = configuration.get("model")
+    if isinstance(model, Mapping) and ("band_config" in model or "output_stem_names" in model):
+        return _from_splifft(configuration)
+    audio: object = configuration.get("audio")
+    if not isinstance(model, Mapping) or not isinstance(audio, Mapping):
+        return configuration
+    stated, beside = cast("Mapping[str, Any]", model), cast("Mapping[str, Any]", audio)
+    moved = {name: beside[name] for name in OF_THE_MODEL if name in beside and name not in stated}
+    return {**configuration, "model": {**stated, **moved}} if moved else configuration
+
+
+def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
+    """Say which parts of a configuration are not read, although they say that the audio would be another."""
+    remarks = [
+        f"the section {name} of the configuration is not read: the weights are taken to be those of the whole model"
+        for name in AUDIBLE
+        if configuration.get(name) and not _is_off(configuration[name])
+    ]
+    kind: object = configuration.get("type", configuration.get("model_type"))
+    if isinstance(kind, str) and kind not in ROFORMERS:
+        remarks.append(f"the configuration is for a model of the type {short_repr(kind)}, which this package has not")
+    return remarks
+
+
+def _is_off(section: object) -> bool:
+    return isinstance(section, Mapping) and cast("Mapping[str, object]", section).get("enabled") is False
+
+
+def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    model, transform = _section(configuration, "model"), _section(configuration, "transform")
+    bands, head = _section(model, "band_config"), _section(model, "mask_estimator")
+    hop = transform.get("hop_length", model.get("stft_hop_length", 512))
+    if model.get("stft_hop_length", hop) != hop:
+        raise CheckpointError(
+            f"the configuration states stft_hop_length={short_repr(model['stft_hop_length'])} in its model and "
+            f"hop_length={short_repr(hop)} in its transform: keep one of them"
+        )
+    kind = bands.get("kind", "fixed")
+    if kind not in ("fixed", "mel"):
+        raise CheckpointError(f"band_config has the kind {short_repr(kind)}, which is neither 'fixed' nor 'mel'")
+    n_fft = transform.get("n_fft", bands.get("stft_n_fft", 2048))
+    stated: dict[str, Any] = {
+        "num_stems": len(model.get("output_stem_names") or ()),
+        "stereo": True,
+        "time_transformer_depth": 1,
+        "freq_transformer_depth": 1,
+        "attn_dropout": 0.0,
+        "ff_dropout": 0.0,
+        "stft_n_fft": n_fft,
+        "stft_hop_length": hop,
+        "stft_win_length": transform.get("win_length", 2048),
+        "stft_normalized": transform.get("normalized", False),
+        "stft_window_fn": f"{printable(transform.get('window_shape', 'hann'), 40)}_window",
+        # Neither splifft nor audio-separator silences 0 Hz, whatever a configuration says.
+        "zero_dc": False,
+    }
+    apart = ("band_config", "chunk_size", "mask_estimator", "output_stem_names", "use_shared_bias")
+    stated |= {
+        key: value
+        for key, value in model.items()
+        if key not in apart and key not in _HOW_SPLIFFT_COMPUTES and not states_nothing(key, value)
+    }
+    # Without the layer that maps to the bands in a BS-RoFormer, and with it in a Mel-Band RoFormer, as upstream.
+    depth = stated.get("mask_estimator_depth", 2)
+    stated["mask_estimator_depth"] = depth - (kind == "mel") if isinstance(depth, int) else depth
+    if kind == "mel":
+        stated["num_bands"] = bands.get("num_bands", 60)
+        stated["sample_rate"] = bands.get("sample_rate", 44100)
+    elif bands.get("freqs_per_bands") is not None:
+        stated["freqs_per_bands"] = bands["freqs_per_bands"]
+    if model.get("use_shared_bias"):
+        stated["use_shared_bias"] = True
+    stated |= _mask_estimator(head)
+
+    inference, chunking = _section(configuration, "inference"), _section(configuration, "waveform_chunking")
+    ratio = chunking.get("overlap_ratio", 0.5)
+    separation: dict[str, Any] = {"batch_size": inference.get("batch_size", 1)}
+    if isinstance(ratio, (int, float)) and 0 <= ratio < 1:
+        separation["num_overlap"] = 1 / (1 - ratio)
+    return {
+        "audio": {
+            "chunk_size": model.get("chunk_size"),
+            "sample_rate": _section(configuration, "audio_io").get("target_sample_rate", 44100),
+        },
+        "model": stated,
+        "training": {"instruments": list(model.get("output_stem_names") or ())},
+        "inference": separation,
+    }
+
+
+def _mask_estimator(head: Mapping[str, Any]) -> dict[str, Any]:
+    kind = head.get("kind", "baseline")
+    if kind not in MASK_ESTIMATORS:
+        raise CheckpointError(
+            f"mask_estimator has the kind {short_repr(kind)}, which is not supported; known are "
+            f"{', '.join(MASK_ESTIMATORS)}"
+        )
+    options = {
+        _OPTIONS_OF_HEADS[name]: value
+        for name, value in head.items()
+        if name in _OPTIONS_OF_HEADS and value is not None
+    }
+    return {**MASK_ESTIMATORS[kind], **options}
+
+
+def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section: object = configuration.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{name} of the configuration must be a mapping, but is {short_repr(section)}")
+    return cast("Mapping[str, Any]", section)

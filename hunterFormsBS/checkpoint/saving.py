@@ -1,0 +1,241 @@
+"""Writing checkpoints: for this package, for safetensors, and for programs that read those of MSST."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint.configuration import PathFilename, to_plain_values
+from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.loading import from_configuration
+from hunterFormsBS.checkpoint.stateDict import infer_configuration
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.printable import printable, short_repr
+
+Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
+
+_OF_MSST: Final = (
+    *("dim", "depth", "stereo", "num_stems", "time_transformer_depth", "freq_transformer_depth"),
+    *("linear_transformer_depth", "dim_head", "heads", "attn_dropout", "ff_dropout", "flash_attn", "dim_freqs_in"),
+    *("stft_n_fft", "stft_hop_length", "stft_win_length", "stft_normalized", "zero_dc", "mask_estimator_depth"),
+    *("multi_stft_resolution_loss_weight", "multi_stft_resolutions_window_sizes", "multi_stft_hop_size"),
+    *("multi_stft_normalized", "mlp_expansion_factor", "use_torch_checkpoint", "skip_connection", "use_pope"),
+)
+"""Arguments that both classes of Music-Source-Separation-Training have and a file can state."""
+
+_UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
+_NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
+
+
+def save_checkpoint(
+    pathFilename: PathFilename,
+    model: nn.Module,
+    *,
+    configuration: Mapping[str, Any] | None = None,
+    layout: Layout = "hunterFormsBS",
+) -> None:
+    """Save a model so that `from_checkpoint` needs no other file to load it, or so that other programs load it.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        Written by safetensors where the name ends in .safetensors, else by `torch.save`, and only once it is complete.
+    model : nn.Module
+        A `BandSplitRotator`, compiled or wrapped for several devices or not.
+    configuration : Mapping[str, Any] | None = None
+        Sections such as `audio`, `training` and `inference` to keep beside the model's own.
+    layout : {'hunterFormsBS', 'msst'} = 'hunterFormsBS'
+        `'msst'`: the pair that Music-Source-Separation-Training, UVR, audio-separator and pymss load as they are. The
+        file holds weights alone; beside it, under the same name with the suffix .yaml, is the configuration, in their
+        counting and with every argument stated. `training.instruments` names the stems there: pass it in
+        `configuration`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is something else, or a configuration holds more than plain values.
+    CheckpointError
+        With `layout='msst'`, if the model has an option that those programs have not, or the stems have no names.
+    ImportError
+        If safetensors or PyYAML is needed and not installed.
+    """
+    path = Path(pathFilename)
+    bare = _bare(model)
+    sections = {**(configuration or {}), "model": bare.configuration}
+    if layout == "msst":
+        content = _yaml(_sections_of_msst(bare, configuration or {}))
+        with _complete(path) as unfinished, _complete(path.with_suffix(".yaml")) as unfinished_text:
+            _write_weights(unfinished, path, bare, None)
+            unfinished_text.write_text(content, encoding="utf-8")
+    elif layout == "hunterFormsBS":
+        values = cast("dict[str, Any]", to_plain_values(sections))
+        with _complete(path) as unfinished:
+            _write_weights(unfinished, path, bare, values)
+    else:
+        raise ValueError(f"layout={short_repr(layout)} is neither 'hunterFormsBS' nor 'msst': pass one of them.")
+
+
+def _bare(model: nn.Module) -> BandSplitRotator:
+    bare: object = model
+    while not isinstance(bare, BandSplitRotator):
+        inner = getattr(bare, "_orig_mod", None) or getattr(bare, "module", None)
+        if inner is None:
+            raise TypeError(f"model must be a BandSplitRotator, but is a {type(model).__name__}")
+        bare = inner
+    return bare
+
+
+def _write_weights(
+    unfinished: Path, path: Path, model: BandSplitRotator, configuration: Mapping[str, Any] | None
+) -> None:
+    state_dict = model.state_dict()
+    if path.suffix.lower() != ".safetensors":
+        content = state_dict
+        if configuration is not None:
+            content = {"state_dict": state_dict, "configuration": configuration, "upstream": "hunterFormsBS"}
+        with unfinished.open("wb") as file:
+            torch.save(content, file)
+        return
+    try:
+        from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+    except ImportError as error:
+        raise ImportError(f"to write .safetensors, install safetensors: {how_to_install('separation')}") from error
+    metadata = {"format": "pt"}
+    if configuration is not None:
+        metadata |= {"configuration": json.dumps(configuration, default=_rows), "upstream": "hunterFormsBS"}
+    # What several layers share is stored once for each: safetensors knows no shared memory.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
+    }
+    cast("Callable[..., None]", save_file)(tensors, unfinished, metadata)
+
+
+def _rows(mask: Tensor) -> list[list[int]]:
+    """Return a mask of bands as JSON can hold it."""
+    return cast("list[list[int]]", mask.int().tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
+@contextmanager
+def _complete(path: Path) -> Generator[Path]:
+    """Provide another name to write to, and give the file its own once it is complete and on the disk."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration for MSST, or refuse a model that its classes cannot be."""
+    arguments, inferred = model.configuration, infer_configuration(model.state_dict()).arguments
+    mel = arguments["num_bands"] is not None and bool(inferred["norm_output"]) and not inferred["final_norm"]
+    section = {name: arguments[name] for name in _OF_MSST}
+    section |= {
+        "dim_freqs_in": arguments["stft_n_fft"] // 2 + 1,
+        "zero_dc": model.zero_dc,
+        "mask_estimator_depth": cast(int, inferred["mask_estimator_depth"]) + (not mel),
+        "multi_stft_resolutions_window_sizes": tuple(arguments["multi_stft_resolutions_window_sizes"]),
+    }
+    if mel:
+        section |= {"num_bands": arguments["num_bands"], "sample_rate": arguments["sample_rate"]}
+        section |= {"match_input_audio_length": arguments["match_input_audio_length"]}
+    else:
+        section["freqs_per_bands"] = tuple(arguments["freqs_per_bands"])
+    _refuse_what_changes(model, section)
+    stems, target = _stems(configuration, arguments["num_stems"])
+    rate = arguments["sample_rate"] or 44100
+    given = {name: dict(configuration.get(name) or {}) for name in ("audio", "training", "inference")}
+    return {
+        "audio": {
+            "chunk_size": 8 * rate // arguments["stft_hop_length"] * arguments["stft_hop_length"],
+            "sample_rate": rate,
+            "num_channels": 2 if arguments["stereo"] else 1,
+            "hop_length": arguments["stft_hop_length"],
+            "n_fft": arguments["stft_n_fft"],
+            "dim_f": section["dim_freqs_in"],
+            "min_mean_abs": 0.0,
+            **given["audio"],
+        },
+        "model": section,
+        "training": {
+            "use_amp": True,
+            "other_fix": False,
+            **given["training"],
+            "instruments": stems,
+            "target_instrument": target,
+        },
+        "inference": {"batch_size": 1, "num_overlap": 2, "normalize": False, **given["inference"]},
+    }
+
+
+def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) -> None:
+    """Refuse a model that is another one when it is built from this section."""
+    if model.configuration["mask_filter_bank"] is not None:
+        raise CheckpointError(
+            "Music-Source-Separation-Training cannot build this model: it knows no mask_filter_bank. Save it with "
+            "layout='hunterFormsBS'."
+        )
+    with torch.device("meta"):
+        again = from_configuration({"model": {**section, "dim_freqs_in": None}}, upstream="msst")
+    mine, theirs = _effective(model.configuration), _effective(again.configuration)
+    stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *_NOT_AUDIBLE}
+    differing = [name for name in mine if name not in stated and mine[name] != theirs[name]]
+    shapes, other = ({key: tensor.shape for key, tensor in each.state_dict().items()} for each in (model, again))
+    if not differing and shapes != other:
+        differing = ["the band layout" if list(shapes) == list(other) else "the layers"]
+    if differing:
+        raise CheckpointError(
+            f"Music-Source-Separation-Training cannot build this model: it has not {', '.join(differing)} as here. "
+            "Save it with layout='hunterFormsBS'."
+        )
+
+
+def _effective(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with None replaced by what it stands for, where that is one value for all layouts."""
+    usual = {**_UNLESS_STATED, "scale": arguments["dim_head"] ** -0.5}
+    return {name: usual.get(name) if value is None else value for name, value in arguments.items()}
+
+
+def _stems(configuration: Mapping[str, Any], count: int) -> tuple[list[str], str | None]:
+    """Return the names of stems, and of the only one of a model of one stem."""
+    training: Mapping[str, Any] = configuration.get("training") or {}
+    names = [str(name) for name in training.get("instruments") or ()]
+    target = training.get("target_instrument")
+    if count == 1 and (target is not None or len(names) == 1):
+        target = names[0] if target is None else str(target)
+        return names or [target], target
+    if len(names) != count:
+        raise CheckpointError(
+            f"the model has {count} stems, and training.instruments names {len(names)}"
+            f"{': ' + printable(', '.join(names), 200) if names else ''}. Pass "
+            "configuration={'training': {'instruments': [...]}} with a name for each, in the order of the heads."
+        )
+    return names, None
+
+
+def _yaml(sections: Mapping[str, Any]) -> str:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"to write YAML, install PyYAML: {how_to_install('separation')}") from error
+
+    class Dumper(yaml.SafeDumper):
+        """Plain values, and tuples as those programs read them: their classes accept no lists."""
+
+    def represent(dumper: Any, values: tuple[object, ...]) -> Any:
+        return dumper.represent_sequence("tag:yaml.org,2002:python/tuple", values, flow_style=True)
+
+    Dumper.add_representer(tuple, represent)
+    values = cast("dict[str, Any]", to_plain_values(sections))
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)

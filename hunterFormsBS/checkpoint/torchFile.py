@@ -1,0 +1,217 @@
+"""What `torch.save` wrote: archives, and the files of PyTorch before 1.6. Tensors are read when they are asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.limits import LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
+from hunterFormsBS.checkpoint.unpickling import DamagedError, Storage, StoredTensor, unpickle
+from hunterFormsBS.printable import short_repr
+
+MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number with which files begin that are no archives, as a pickle holds it."""
+
+_ZIP_HEADER: Final = 30  # bytes of what is before an entry, without its name
+_BROKEN: Final = (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+class _Place(NamedTuple):
+    start: int
+    stored: int
+    size: int
+    name: str | None
+    """The entry to decompress; `None` where the bytes are in the file as they are."""
+
+
+class TorchFile:
+    """A file that `torch.save` wrote. `content` has every tensor as a `StoredTensor`, and `read` reads one.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    CheckpointError
+        If it is of another kind, or exceeds a limit.
+    DamagedError
+        If it is damaged or incomplete.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self.swapped = False
+        self._places: dict[str, _Place] = {}
+        self._read: dict[str, Tensor] = {}
+        self._total = 0
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                try:
+                    self.content = self._open_archive(file)
+                except OSError as error:
+                    # A damaged archive can ask for a position before its start.
+                    if error.errno != errno.EINVAL:
+                        raise
+                    raise DamagedError("an entry is not where the archive says") from error
+                except _BROKEN as error:
+                    if isinstance(error, (CheckpointError, DamagedError)):
+                        raise
+                    raise DamagedError(str(error) or type(error).__name__) from error
+            else:
+                file.seek(0)
+                self.content = self._open_legacy(file)
+
+    def read(self, stored: StoredTensor, device: torch.device | str = "cpu") -> Tensor:
+        """Read a tensor; those that share memory in the file share it here."""
+        if torch.device(device).type == "meta":
+            return torch.empty_strided(stored.shape, stored.strides, dtype=stored.dtype, device="meta")
+        numbers = self._numbers(stored.storage)
+        return torch.as_strided(numbers, stored.shape, stored.strides, stored.storage.offset + stored.offset).to(device)
+
+    def _numbers(self, storage: Storage) -> Tensor:
+        known = self._read.get(storage.key)
+        if known is not None:
+            if known.dtype != storage.dtype:
+                raise DamagedError(f"the storage {short_repr(storage.key)} has two types")
+            return known
+        place = self._places.get(storage.key)
+        size = torch.empty((), dtype=storage.dtype, device="meta").element_size()
+        if place is None or place.size < (storage.offset + storage.numbers) * size or place.size % size:
+            raise DamagedError(f"of the storage {short_repr(storage.key)} a part is missing")
+        self._total += place.stored
+        if self._total > self.size:
+            raise CheckpointError(
+                f"its parts claim {self._total:,} bytes of a file of {self.size:,}: they lie over one another"
+            )
+        if not place.size:
+            return torch.empty(0, dtype=storage.dtype, device="cpu")
+        numbers = self._bytes(place).view(storage.dtype)
+        if self.swapped:
+            cast("Any", numbers.untyped_storage()).byteswap(storage.dtype)
+        self._read[storage.key] = numbers
+        return numbers
+
+    def _bytes(self, place: _Place) -> Tensor:
+        if place.name is not None:
+            try:
+                with zipfile.ZipFile(self.path) as archive, archive.open(place.name) as entry:
+                    return torch.frombuffer(bytearray(_exactly(entry, place.size)), dtype=torch.uint8)
+            except _BROKEN as error:
+                raise DamagedError(str(error) or "an entry ends too early") from error
+        memory = torch.empty(place.size, dtype=torch.uint8, device="cpu")
+        # Read into the tensor itself: no second copy, and no zeros first.
+        view = (ctypes.c_char * place.size).from_address(memory.data_ptr())
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(place.start)
+            done = 0
+            while done < place.size:
+                count = file.readinto(memoryview(view)[done:])
+                if not count:
+                    raise DamagedError("the file ends too early")
+                done += count
+        return memory
+
+    def _open_archive(self, file: IO[bytes]) -> object:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            names = {entry.filename for entry in entries}
+            if len(entries) > MOST_KEYS:
+                raise CheckpointError(f"it has {len(entries):,} entries, and at most {MOST_KEYS:,} are read")
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise CheckpointError("it is a TorchScript archive, which holds code: " + ASK_FOR_STATE_DICT)
+            if any(name.endswith("/.data/extern_modules") for name in names):
+                raise CheckpointError("it is a torch.package archive, which holds code: " + ASK_FOR_STATE_DICT)
+            pickles = [entry for entry in entries if entry.filename.partition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise CheckpointError(
+                    "it is a zip archive, but not one of torch.save: pass the checkpoint that is in it"
+                )
+            for entry in entries:
+                if entry.file_size > LARGEST_EXPANSION * max(1, entry.compress_size):
+                    raise CheckpointError(
+                        f"{short_repr(entry.filename)} in it expands from {entry.compress_size:,} bytes to "
+                        f"{entry.file_size:,}, and at most {LARGEST_EXPANSION} times as many are read"
+                    )
+            folder = pickles[0].filename.removesuffix("data.pkl")
+            if f"{folder}byteorder" in names:
+                with archive.open(f"{folder}byteorder") as order:
+                    self.swapped = order.read(6).decode("latin-1") not in ("", sys.byteorder)
+            data = f"{folder}data/"
+            for entry in entries:
+                if entry.filename.startswith(data):
+                    self._places[entry.filename.removeprefix(data)] = self._place(entry, file)
+            if pickles[0].file_size > LARGEST_HEADER:
+                raise CheckpointError(
+                    f"what describes its tensors is larger than {LARGEST_HEADER:,} bytes, which no checkpoint needs"
+                )
+            with archive.open(pickles[0]) as pickled:
+                return unpickle(pickled)
+
+    def _place(self, entry: zipfile.ZipInfo, file: IO[bytes]) -> _Place:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            return _Place(0, entry.compress_size, entry.file_size, entry.filename)
+        position = file.tell()
+        file.seek(entry.header_offset)
+        header = file.read(_ZIP_HEADER)
+        file.seek(position)
+        if len(header) < _ZIP_HEADER or not header.startswith(b"PK\x03\x04"):
+            raise DamagedError("an entry is not where the archive says")
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        start = entry.header_offset + _ZIP_HEADER + lengths
+        if start + entry.file_size > self.size:
+            raise DamagedError("an entry ends after the file")
+        return _Place(start, entry.file_size, entry.file_size, None)
+
+    def _open_legacy(self, file: IO[bytes]) -> object:
+        magic, version = unpickle(file), unpickle(file)
+        if magic != int.from_bytes(MAGIC, "little", signed=True) or version != 1001:
+            raise CheckpointError(f"it is of version {short_repr(version)} of PyTorch's format, and 1001 is read")
+        system = unpickle(file)
+        if isinstance(system, dict):
+            self.swapped = cast("dict[str, object]", system).get("little_endian", True) is not (
+                sys.byteorder == "little"
+            )
+        storages: dict[str, torch.dtype] = {}
+        content = unpickle(file, storages)
+        keys = unpickle(file)
+        if not isinstance(keys, list) or len(cast("list[object]", keys)) > MOST_KEYS:
+            raise DamagedError("the list of storages is missing")
+        for key in cast("list[object]", keys):
+            name = key if isinstance(key, str) else str(key) if isinstance(key, int) else ""
+            header = file.read(8)
+            if len(header) < 8:
+                raise DamagedError("the file ends too early")
+            count = int.from_bytes(header, "little")
+            if name not in storages:
+                # What is beside it can only be skipped by those who know how large its numbers are.
+                raise DamagedError(f"nothing tells the type of the storage {short_repr(name)}")
+            size = count * torch.empty((), dtype=storages[name], device="meta").element_size()
+            if file.tell() + size > self.size:
+                raise DamagedError("the file ends too early")
+            self._places[name] = _Place(file.tell(), size, size, None)
+            file.seek(size, 1)
+        return content
+
+
+ASK_FOR_STATE_DICT: Final = (
+    "only tensors and plain containers are read. If you trust where the file comes from, load it with the program that "
+    "made it and save the state dict of its model alone"
+)
+
+
+def _exactly(entry: IO[bytes], size: int) -> bytes:
+    data = entry.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data

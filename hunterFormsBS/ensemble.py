@@ -1,0 +1,272 @@
+"""Ensembles: the stems of several models combined into one, under the names that MSST gives to the ways of doing so.
+
+`*_wave` combines samples, `*_fft` bins of short-time spectra. `avg` is the mean, weighted where weights are given;
+`median` the middle one, or the mean of the two in the middle; `min` and `max` take, of each sample or bin, the value of
+the smallest or largest modulus.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.printable import short_repr
+from hunterFormsBS.separation import separate_stream
+
+__all__ = ["ENSEMBLES", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
+
+Ensemble = Literal[
+    "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
+]  # fmt: skip
+ENSEMBLES: tuple[str, ...] = get_args(Ensemble)
+"""The ways to combine estimates."""
+
+# torch.fft has no annotations.
+_rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
+_irfft = cast("Callable[[Tensor, int], Tensor]", torch.fft.irfft)  # pyright: ignore[reportUnknownMemberType]
+
+_HOP = 1024
+_PIECE = 256 * _HOP  # Samples of whole songs that are combined at a time.
+
+
+def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: Sequence[float] | None = None) -> Tensor:
+    """Combine estimates of the same stems.
+
+    Parameters
+    ----------
+    estimates : Sequence[Tensor]
+        One for each model, of one shape, with samples along the last axis: what `separate` returns.
+    kind : Ensemble = "avg_wave"
+        One of `ENSEMBLES`. Spectra are of 2048 samples, 1024 apart, with a Hann window, as in MSST. The song is
+        continued by silence to a multiple of 1024 samples. MSST does not do that, and divides its last samples, up to
+        1023, by the end of a window, which is nearly zero; all the others are the same.
+    weights : Sequence[float] | None = None
+        One for each estimate, for `avg_wave` and `avg_fft`: any unit, as they are divided by their sum.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of one estimate, float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, the weights do not fit, or the estimates differ in shape.
+    """
+    _check(len(estimates), kind, weights)
+    shapes = {tuple(estimate.shape) for estimate in estimates}
+    if len(shapes) > 1 or not all(min(shape, default=0) for shape in shapes):
+        message = f"`estimates` must be of one shape without an empty axis: received {sorted(shapes)}."
+        raise ValueError(message)
+    places = range(0, estimates[0].shape[-1], _PIECE)
+    pieces = [[estimate.detach()[..., place : place + _PIECE] for place in places] for estimate in estimates]
+    return torch.cat(list(combine_streams(pieces, kind, weights)), dim=-1)
+
+
+def combine_streams(
+    streams: Sequence[Iterable[Tensor]], kind: Ensemble = "avg_wave", weights: Sequence[float] | None = None
+) -> Generator[Tensor]:
+    """Combine streams of estimates of the same stems, and yield blocks as soon as they are finished.
+
+    For parameters see `combine`. The streams, such as those of `separate_stream`, may be cut in different places and
+    are read in turn, so little is held; where a block begins and ends does not show in the result.
+
+    Raises
+    ------
+    ValueError
+        As `combine`; and if a stream ends before the others.
+    """
+    _check(len(streams), kind, weights)
+    rule = _rule(kind, weights)
+    return _spectra_combined(streams, rule) if kind.endswith("_fft") else _samples_combined(streams, rule)
+
+
+def separate_ensemble_stream(
+    models: Sequence[Callable[[Tensor], Tensor]],
+    blocks: Iterable[Tensor],
+    *,
+    kind: Ensemble = "avg_wave",
+    weights: Sequence[float] | None = None,
+    length: int | None = None,
+    chunk_size: int = 352800,
+    num_overlap: float = 2,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    tta: bool = False,
+) -> Generator[Tensor]:
+    """Separate a stream with several models of the same stems, and yield combined blocks `(n, s, t)`.
+
+    The blocks are read once, for all models. `kind` and `weights` are those of `combine`, the others those of
+    `hunterFormsBS.separation.separate_stream`. Models that need different chunks, or have their stems in different
+    orders, go through `separate_stream` one by one and are combined with `combine_streams`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, torch.OutOfMemoryError
+        As `combine_streams` and `separate_stream`.
+    """
+    _check(len(models), kind, weights)
+    copies = itertools.tee((block.clone() for block in blocks), len(models))
+    streams = [
+        separate_stream(
+            model,
+            copied,
+            length=length,
+            chunk_size=chunk_size,
+            num_overlap=num_overlap,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            tta=tta,
+        )
+        for model, copied in zip(models, copies, strict=True)
+    ]
+    return combine_streams(streams, kind, weights)
+
+
+def _check(count: int, kind: object, weights: Sequence[float] | None) -> None:
+    """Raise unless so many estimates can be combined in this way."""
+    if count == 0:
+        message = "an ensemble needs at least one estimate: received none."
+        raise ValueError(message)
+    if kind not in ENSEMBLES:
+        message = f"`kind` must be one of {', '.join(ENSEMBLES)}: received {short_repr(kind)}."
+        raise ValueError(message)
+    if weights is None:
+        return
+    if kind not in ("avg_wave", "avg_fft"):
+        message = f"`weights` are for avg_wave and avg_fft: received {short_repr(list(weights))} with {kind}."
+        raise ValueError(message)
+    if len(weights) != count or not all(map(math.isfinite, weights)) or not sum(weights) > 0:
+        message = (
+            f"`weights` must be finite, with a sum above zero, one for each of {count}: "
+            f"received {short_repr(list(weights))}."
+        )
+        raise ValueError(message)
+
+
+def _rule(kind: str, weights: Sequence[float] | None) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Return the function that combines tensors, real or complex, element by element."""
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        factors = [1.0] * len(values) if weights is None else list(weights)
+        total = sum(factors)
+        result = values[0] * (factors[0] / total)
+        for value, factor in zip(values[1:], factors[1:], strict=True):
+            result = result.add(value, alpha=factor / total)
+        return result
+
+    def smallest(values: Sequence[Tensor]) -> Tensor:
+        result = values[0]
+        for value in values[1:]:
+            result = torch.where(value.abs() < result.abs(), value, result)
+        return result
+
+    def largest(values: Sequence[Tensor]) -> Tensor:
+        result = values[0]
+        for value in values[1:]:
+            result = torch.where(value.abs() > result.abs(), value, result)
+        return result
+
+    return {"avg": mean, "median": _median, "min": smallest, "max": largest}[kind.partition("_")[0]]
+
+
+def _median(values: Sequence[Tensor]) -> Tensor:
+    """Return the middle one, or the mean of two. Complex numbers are ordered by real parts, then imaginary parts."""
+    stacked = torch.stack(list(values))
+    if stacked.is_complex():
+        stacked = stacked.gather(0, stacked.imag.argsort(dim=0, stable=True))
+        ordered = stacked.gather(0, stacked.real.argsort(dim=0, stable=True))
+    else:
+        ordered = stacked.sort(dim=0).values
+    count = len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+def _aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yield the next samples of all streams, float32 or better, equally many of each."""
+    iterators = [iter(stream) for stream in streams]
+    held: list[Tensor | None] = [None] * len(streams)
+    read = [0] * len(streams)
+    while True:
+        for number, iterator in enumerate(iterators):
+            block = held[number]
+            while block is None or block.shape[-1] == 0:
+                block = next(iterator, None)
+                if block is None:
+                    break
+                block = block.detach().to(torch.promote_types(block.dtype, torch.float32))
+                read[number] += block.shape[-1]
+            held[number] = block
+        if all(block is None for block in held):
+            return
+        if any(block is None for block in held):
+            message = f"all streams must be equally long: one ended before the others, after {read} samples read."
+            raise ValueError(message)
+        blocks = cast("list[Tensor]", held)
+        shapes = {tuple(block.shape[:-1]) for block in blocks}
+        if len(shapes) > 1:
+            message = (
+                f"all streams must have the same stems and channels: received {sorted(shapes)}. "
+                "Choose stems with `block[ids]`."
+            )
+            raise ValueError(message)
+        samples = min(block.shape[-1] for block in blocks)
+        yield [block[..., :samples] for block in blocks]
+        held = [block[..., samples:] for block in blocks]
+
+
+def _samples_combined(
+    streams: Sequence[Iterable[Tensor]], rule: Callable[[Sequence[Tensor]], Tensor]
+) -> Generator[Tensor]:
+    for blocks in _aligned(streams):
+        yield rule(blocks)
+
+
+def _spectra_combined(
+    streams: Sequence[Iterable[Tensor]], rule: Callable[[Sequence[Tensor]], Tensor]
+) -> Generator[Tensor]:
+    """Combine frames of two hops each; half of the first one lies before the song, half of the last one behind it."""
+    pending: list[Tensor] = []
+    later = torch.empty(0)  # What the last frame so far adds to the next hop.
+    received = 0
+    ready = -_HOP  # Samples that are finished, counted from the beginning of the song.
+
+    def finished(audio: list[Tensor]) -> Tensor:
+        """Return as many samples as there are frames times the hop: all but what the last frame adds later."""
+        nonlocal later
+        window = torch.hann_window(2 * _HOP, dtype=torch.float64, device=audio[0].device).to(audio[0].dtype)
+        spectra = [_rfft(one.unfold(-1, 2 * _HOP, _HOP) * window) for one in audio]
+        frames = _irfft(rule(spectra), 2 * _HOP) * window
+        first, second = frames[..., :_HOP], frames[..., _HOP:]
+        total = first + torch.cat((later[..., None, :], second[..., :-1, :]), dim=-2)
+        later = second[..., -1, :]
+        overlapping = window[:_HOP].square() + window[_HOP:].square()
+        return (total / overlapping).flatten(-2)
+
+    for blocks in _aligned(streams):
+        if not pending:
+            pending = [block.new_zeros((*block.shape[:-1], _HOP)) for block in blocks]
+            later = pending[0]
+        pending = [torch.cat(pair, dim=-1) for pair in zip(pending, blocks, strict=True)]
+        received += blocks[0].shape[-1]
+        hops = pending[0].shape[-1] // _HOP
+        if hops < 2:
+            continue
+        block = finished([one[..., : hops * _HOP] for one in pending])
+        pending = [one[..., (hops - 1) * _HOP :] for one in pending]
+        block = block if ready >= 0 else block[..., _HOP:]  # What lies before the song goes.
+        ready += (hops - 1) * _HOP
+        if block.shape[-1]:
+            yield block
+    if pending:
+        rest = -pending[0].shape[-1] % _HOP + _HOP
+        block = finished([torch.nn.functional.pad(one, (0, rest)) for one in pending])
+        block = block if ready >= 0 else block[..., _HOP:]
+        yield block[..., : received - max(0, ready)]

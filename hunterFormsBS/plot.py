@@ -1,0 +1,207 @@
+"""Pictures for a REPL or notebook: a band layout, a separation, and what the masks of a model do in each band.
+
+Each function returns the axes that it drew in. A notebook shows the picture by itself, a plain session with
+`axes[0].figure.show()`. All of them need matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.blocks.layout import check_sample_rate
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.make_static_mask_filter_bank import plot_mask_filter_bank as plot_mask_filter_bank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["band_masks", "plot_band_masks", "plot_mask_filter_bank", "plot_separation"]
+
+LABELLED_BANDS = 8
+FRAMES = 1500
+"""Frames of a spectrogram at most: more than a screen has columns, few enough to be drawn in a second."""
+DECIBELS = {"vmin": -90, "vmax": -10}
+
+
+def plot_separation(
+    mixture: Tensor,
+    stems: Tensor,
+    *,
+    truth: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    sample_rate: float = 44100,
+    figure: Figure | None = None,
+) -> list[Axes]:
+    """Draw spectrograms of a mixture and its stems on one scale, and of the true stems above them where they are known.
+
+    Parameters
+    ----------
+    mixture : Tensor
+        `(s, t)`, or `(t)` if mono.
+    stems : Tensor
+        As `hunterFormsBS.separation.separate` returns them: `(n, s, t)`.
+    truth : Tensor, optional
+        The true stems, `(n, s, t)`.
+    names : sequence of str, optional
+        Of the stems; numbers by default.
+    sample_rate : float
+        Samples per second.
+    figure : Figure, optional
+        Where to draw; a new one of pyplot by default.
+
+    Returns
+    -------
+    list of Axes
+        The mixture's, those of the true stems if any, those of the stems.
+    """
+    check_sample_rate(sample_rate)
+    names = _names(names, len(stems))
+    pictures = [[("mixture", mixture)]]
+    if truth is None:
+        pictures[0] += list(zip(names, stems, strict=True))
+    else:
+        if truth.shape[0] != len(stems):
+            raise ValueError(f"truth has {truth.shape[0]} stems and stems {len(stems)}: pass the same stems in both.")
+        pictures[0] += [(f"{name}, true", audio) for name, audio in zip(names, truth, strict=True)]
+        pictures += [[(f"{name}, estimated", audio) for name, audio in zip(names, stems, strict=True)]]
+    columns = 1 + len(stems)
+    # matplotlib's annotations leave its keyword arguments out, so that strict checkers know none of its methods.
+    drawing: Any = _figure(figure, (3.6 * columns, 3.6 * len(pictures)), "plot_separation")
+    grid = drawing.subplots(len(pictures), columns, sharex=True, sharey=True, squeeze=False)
+    if truth is not None:
+        grid[1, 0].set_axis_off()
+        grid[0, 0].xaxis.set_tick_params(labelbottom=True)
+        grid[1, 1].yaxis.set_tick_params(labelleft=True)
+    used: list[Any] = [*grid[0]] if truth is None else [*grid[0], *grid[1, 1:]]
+    image: Any = None
+    for axes, (name, audio) in zip(used, [picture for row in pictures for picture in row], strict=True):
+        image = _draw_spectrogram(axes, audio, sample_rate)
+        axes.set_title(name)
+    drawing.supxlabel("time (s)")
+    drawing.supylabel("frequency (kHz)")
+    drawing.colorbar(image, ax=grid, label="power in dB, 0 for a sine of full scale", aspect=40, pad=0.01)
+    return used
+
+
+def plot_band_masks(
+    model: BandSplitRotator,
+    audio: Tensor,
+    *,
+    names: Sequence[str] | None = None,
+    sample_rate: float = 44100,
+    figure: Figure | None = None,
+) -> list[Axes]:
+    """Draw how much of each band each stem keeps, over time: the mean modulus of the masks.
+
+    Parameters
+    ----------
+    model : BandSplitRotator
+        On any device.
+    audio : Tensor
+        A few seconds of a mixture, `(s, t)`, or `(t)` if mono. The model sees them in one piece.
+    names : sequence of str, optional
+        Of the model's stems; numbers by default.
+    sample_rate : float
+        Samples per second.
+    figure : Figure, optional
+        Where to draw; a new one of pyplot by default.
+
+    Returns
+    -------
+    list of Axes
+        One for each stem.
+    """
+    check_sample_rate(sample_rate)
+    names = _names(names, model.num_stems)
+    masks = band_masks(model, audio)
+    mask_filter_bank = model.mask_filter_bank.cpu()
+    num_bands, num_freqs = mask_filter_bank.shape
+    centres = [float(row.nonzero().float().mean()) * sample_rate / 2 / (num_freqs - 1) for row in mask_filter_bank]
+    labels = min(LABELLED_BANDS, num_bands)
+    ticks = sorted({round(label * (num_bands - 1) / max(1, labels - 1)) for label in range(labels)})
+    drawing: Any = _figure(figure, (3 + 4 * len(names), 5), "plot_band_masks")
+    used = list(drawing.subplots(1, len(names), squeeze=False)[0])
+    image: Any = None
+    for axes, name, mask in zip(used, names, masks, strict=True):
+        image = axes.imshow(
+            mask.numpy(),
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            cmap="magma",
+            vmin=0,
+            vmax=max(1.0, float(masks.max())),
+            extent=(0, audio.shape[-1] / sample_rate, -0.5, num_bands - 0.5),
+        )
+        axes.set(title=name, xlabel="time (s)", yticks=ticks)
+        axes.set_yticklabels([f"{band}: {_hertz(centres[band])}" for band in ticks])
+    used[0].set_ylabel("band: its middle")
+    drawing.colorbar(image, ax=used, label="mean modulus of the mask", pad=0.01)
+    return used
+
+
+@torch.inference_mode()
+def band_masks(model: BandSplitRotator, audio: Tensor) -> Tensor:
+    """Return how much of each band each stem keeps of a mixture `(s, t)` or `(t)`: `(n, band, t)`.
+
+    The mean modulus of the masks as the estimators make them, before bands that overlap are averaged.
+    """
+    audio = audio[None] if audio.ndim == 1 else audio
+    if audio.ndim != 2 or audio.shape[0] != model.audio_channels:
+        channels = f"(2, t) for a stereo model, and this has shape {tuple(audio.shape)}"
+        raise ValueError(f"audio must be (t) or (1, t) for a mono model and {channels}.")
+    spectrum = model.stft.forward(audio[None].to(next(model.parameters()).device))
+    tokens = model.transform(model.split_bands(model.gather_bands(spectrum)))
+    masks = model.estimate_masks(tokens, range(model.num_stems))[0]  # (n, t, bins of all bands, s, c)
+    modulus = masks.square().sum(-1).sqrt().mean(-1)
+    ends = [int(end) for end in model.layout.sum(1).cumsum(0)]
+    bands = [modulus[..., start:end].mean(-1) for start, end in pairwise([0, *ends])]
+    return torch.stack(bands, dim=1).cpu()
+
+
+def _figure(figure: Figure | None, size: tuple[float, float], function: str) -> Figure:
+    if figure is not None:
+        return figure
+    try:
+        pyplot: Any = import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise ImportError(f"{function} needs matplotlib: {how_to_install('plot')}") from error
+    drawing: Figure = pyplot.figure(figsize=size, layout="constrained")
+    return drawing
+
+
+def _names(names: Sequence[str] | None, count: int) -> list[str]:
+    if names is None:
+        return [f"stem {number}" for number in range(1, count + 1)]
+    if isinstance(names, str) or len(names) != count:
+        raise ValueError(f"names={names!r} must name each of the {count} stems: pass a list of as many.")
+    return list(names)
+
+
+def _draw_spectrogram(axes: Any, audio: Tensor, sample_rate: float) -> Any:
+    """Draw the power of audio, the mean of its channels, in dB on a logarithmic axis of frequency."""
+    audio = audio.detach().cpu().float().reshape(-1, audio.shape[-1])
+    size = max(4, min(4096, 2 * (audio.shape[-1] // 4)))
+    hop = max(size // 4, audio.shape[-1] // FRAMES)
+    # No reflection: audio may be shorter than a frame.
+    window = torch.hann_window(size)
+    spectrum = torch.stft(audio, size, hop, window=window, pad_mode="constant", return_complex=True)[:, 1:]
+    power = spectrum.abs().square().mean(0) / (size / 4) ** 2  # 1 for a sine of full scale
+    seconds = torch.arange(power.shape[1]) * (hop / sample_rate)
+    kilohertz = torch.arange(1, size // 2 + 1) * (sample_rate / 1000 / size)  # a logarithm has no 0
+    grid = seconds.numpy(), kilohertz.numpy(), (10 * power.clamp_min(1e-12).log10()).numpy()
+    axes.set(yscale="log", ylim=(max(0.03, float(kilohertz[0])), sample_rate / 2000))
+    axes.yaxis.set_major_formatter("{x:g}")
+    return axes.pcolormesh(*grid, **DECIBELS, cmap="magma", shading="nearest", rasterized=True)
+
+
+def _hertz(frequency: float) -> str:
+    return f"{frequency / 1000:.1f} kHz" if frequency >= 1000 else f"{frequency:.0f} Hz"
