@@ -35,6 +35,7 @@ from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
+from hunterFormsBS.printable import say
 from hunterFormsBS.separation import separate_stream
 
 LONGEST_NAME = 255
@@ -139,9 +140,9 @@ def _separate_one(
     """Separate one song and write its stems, block by block: no song is ever in memory as a whole."""
     _check_outputs(options, path, names)
     properties = probe_audio(path)
-    on_terminal = sys.stderr.isatty() and not options.quiet
+    on_terminal = sys.stderr is not None and sys.stderr.isatty() and not options.quiet
     if on_terminal:
-        print(path, file=sys.stderr)
+        say(path, sys.stderr)
     level = _level(_resampled(path, properties, settings.sample_rate)) if settings.normalize else None
     rest = _Rest()
     stems = separate_stream(
@@ -177,7 +178,7 @@ def _separate_one(
                 )
     if not options.quiet:
         for name in written:
-            print(folder.path(name), flush=True)
+            say(folder.path(name), sys.stdout)
 
 
 class _Rest:
@@ -498,7 +499,7 @@ def _one_line(message: object) -> str:
 
 
 def _tell(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    say(f"{PROGRAM}: {text}", sys.stderr)
 
 
 @contextmanager

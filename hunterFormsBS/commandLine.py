@@ -15,6 +15,7 @@ import torch
 
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
+from hunterFormsBS.printable import say
 
 PROGRAM = "hunterFormsBS"
 RESIDUAL = "residual"
@@ -106,7 +107,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
-        self.exit(2, f"{PROGRAM}: error: {message} (--help explains the options)\n")
+        say(f"{PROGRAM}: error: {message} (--help explains the options)", sys.stderr)
+        self.exit(2)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from contextlib import suppress
+from pathlib import Path
 from reprlib import Repr
+from typing import TextIO
 
-__all__ = ["printable", "short_repr"]
+__all__ = ["printable", "say", "short_repr"]
 
 LONGEST_TEXT = 300
 """Characters of a name or a message that are shown; the middle of a longer one is left out."""
+
+LONGEST_LINE = 5000
+"""Characters of a line of the command line, which may name several files."""
 
 _STEERING = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 """Unicode categories that are escaped: controls, formats (bidirectional overrides among them), lone surrogates,
@@ -31,6 +38,29 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
         source = f"{source[:kept]} ... {source[-kept:]}"
     escaped = "".join(_escape(character) for character in source)
     return escaped if len(escaped) <= limit else f"{escaped[: max(1, limit - 4)]} ..."
+
+
+def say(text: object, stream: TextIO | None) -> None:
+    """Print one line, whatever is in it and whatever became of the stream: nothing fails because nobody reads.
+
+    Characters that the stream's encoding lacks are escaped, as control characters are.
+
+    Parameters
+    ----------
+    text : object
+    stream : TextIO, optional
+        Standard output or standard error; None where the process was started without.
+    """
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    line = printable(text, LONGEST_LINE).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(line, file=stream, flush=True)
+    except (OSError, ValueError):
+        # Closed, or full. What is left in its buffer would fail again when Python ends.
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def short_repr(value: object, limit: int = LONGEST_TEXT) -> str:

@@ -741,6 +741,36 @@ def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_steers_a_terminal_is_escaped_in_everything_that_is_printed(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[2J\u202e\x9bsong"
+    song = bench.write(f"{name}.wav", 2000)
+    bench.configuration.write_text(CONFIGURATION.replace("vocals", '"vo\\u202ecals"'))
+    assert bench.run(song, bench.folder / f"{name} missing.wav") == 1
+    with pytest.raises(SystemExit):
+        bench.run(song, "--stems", f"{name}")
+    printed = capsys.readouterr()
+    assert "\\x1b[2J\\u202e\\x9bsong" in printed.out
+    assert printed.err.count("\\x1b[2J\\u202e\\x9bsong") >= 2
+    assert not set("\x1b\x9b\u202e") & set(printed.out + printed.err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files and shells are others there")
+@pytest.mark.parametrize("shell", ["{} > /dev/full", "{} | true", "{} >&-", "{} 2>&-", "{} >&- 2>&-"])
+def test_a_song_does_not_fail_because_nobody_reads(shell: str, real: Path, tmp_path: Path) -> None:
+    song = tmp_path / "\u97f3\u697d.wav"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.5, 0.5, (9000, 2)), 8000)
+    program = (
+        f"{sys.executable} -m hunterFormsBS '{song}' --checkpoint '{real / 'model.ckpt'}' --output '{tmp_path / 'out'}'"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = f"set -o pipefail; {shell.format(program)}"
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").rglob("*.wav"))
+
+
 def test_a_checkpoint_that_holds_its_configuration_separates_a_song_from_the_shell(real: Path, tmp_path: Path) -> None:
     result = run_program(real / "song.flac", "--checkpoint", real / "model.ckpt", "--output", tmp_path, "--residual")
     files = [tmp_path / "song" / f"{name}.wav" for name in ("voice", "band", "residual")]
