@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
 import sys
 import tempfile
 import unicodedata
@@ -23,7 +22,6 @@ from torch import Tensor
 from hunterFormsBS import catalogue
 from hunterFormsBS.audioFile import (
     AUDIO_SUFFIXES,
-    SUBTYPES,
     AudioProperties,
     Resampler,
     probe_audio,
@@ -37,6 +35,9 @@ from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.commandLine import DTYPES, PROGRAM, RESIDUAL, Options, UsageError, parser
 from hunterFormsBS.printable import say
 from hunterFormsBS.separation import separate_stream
+from hunterFormsBS.songs.signals import ending_on_signals
+from hunterFormsBS.songs.together import check_targets, finish_leftovers, identities
+from hunterFormsBS.songs.writing import DEPTHS, SUBTYPES, Encoding, WritingError
 
 LONGEST_NAME = 255
 """Bytes of the name of a file, in the file systems that people have."""
@@ -103,10 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _separate_all(options: Options) -> int:
     """Check all that can be checked without the model, load it, separate song by song, and return the exit status."""
-    if options.bit_depth is None:
-        options.bit_depth = 32 if options.format == "wav" else 24
+    options.bit_depth = options.bit_depth or DEPTHS[options.format]
     if (options.format, options.bit_depth) not in SUBTYPES:
-        raise UsageError(f"--format {options.format} has no --bit-depth {options.bit_depth}: use 16 or 24")
+        remedy = "leave it out" if DEPTHS[options.format] is None else "use 16 or 24"
+        raise UsageError(f"--format {options.format} has no --bit-depth {options.bit_depth}: {remedy}")
+    if options.quality is not None and DEPTHS[options.format] is not None:
+        raise UsageError(f"--format {options.format} keeps all of the sound and has no --quality: leave it out")
     device = _device(options.device)
     configuration = _configuration(options)
     settings = _settings(options, configuration)
@@ -115,6 +118,8 @@ def _separate_all(options: Options) -> int:
     _check_folder_names(options)
     names: Sequence[str] = options.stems or settings.names
     _check_stem_names(options, names)
+    if options.output.is_dir():
+        finish_leftovers(options.output)
     if options.skip_existing and names:
         waiting = [path for path in options.mixtures if not all(map(Path.exists, _files(options, path, names)))]
         if not waiting:
@@ -122,6 +127,7 @@ def _separate_all(options: Options) -> int:
         options.mixtures = waiting
 
     mixtures = _those_that_succeed(options.mixtures, probe_audio)
+    options.kept = identities(options.mixtures)
     mixtures = _those_that_succeed(mixtures, lambda path: _check_outputs(options, path, names))
     if not mixtures:
         return 1
@@ -158,8 +164,11 @@ def _separate_one(
         **settings.sizes,
     )
     written = _names_written(options, names)
-    depth = cast("int", options.bit_depth)
-    with writing_together(_folder(options, path), properties.sample_rate, options.format, depth) as folder:
+    paths = dict(zip(written, _files(options, path, names), strict=True))
+    encoding = Encoding(options.format, options.bit_depth, options.quality)
+    with writing_together(
+        options.output, paths, properties.sample_rate, encoding, overwrite=options.overwrite
+    ) as folder:
         files = {name: folder.open(name, properties.channels, properties.length) for name in written}
         for converted in _converted(stems, settings.sample_rate, properties, rest):
             if level is not None:
@@ -173,12 +182,12 @@ def _separate_one(
         for name, file in files.items():
             if file.clipped:
                 _tell(
-                    f"warning: {file.clipped} values of {folder.path(name)} were beyond full scale and are cut off: "
+                    f"warning: {file.clipped} values of {paths[name]} were beyond full scale and are cut off: "
                     "--format wav --bit-depth 32 keeps them"
                 )
     if not options.quiet:
         for name in written:
-            say(folder.path(name), sys.stdout)
+            say(paths[name], sys.stdout)
 
 
 class _Rest:
@@ -426,25 +435,15 @@ def _check_stem_names(options: Options, names: Sequence[str]) -> None:
 
 def _check_outputs(options: Options, path: Path, names: Sequence[str]) -> None:
     """Raise if the folder of this song cannot be one, or if a stem exists and may not be replaced."""
-    folder = _folder(options, path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file where the folder of the stems would be: move it away")
     files = _files(options, path, names)
     for file in files:
-        for part in (folder.name, f".{file.name}.{os.getpid()}.unfinished"):
+        for part in file.relative_to(options.output).parts:
             if len(os.fsencode(part)) > LONGEST_NAME:
                 raise ValueError(
                     f"{part} is a name of {len(os.fsencode(part))} bytes, and file systems take {LONGEST_NAME}: "
                     "rename the song, or the stems in the configuration"
                 )
-        if file.exists() and file.samefile(path):
-            raise ValueError(f"{path} would be replaced by a stem of itself: pass another --output")
-    folders = [str(file) for file in files if file.is_dir()]
-    if folders:
-        raise IsADirectoryError(f"{', '.join(folders)} is a folder where a stem would be: move it away")
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not options.overwrite:
-        raise ValueError(f"{', '.join(existing)} exists: pass --overwrite to replace it, or another --output")
+    check_targets(files, overwrite=options.overwrite, kept=options.kept)
 
 
 def _files(options: Options, path: Path, names: Sequence[str]) -> list[Path]:
@@ -468,10 +467,15 @@ def _output_folder(folder: Path) -> Generator[None]:
 def _those_that_succeed(paths: Iterable[Path], action: Callable[[Path], object]) -> list[Path]:
     """Do the action for each path, say in one line what failed, and return the other paths."""
     succeeded: list[Path] = []
-    for path in paths:
+    waiting = list(paths)
+    for number, path in enumerate(waiting, start=1):
         try:
             action(path)
         except FAILURES as error:
+            if isinstance(error, WritingError) and error.is_for_all:
+                left = len(waiting) - number
+                _tell(f"error: {_one_line(error)}{f': {left} more are not separated' if left else ''}")
+                break
             text = _one_line(error)
             _tell(f"error: {text if str(path) in text else f'{path}: {text}'}")
         else:
@@ -516,17 +520,8 @@ def _one_line_warnings() -> Generator[None]:
 
 def run() -> NoReturn:
     """Be the program of this process."""
-
-    def end(number: int, _frame: object) -> NoReturn:
-        # What is being written is removed, and another signal does not come between.
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        sys.exit(128 + number)  # what shells report for a program that a signal ended
-
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    for each in signals:
-        signal.signal(each, end)
-    sys.exit(main())
+    with ending_on_signals():
+        sys.exit(main())
 
 
 if __name__ == "__main__":

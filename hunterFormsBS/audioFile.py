@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from torch import Tensor
 from hunterFormsBS.ffmpeg import AudioProperties as AudioProperties
 from hunterFormsBS.ffmpeg import decode_with_ffmpeg, has_ffmpeg, probe_with_ffmpeg
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.songs.together import appearing_together
+from hunterFormsBS.songs.writing import Encoding, StemFile, soundfile_module
 
 FRAMES_PER_BLOCK = 1 << 18
-BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz
 SHORT_BY = 0.1
@@ -31,15 +31,6 @@ AUDIO_SUFFIXES = frozenset(
     | {".aac", ".ac3", ".alac", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma", ".wv"}
 )
 """Files that are taken from folders."""
-
-SUBTYPES: dict[tuple[str, int], str] = {
-    ("wav", 16): "PCM_16",
-    ("wav", 24): "PCM_24",
-    ("wav", 32): "FLOAT",
-    ("flac", 16): "PCM_16",
-    ("flac", 24): "PCM_24",
-}
-"""How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
 
 
 def probe_audio(pathFilename: Path) -> AudioProperties:
@@ -52,7 +43,7 @@ def probe_audio(pathFilename: Path) -> AudioProperties:
     ValueError
         If it is no audio file, is empty, or has more than two channels.
     """
-    soundfile = _soundfile()
+    soundfile = soundfile_module()
     if pathFilename.is_dir():
         raise IsADirectoryError(f"{pathFilename} is a folder: pass the files in it")
     with pathFilename.open("rb") as file:
@@ -132,7 +123,7 @@ def read_blocks(pathFilename: Path, frames: int = FRAMES_PER_BLOCK) -> Iterator[
 
 
 def _decoded(pathFilename: Path, frames: int) -> Iterator[Tensor]:
-    soundfile = _soundfile()
+    soundfile = soundfile_module()
     try:
         file = soundfile.SoundFile(str(pathFilename))
     except (soundfile.SoundFileError, TypeError):
@@ -210,46 +201,41 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
 
 
 class AudioFolder:
-    """Files that are about to appear in a folder; `writing_together` makes one.
+    """Files that are about to appear; `writing_together` makes one.
 
     Parameters
     ----------
-    folder : Path
+    files : Mapping[str, Path]
+        The file that each stem gets.
+    places : Mapping[str, Path]
+        Where it is written until all are complete.
     sample_rate : int
-    container : Literal['wav', 'flac']
-    bit_depth : int
-        16, 24, or for wav 32, which is floating point.
+        Of the stems. Where the format cannot have it, files get the next one that it can have.
+    encoding : Encoding
     """
 
-    def __init__(self, folder: Path, sample_rate: int, container: Literal["wav", "flac"], bit_depth: int) -> None:
-        self.folder = folder
+    def __init__(
+        self, files: Mapping[str, Path], places: Mapping[str, Path], sample_rate: int, encoding: Encoding
+    ) -> None:
+        self.files = files
+        self.places = places
         self.sample_rate = sample_rate
-        self.container = container
-        self.bit_depth = bit_depth
-        self.unfinished: dict[Path, Path] = {}
+        self.encoding = encoding
         self.opened = ExitStack()
-
-    def path(self, name: str) -> Path:
-        """Return the file that a stem of this name gets."""
-        return self.folder / f"{name}.{self.container}"
 
     def open(self, name: str, channels: int, length: int) -> StemFile:
         """Begin a file of some channels and about so many samples, under a hidden name."""
-        path = self.path(name)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        self.unfinished[unfinished] = path
-        large = channels * length * self.bit_depth // 8 > BYTES_OF_RIFF
-        subtype = SUBTYPES[self.container, self.bit_depth]
-        file = _soundfile().SoundFile(
-            str(unfinished),
-            "w",
-            samplerate=self.sample_rate,
+        rate = self.encoding.rate(self.sample_rate)
+        file = StemFile(
+            self.places[name],
+            self.files[name],
+            sample_rate=rate,
             channels=channels,
-            subtype=subtype,
-            format="RF64" if large and self.container == "wav" else self.container.upper(),
+            encoding=self.encoding,
+            length=length,
+            convert=None if rate == self.sample_rate else Resampler(self.sample_rate, rate),
         )
-        self.opened.push(file.__exit__)
-        return StemFile(file, cuts_off=subtype != "FLOAT")
+        return self.opened.enter_context(file)
 
     def write(self, name: str, audio: Tensor) -> int:
         """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
@@ -259,48 +245,44 @@ class AudioFolder:
         return file.clipped
 
 
-class StemFile:
-    """A file that is being written. `clipped` values of it were beyond full scale and cut off."""
-
-    def __init__(self, file: Any, *, cuts_off: bool) -> None:
-        self._file = file
-        self._cuts_off = cuts_off
-        self.clipped = 0
-
-    def write(self, block: Tensor) -> None:
-        """Write the next samples, `(s, t)`."""
-        block = block.float()
-        self.clipped += int((block.abs() > 1).sum()) if self._cuts_off else 0
-        self._file.write(block.T.contiguous().numpy())
-
-
 @contextmanager
 def writing_together(
-    folder: Path, sample_rate: int, container: Literal["wav", "flac"] = "wav", bit_depth: int = 32
+    output: Path,
+    files: Mapping[str, Path],
+    sample_rate: int,
+    encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Sequence[Path]], object] | None = None,
 ) -> Generator[AudioFolder]:
-    """Make the files written in the with statement appear in the folder together at its end, or, after an error, none.
+    """Make the files written in the with statement appear together at its end, or, after an error, none.
 
-    The folder is made where it does not exist, and removed again after an error.
+    Folders are made where they do not exist, and removed again after an error.
+
+    Parameters
+    ----------
+    output : Path
+        The folder that all files are below.
+    files : Mapping[str, Path]
+        The file that each stem gets. All must be written.
+    sample_rate : int
+    encoding : Encoding
+    overwrite : bool
+        Whether files that exist may be replaced.
+    finish : Callable[[Sequence[Path]], object] | None
+        Called with the complete files, in the order of `files`, before they appear.
 
     Raises
     ------
-    OSError
-        If the folder or a file cannot be written.
+    OSError, ValueError
+        If a file cannot be written.
     """
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    files = AudioFolder(folder, sample_rate, container, bit_depth)
-    try:
-        with files.opened:
-            yield files
-        for unfinished, path in files.unfinished.items():
-            unfinished.replace(path)
-    except BaseException:
-        for unfinished in files.unfinished:
-            unfinished.unlink(missing_ok=True)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+    with appearing_together(output, list(files.values()), overwrite=overwrite) as places:
+        folder = AudioFolder(files, dict(zip(files, places, strict=True)), sample_rate, encoding)
+        with folder.opened:
+            yield folder
+        if finish is not None:
+            finish(places)
 
 
 def _soxr() -> ModuleType:
@@ -308,12 +290,3 @@ def _soxr() -> ModuleType:
         return import_module("soxr")
     except ImportError as error:
         raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
-
-
-def _soundfile() -> ModuleType:
-    try:
-        return import_module("soundfile")
-    except ImportError as error:
-        raise ImportError(
-            f"to read and write audio files, install soundfile: {how_to_install('separation')}"
-        ) from error

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.printable import say
+from hunterFormsBS.songs.together import Identity
+from hunterFormsBS.songs.writing import FORMATS, Format
 
 PROGRAM = "hunterFormsBS"
 RESIDUAL = "residual"
@@ -51,14 +53,17 @@ class Options(argparse.Namespace):
     mixtures: list[Path]
     folders: dict[Path, Path]
     """For each song that was found in a folder, its place below that."""
+    kept: frozenset[Identity]
+    """The songs, which no stem may replace."""
     checkpoint: Path
     configuration: Path | Mapping[str, Any] | None
     upstream: Upstream | None
     output: Path
     stems: list[str] | None
     residual: bool
-    format: Literal["wav", "flac"]
+    format: Format
     bit_depth: int | None
+    quality: float | None
     overwrite: bool
     skip_existing: bool
     chunk_size: int | None
@@ -83,6 +88,16 @@ def _overlap(text: str) -> float:
         value = 0.0
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, but is {text!r}")
+    return value
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 10, but is {text!r}")
     return value
 
 
@@ -119,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    reader.set_defaults(folders={})
+    reader.set_defaults(folders={}, kept=frozenset())
     add = reader.add_argument
     add("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
     add("--list-models", action=_ListModels, nargs=0, help="print the checkpoints that have names, and exit")
@@ -155,12 +170,18 @@ def parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--stems", type=_names, metavar="NAMES", help="only these, such as vocals,drums; the others are not computed")
     add("--residual", action="store_true", help=f"write the mixture minus the stems as {RESIDUAL}")
-    add("--format", choices=("wav", "flac"), default="wav", help="kind of the files (default: wav)")
+    add("--format", choices=FORMATS, default="wav", help="kind of the files (default: wav); ogg is Vorbis")
     add(
         "--bit-depth",
         type=int,
         choices=(16, 24, 32),
         help="32, the default for wav, is floating point and never clips; the default for flac is 24",
+    )
+    add(
+        "--quality",
+        type=_quality,
+        metavar="X",
+        help="of mp3, ogg and opus: from 0, the smallest files, to 10, the best sound",
     )
     add("--overwrite", action="store_true", help="replace stems that exist")
     add("--skip-existing", action="store_true", help="leave songs out whose stems all exist")

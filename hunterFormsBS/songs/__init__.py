@@ -1,1 +1,1 @@
-"""Files of songs: found, read, resampled, separated and written, many of them; what the command line is made of."""
+"""What the command line does around a separation: what headers say, files that appear together, signals."""

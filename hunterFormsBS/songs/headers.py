@@ -1,4 +1,4 @@
-"""What the header of an audio file says about its length, which libsndfile corrects silently where a file is cut off."""
+"""What the headers of audio files say about their length, which libsndfile corrects silently in files cut off."""
 
 from __future__ import annotations
 

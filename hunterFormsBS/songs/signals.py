@@ -1,4 +1,4 @@
-"""Ctrl-C, the end of a terminal and the end of a job: they end the program once, and never in the middle of a rename."""
+"""Ctrl-C, the end of a terminal, the end of a job: they end the program once, and never in the middle of a rename."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 NUMBERS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
@@ -29,10 +28,10 @@ def ending_on_signals() -> Generator[None]:
         return
     ending = False
 
-    def end(number: int, _frame: FrameType | None) -> NoReturn | None:
+    def end(number: int, _frame: FrameType | None) -> None:
         nonlocal ending
         if ending:
-            return None
+            return
         ending = True
         if number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -1,28 +1,28 @@
-"""Stems written block by block, as libsndfile writes them, into files of any size."""
+"""One stem, written block by block as libsndfile writes it, into a file of any size."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.rates import resampled
+from hunterFormsBS.installation import how_to_install
+
+__all__ = ["FORMATS", "Encoding", "Format", "StemFile", "WritingError", "soundfile_module"]
 
 Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
-BYTES_OF_RIFF = 0xFFFF0000
-"""A little under 4 GiB, to leave room for the headers."""
-
-FRAMES_PER_WRITE = 1 << 14
+BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
 SUBTYPES: dict[tuple[str, int | None], str] = {
     ("wav", 16): "PCM_16",
@@ -36,7 +36,7 @@ SUBTYPES: dict[tuple[str, int | None], str] = {
 }
 """How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
 
-DEPTHS: dict[str, int | None] = {"wav": 32, "flac": 24, "mp3": None, "ogg": None, "opus": None}
+DEPTHS: dict[Format, int | None] = {"wav": 32, "flac": 24, "mp3": None, "ogg": None, "opus": None}
 """The usual bit depth of each format; what is lossy has none."""
 
 RATES: dict[str, tuple[int, ...]] = {
@@ -45,7 +45,18 @@ RATES: dict[str, tuple[int, ...]] = {
 }
 """The sample rates that a format can have, if it cannot have any."""
 
-HIGHEST_RATE = {"flac": 655_350, "ogg": 200_000}
+HIGHEST_RATES = {"flac": 655_350, "ogg": 200_000}
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class WritingError(OSError):
+    """A file could not be written, for lack of space or because of the disk."""
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether the next song would fail as well: the disk is full."""
+        return self.errno in FULL
 
 
 class Encoding(NamedTuple):
@@ -65,24 +76,20 @@ class Encoding(NamedTuple):
     quality: float | None = None
 
     @property
-    def clips(self) -> bool:
+    def cuts_off(self) -> bool:
         """Whether values beyond full scale are cut off, when it is written or when it is played."""
         return self.bit_depth != 32
 
     def rate(self, sample_rate: int) -> int:
-        """Return the sample rate that a file of this kind has: the next that the format can have."""
+        """Return the sample rate that a file of this kind gets: the next that the format can have."""
         rates = RATES.get(self.format)
         if rates is not None:
             return min((rate for rate in rates if rate >= sample_rate), default=max(rates))
-        return min(sample_rate, HIGHEST_RATE.get(self.format, sample_rate))
+        return min(sample_rate, HIGHEST_RATES.get(self.format, sample_rate))
 
 
-class WritingError(OSError):
-    """A stem could not be written, for lack of space or because of the disk."""
-
-
-class StemWriter:
-    """One file that is being written; use it in a with statement.
+class StemFile:
+    """A file that is being written; use it in a with statement.
 
     Parameters
     ----------
@@ -91,12 +98,13 @@ class StemWriter:
     path : Path
         What messages call it.
     sample_rate : int
-        Of the audio. A format that cannot have it gets the next one that it can have, `encoding.rate(sample_rate)`.
+        Of the file: one that `encoding.rate` returns.
     channels : int
     encoding : Encoding
-    length : int | None
-        How many samples will come, about: a WAV file of more than 4 GiB is begun as RF64. One that becomes so large
-        unexpectedly is copied once.
+    length : int
+        How many samples will come, about: a WAV file of more than 4 GiB is begun as RF64.
+    convert : Callable[..., Tensor] | None
+        Applied to blocks before they are written: another sample rate. It gets an empty last block with `last=True`.
     """
 
     def __init__(
@@ -106,26 +114,39 @@ class StemWriter:
         *,
         sample_rate: int,
         channels: int,
-        encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
-        length: int | None = None,
+        encoding: Encoding,
+        length: int,
+        convert: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.place = place
         self.path = path
         self.channels = channels
         self.encoding = encoding
         self.clipped = 0
-        """How many values were beyond full scale and cut off, which 32-bit files never need."""
+        """How many values were beyond full scale and cut off."""
         self.peak = 0.0
         """The largest absolute value."""
-        self.frames = 0
-        self.sample_rate = encoding.rate(sample_rate)
-        self._bytes_a_frame = channels * (encoding.bit_depth or 0) // 8
-        self._large = self._too_large(length or 0)
-        self._open()
-        self._arriving: Tensor | None = None
-        self._rated = iter(()) if self.sample_rate == sample_rate else resampled(self._arrivals(), sample_rate, self.sample_rate)
-        self._same_rate = self.sample_rate == sample_rate
-        self._last = False
+        self._convert = convert
+        large = channels * length * (encoding.bit_depth or 0) // 8 > BYTES_OF_RIFF
+        container = {"opus": "OGG", "wav": "RF64" if large else "WAV"}.get(encoding.format, encoding.format.upper())
+        keywords: dict[str, Any] = {}
+        if encoding.quality is not None:
+            keywords["compression_level"] = min(0.99, 1 - encoding.quality / 10)  # LAME refuses 1
+            if encoding.format == "mp3":
+                keywords["bitrate_mode"] = "VARIABLE"
+        try:
+            self._raw = _File(place)
+        except OSError as error:
+            raise WritingError(error.errno, error.strerror, str(path)) from error
+        # libsndfile opens files by names in the encoding of the system; Python those with other names as well.
+        self._sound = soundfile_module().SoundFile(
+            self._raw,
+            "w",
+            samplerate=sample_rate,
+            channels=channels,
+            subtype=SUBTYPES[encoding.format, encoding.bit_depth],
+            format=container,
+            **keywords,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +156,115 @@ class StemWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
-            with suppress(OSError):
-                self._close()
+            return
+        with suppress(OSError, RuntimeError):
+            self._sound.close()
+        self._raw.close()
+
+    def write(self, block: Tensor) -> None:
+        """Write the next samples, `(s, t)`.
+
+        Raises
+        ------
+        WritingError
+            If they cannot be written.
+        """
+        block = block.float()
+        self._write(block if self._convert is None else self._convert(block))
+
+    def close(self) -> None:
+        """End the file.
+
+        Raises
+        ------
+        WritingError
+            If it cannot be written.
+        """
+        if self._convert is not None:
+            self._write(self._convert(torch.zeros(self.channels, 0), last=True))
+        try:
+            self._sound.close()
+        except RuntimeError as error:
+            raise self._error() from error
+        finally:
+            self._raw.close()
+        if self._raw.error is not None:
+            raise self._error()
+
+    def _write(self, block: Tensor) -> None:
+        if not block.shape[-1]:
+            return
+        peaks = block.abs()
+        self.peak = max(self.peak, float(peaks.max()))
+        self.clipped += int((peaks > 1).sum()) if self.encoding.cuts_off else 0
+        try:
+            self._sound.write(block.T.contiguous().numpy())
+        except (AssertionError, RuntimeError) as error:  # fewer samples written than given, or libsndfile's own
+            raise self._error() from error
+        if self._raw.error is not None:
+            raise self._error()
+
+    def _error(self) -> WritingError:
+        error = self._raw.error
+        if error is None:
+            return WritingError(errno.EIO, "cannot be written", str(self.path))
+        return WritingError(error.errno, error.strerror, str(self.path))
+
+
+class _File(io.RawIOBase):
+    """A file for libsndfile, which learns only that something was not written; what it was is kept here."""
+
+    def __init__(self, place: Path) -> None:
+        self._file = place.open("w+b")
+        self.error: OSError | None = None
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return self._file.seek(offset, whence)  # which writes what is in the buffer
+        except OSError as error:
+            self.error = self.error or error
+            return self._file.raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any, /) -> int:
+        if self.error is not None:
+            return 0
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            return 0
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._file.close()
+            except OSError as error:
+                self.error = self.error or error
+                with suppress(OSError):
+                    self._file.raw.close()
+        super().close()
+
+
+def soundfile_module() -> ModuleType:
+    """Return soundfile, or raise an ImportError that says how to install it."""
+    try:
+        return import_module("soundfile")
+    except ImportError as error:
+        raise ImportError(
+            f"to read and write audio files, install soundfile: {how_to_install('separation')}"
+        ) from error
