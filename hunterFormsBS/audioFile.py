@@ -1,30 +1,34 @@
-"""Audio files: reading what libsndfile reads, resampling, and writing stems so that none is ever half there."""
+"""Audio files read block by block: by libsndfile what it reads, by FFmpeg all the rest."""
 
 from __future__ import annotations
 
-import math
+import io
+import os
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.ffmpeg import AudioProperties as AudioProperties
-from hunterFormsBS.ffmpeg import decode_with_ffmpeg, has_ffmpeg, probe_with_ffmpeg
-from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.songs.together import appearing_together
-from hunterFormsBS.songs.writing import Encoding, StemFile, soundfile_module
+from hunterFormsBS.ffmpeg import NotDecodable, decode_with_ffmpeg, probe_with_ffmpeg
+from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.headers import Header, read_header
+from hunterFormsBS.songs.writing import soundfile_module
+
+__all__ = ["AUDIO_SUFFIXES", "AudioFile", "duration", "probe_audio", "read_audio"]
 
 FRAMES_PER_BLOCK = 1 << 18
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz
 SHORT_BY = 0.1
 """Seconds that a file may lack without a word: encoders round."""
+
+UNKNOWN = 1 << 62
+"""From here on a number of samples is libsndfile's way of saying that it does not know."""
+
 
 AUDIO_SUFFIXES = frozenset(
     {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
@@ -33,48 +37,174 @@ AUDIO_SUFFIXES = frozenset(
 """Files that are taken from folders."""
 
 
-def probe_audio(pathFilename: Path) -> AudioProperties:
-    """Read the header of an audio file with one or two channels.
+class AudioFile(NamedTuple):
+    """An audio file that can be read; `probe_audio` makes one.
+
+    Parameters
+    ----------
+    pathFilename : Path
+        Where it is read.
+    name : str
+        What messages call it.
+    sample_rate : int
+        In Hz.
+    channels : int
+        1 or 2, after mixing down.
+    length : int | None
+        Samples of each channel that the file seems to have; None if only reading tells.
+    stated : float | None
+        Duration in seconds by the header.
+    header : Header
+    stream : int
+        Number of the audio stream, counted from 1.
+    layout : str | None
+        What FFmpeg mixes it down to.
+    by_ffmpeg : bool
+        Whether FFmpeg reads it, and not libsndfile.
+    """
+
+    pathFilename: Path
+    name: str
+    sample_rate: int
+    channels: int
+    length: int | None = None
+    stated: float | None = None
+    header: Header = Header()
+    stream: int = 1
+    layout: str | None = None
+    by_ffmpeg: bool = False
+
+    def blocks(self, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
+        """Read the file from its beginning to its end, and warn if that comes before its header says.
+
+        Yields
+        ------
+        audio : Tensor
+            `(s, t)`, float32, full scale at 1, of about so many frames.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
+        ValueError
+            If it cannot be decoded, holds no samples, or has samples that are not finite.
+        """
+        place = 0
+        for block in self._by_ffmpeg(frames) if self.by_ffmpeg else self._by_libsndfile(frames):
+            self._check_finite(block, place)
+            place += block.shape[-1]
+            yield block
+        self._check_end(place)
+
+    def _by_ffmpeg(self, frames: int) -> Iterator[Tensor]:
+        return decode_with_ffmpeg(self.pathFilename, frames, self.stream, layout=self.layout)
+
+    def _by_libsndfile(self, frames: int) -> Iterator[Tensor]:
+        soundfile = soundfile_module()
+        with _PatchedFile(self.pathFilename, self.header.unsized) as file, soundfile.SoundFile(file) as sound:
+            place = 0
+            while True:
+                try:
+                    samples = sound.read(frames, dtype="float32", always_2d=True)
+                except (soundfile.SoundFileError, AssertionError) as error:
+                    if file.ended:  # FFmpeg reads the last block of a compressed file that is cut off as far as it goes.
+                        yield from self._rest_by_ffmpeg(place, frames)
+                        return
+                    raise ValueError(
+                        f"{self.name} is damaged at {place / self.sample_rate:.1f} s: copy or download it again "
+                        f"({printable(error)})"
+                    ) from error
+                if not len(samples):
+                    return
+                place += len(samples)
+                yield torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
+
+    def _rest_by_ffmpeg(self, done: int, frames: int) -> Iterator[Tensor]:
+        """Read what comes after the first samples, or nothing where PyAV is not installed."""
+        place = 0
+        with suppress(ImportError, NotDecodable):
+            for block in decode_with_ffmpeg(self.pathFilename, frames):
+                skipped = min(max(0, done - place), block.shape[-1])
+                place += block.shape[-1]
+                if skipped < block.shape[-1]:
+                    yield block[:, skipped:]
+        if place >= (self.length or 0):
+            self._warn(f"{self.name} is damaged after {duration(done / self.sample_rate)}: what can be decoded is used")
+
+    def _check_finite(self, block: Tensor, place: int) -> None:
+        finite = torch.isfinite(block).all(dim=0)
+        if not bool(finite.all()):
+            first = place + int(finite.logical_not().nonzero()[0])
+            raise ValueError(
+                f"{self.name} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
+                f"{first / self.sample_rate:.3f} s: repair or cut out those samples"
+            )
+
+    def _check_end(self, place: int) -> None:
+        """Compare what was read with what the header says."""
+        if not place:
+            raise ValueError(f"{self.name} is damaged, none of its samples can be decoded: copy or download it again")
+        seconds = place / self.sample_rate
+        missing = (self.stated or 0) - seconds
+        if missing > SHORT_BY or (missing > 0 and self.header.cut_off):
+            said = f"and its header says {duration(self.stated or 0)}"
+        elif self.header.cut_off:
+            said = "in the middle of what its format ends with"
+        else:
+            return
+        self._warn(f"{self.name} ends after {duration(seconds)}, {said}: was it copied or downloaded whole?")
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(message, stacklevel=4)
+
+
+def probe_audio(
+    pathFilename: Path, *, name: object = None, stream: int | None = None, downmix: bool = False
+) -> AudioFile:
+    """Read the header of an audio file.
+
+    Parameters
+    ----------
+    pathFilename : Path
+    name : object
+        What messages call it. `None`: the path.
+    stream : int | None
+        Which audio stream, counted from 1.
+    downmix : bool
+        Mix more than two channels down to stereo by FFmpeg's standard matrix.
 
     Raises
     ------
     OSError
         If the file cannot be opened.
+    ImportError
+        If a library is missing that reads it.
     ValueError
-        If it is no audio file, is empty, or has more than two channels.
+        If it is no audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
     """
-    soundfile = soundfile_module()
+    called = printable(pathFilename if name is None else name)
     if pathFilename.is_dir():
-        raise IsADirectoryError(f"{pathFilename} is a folder: pass the files in it")
+        raise IsADirectoryError(f"{called} is a folder: pass the files in it")
     with pathFilename.open("rb") as file:
         if not file.read(1):
-            raise ValueError(f"{pathFilename} is empty (0 bytes): copy or download it again")
-    try:
-        header = soundfile.info(str(pathFilename))
-        properties = AudioProperties(int(header.frames), int(header.samplerate), int(header.channels))
-    # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
-    except (soundfile.SoundFileError, TypeError) as error:
-        probed = probe_with_ffmpeg(pathFilename)
-        if probed is None:
-            raise ValueError(
-                f"{pathFilename} is not audio that libsndfile reads{'' if has_ffmpeg() else ', and PyAV is not here'}: "
-                f"{'convert it' if has_ffmpeg() else how_to_install('av') + ' reads all that FFmpeg does'}, or for "
-                "example ffmpeg -i FILE mixture.wav"
-            ) from error
-        properties = probed
-    if not LOWEST_RATE <= properties.sample_rate <= HIGHEST_RATE:
+            raise ValueError(f"{called} is empty (0 bytes): copy or download it again")
+    audio = _probe_libsndfile(pathFilename, called) if stream in (None, 1) else None
+    if audio is None:
+        audio = _probe_ffmpeg(pathFilename, called, stream or 1)
+    if not LOWEST_RATE <= audio.sample_rate <= HIGHEST_RATE:
         raise ValueError(
-            f"{pathFilename} says that it has {properties.sample_rate} samples a second, and audio has "
+            f"{called} says that it has {audio.sample_rate} samples a second, and audio has "
             f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is no music"
         )
-    if properties.length < 1:
-        raise ValueError(f"{pathFilename} holds no samples: record or export it again")
-    if properties.channels > 2:
-        raise ValueError(
-            f"{pathFilename} has {properties.channels} channels, but at most 2 can be separated: mix it down, "
-            "for example with ffmpeg -i FILE -ac 2 mixture.wav"
-        )
-    return properties
+    if audio.channels > 2:
+        if not downmix:
+            raise ValueError(
+                f"{called} has {audio.channels} channels, but at most 2 can be separated: mix it down with --downmix, "
+                "or for example with ffmpeg -i FILE -ac 2 mixture.wav"
+            )
+        mixed = _probe_ffmpeg(pathFilename, called, stream or 1)
+        return mixed._replace(channels=2, layout="stereo", length=audio.length, stated=audio.stated)
+    return audio
 
 
 def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
@@ -89,204 +219,89 @@ def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
     Raises
     ------
     OSError, ValueError
-        As `read_blocks`.
+        As `AudioFile.blocks`.
     """
-    sample_rate = probe_audio(pathFilename).sample_rate
-    return torch.cat(list(read_blocks(pathFilename)), dim=-1), sample_rate
+    audio = probe_audio(pathFilename)
+    return torch.cat(list(audio.blocks()), dim=-1), audio.sample_rate
 
 
-def read_blocks(pathFilename: Path, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
-    """Read a file that `probe_audio` accepts, block by block: `(s, t)`, float32, full scale at 1.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If it cannot be decoded, or has samples that are not finite.
-    """
-    properties = probe_audio(pathFilename)
-    place = 0
-    for audio in _decoded(pathFilename, frames):
-        _check_finite(audio, pathFilename, place, properties.sample_rate)
-        place += audio.shape[-1]
-        yield audio
-    missing = properties.length - place
-    if place and missing > properties.sample_rate * SHORT_BY:
-        warnings.warn(
-            f"{pathFilename} ends after {place / properties.sample_rate:.1f} s, and its header says "
-            f"{properties.length / properties.sample_rate:.1f} s: was it copied or downloaded whole?",
-            stacklevel=2,
-        )
-    if not place:
-        raise ValueError(f"{pathFilename} is damaged, none of its samples can be decoded: copy or download it again")
+def duration(seconds: float) -> str:
+    """Return a duration for people: `0.25 s`, `75.0 s`, `1:02:03`."""
+    if seconds < 600:
+        return f"{seconds:.2f} s" if seconds < 60 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def _decoded(pathFilename: Path, frames: int) -> Iterator[Tensor]:
+def _probe_libsndfile(pathFilename: Path, name: str) -> AudioFile | None:
+    """Read a header by libsndfile; return None if FFmpeg has to try."""
     soundfile = soundfile_module()
+    header = read_header(pathFilename)
     try:
-        file = soundfile.SoundFile(str(pathFilename))
+        with _PatchedFile(pathFilename, header.unsized) as file, soundfile.SoundFile(file) as sound:
+            length, sample_rate, channels = int(sound.frames), int(sound.samplerate), int(sound.channels)
+    # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
     except (soundfile.SoundFileError, TypeError):
-        yield from decode_with_ffmpeg(pathFilename, frames)
-        return
+        return None
+    if length >= UNKNOWN:
+        return None  # libsndfile would lose the last block of it.
+    if length < 1:
+        raise ValueError(f"{name} holds no samples: record or export it again")
+    stated = None
+    if header.unsized is None and sample_rate > 0:
+        stated = (length if header.length is None else header.length) / sample_rate
+    return AudioFile(pathFilename, name, sample_rate, channels, length, stated, header)
+
+
+def _probe_ffmpeg(pathFilename: Path, name: str, stream: int) -> AudioFile:
+    """Read a header by FFmpeg."""
+    hint = "for example with ffmpeg -i FILE mixture.wav"
     try:
-        with file:
-            while len(samples := file.read(frames, dtype="float32", always_2d=True)):
-                yield torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{pathFilename} is damaged: copy or download it again ({error})") from error
-
-
-def _check_finite(audio: Tensor, pathFilename: Path, place: int, sample_rate: int) -> None:
-    finite = torch.isfinite(audio).all(dim=0)
-    if not bool(finite.all()):
-        first = place + int(finite.logical_not().nonzero()[0])
-        raise ValueError(
-            f"{pathFilename} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
-            f"{first / sample_rate:.3f} s: repair or cut out those samples"
-        )
-
-
-class Resampler:
-    """Convert the sample rate of audio that comes in blocks.
-
-    Parameters
-    ----------
-    rate_from, rate_to : int
-        Sample rates in Hz.
-    """
-
-    def __init__(self, rate_from: int, rate_to: int) -> None:
-        self.rates = (rate_from, rate_to)
-        self._stream: Any = None
-
-    def __call__(self, block: Tensor, *, last: bool = False) -> Tensor:
-        """Return the samples that are ready, `(s, t')`, after a block `(s, t)`; after the last one all."""
-        if self.rates[0] == self.rates[1]:
-            return block
-        if self._stream is None:
-            self._stream = _soxr().ResampleStream(*self.rates, block.shape[0], dtype="float32", quality="VHQ")
-        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
-        frames = block.float().T.clone(memory_format=torch.contiguous_format)
-        converted = self._stream.resample_chunk(frames.numpy(), last=last)
-        return torch.as_tensor(converted).reshape(-1, block.shape[0]).T.contiguous()
-
-
-def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = None) -> Tensor:
-    """Convert the sample rate of audio `(s, t)`.
-
-    Parameters
-    ----------
-    audio : Tensor
-        `(s, t)`, float32, on the CPU.
-    rate_from, rate_to : int
-        Sample rates in Hz.
-    length : int | None = None
-        Samples to return. `None`: the duration of the audio, rounded up to a whole sample.
-
-    Returns
-    -------
-    resampled : Tensor
-        `(s, t)`, float32.
-    """
-    length = math.ceil(audio.shape[-1] * rate_to / rate_from) if length is None else length
-    if rate_from == rate_to and length == audio.shape[-1]:
-        return audio
-    if rate_from != rate_to:
-        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
-        frames = audio.T.clone(memory_format=torch.contiguous_format)
-        converted = _soxr().resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
-        audio = torch.as_tensor(converted).T.contiguous()
-    return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
-
-
-class AudioFolder:
-    """Files that are about to appear; `writing_together` makes one.
-
-    Parameters
-    ----------
-    files : Mapping[str, Path]
-        The file that each stem gets.
-    places : Mapping[str, Path]
-        Where it is written until all are complete.
-    sample_rate : int
-        Of the stems. Where the format cannot have it, files get the next one that it can have.
-    encoding : Encoding
-    """
-
-    def __init__(
-        self, files: Mapping[str, Path], places: Mapping[str, Path], sample_rate: int, encoding: Encoding
-    ) -> None:
-        self.files = files
-        self.places = places
-        self.sample_rate = sample_rate
-        self.encoding = encoding
-        self.opened = ExitStack()
-
-    def open(self, name: str, channels: int, length: int) -> StemFile:
-        """Begin a file of some channels and about so many samples, under a hidden name."""
-        rate = self.encoding.rate(self.sample_rate)
-        file = StemFile(
-            self.places[name],
-            self.files[name],
-            sample_rate=rate,
-            channels=channels,
-            encoding=self.encoding,
-            length=length,
-            convert=None if rate == self.sample_rate else Resampler(self.sample_rate, rate),
-        )
-        return self.opened.enter_context(file)
-
-    def write(self, name: str, audio: Tensor) -> int:
-        """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
-        file = self.open(name, *audio.shape)
-        for start in range(0, audio.shape[-1], FRAMES_PER_BLOCK):
-            file.write(audio[:, start : start + FRAMES_PER_BLOCK])
-        return file.clipped
-
-
-@contextmanager
-def writing_together(
-    output: Path,
-    files: Mapping[str, Path],
-    sample_rate: int,
-    encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
-    *,
-    overwrite: bool = False,
-    finish: Callable[[Sequence[Path]], object] | None = None,
-) -> Generator[AudioFolder]:
-    """Make the files written in the with statement appear together at its end, or, after an error, none.
-
-    Folders are made where they do not exist, and removed again after an error.
-
-    Parameters
-    ----------
-    output : Path
-        The folder that all files are below.
-    files : Mapping[str, Path]
-        The file that each stem gets. All must be written.
-    sample_rate : int
-    encoding : Encoding
-    overwrite : bool
-        Whether files that exist may be replaced.
-    finish : Callable[[Sequence[Path]], object] | None
-        Called with the complete files, in the order of `files`, before they appear.
-
-    Raises
-    ------
-    OSError, ValueError
-        If a file cannot be written.
-    """
-    with appearing_together(output, list(files.values()), overwrite=overwrite) as places:
-        folder = AudioFolder(files, dict(zip(files, places, strict=True)), sample_rate, encoding)
-        with folder.opened:
-            yield folder
-        if finish is not None:
-            finish(places)
-
-
-def _soxr() -> ModuleType:
-    try:
-        return import_module("soxr")
+        found = probe_with_ffmpeg(pathFilename, stream)
     except ImportError as error:
-        raise ImportError(f"to convert sample rates, install soxr: {how_to_install('separation')}") from error
+        raise ValueError(f"{name} is not audio that libsndfile reads, and {error}, or convert it, {hint}") from error
+    except NotDecodable as error:
+        raise ValueError(f"{error}: convert it, {hint}") from error
+    length = None if found.duration is None else max(1, round(found.duration * found.sample_rate))
+    return AudioFile(
+        pathFilename, name, found.sample_rate, found.channels, length, found.duration, stream=stream, by_ffmpeg=True
+    )
+
+
+class _PatchedFile(io.RawIOBase):
+    """A file for libsndfile, which reads an endless size where the header has none, and tells whether it came to its end.
+
+    libsndfile opens files by names in the encoding of the system; this also reads those whose names are not in it.
+    """
+
+    def __init__(self, pathFilename: Path, unsized: int | None) -> None:
+        self.file = pathFilename.open("rb")
+        self.unsized = unsized
+        self.ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        position = self.file.tell()
+        view = memoryview(buffer).cast("B")
+        count = self.file.readinto(view)
+        self.ended = self.ended or count < len(view)
+        if self.unsized is not None:
+            for offset in range(max(self.unsized, position), min(self.unsized + 4, position + count)):
+                view[offset - position] = 0xFF
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()

@@ -1,12 +1,12 @@
-"""One stem, written block by block as libsndfile writes it, into a file of any size."""
+"""Stems written block by block, as libsndfile writes them, into files of any size that appear together."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.songs.rates import Resampler
+from hunterFormsBS.songs.together import appearing_together
 
-__all__ = ["FORMATS", "Encoding", "Format", "StemFile", "WritingError", "soundfile_module"]
+__all__ = ["FORMATS", "AudioFolder", "Encoding", "Format", "StemFile", "WritingError", "soundfile_module", "writing_together"]
 
 Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+FRAMES_PER_WRITE = 1 << 18
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
 SUBTYPES: dict[tuple[str, int | None], str] = {
@@ -258,6 +261,91 @@ class _File(io.RawIOBase):
                 with suppress(OSError):
                     self._file.raw.close()
         super().close()
+
+
+class AudioFolder:
+    """Files that are about to appear; `writing_together` makes one.
+
+    Parameters
+    ----------
+    files : Mapping[str, Path]
+        The file that each stem gets.
+    places : Mapping[str, Path]
+        Where it is written until all are complete.
+    sample_rate : int
+        Of the stems. Where the format cannot have it, files get the next one that it can have.
+    encoding : Encoding
+    """
+
+    def __init__(
+        self, files: Mapping[str, Path], places: Mapping[str, Path], sample_rate: int, encoding: Encoding
+    ) -> None:
+        self.files = files
+        self.places = places
+        self.sample_rate = sample_rate
+        self.encoding = encoding
+        self.opened = ExitStack()
+
+    def open(self, name: str, channels: int, length: int) -> StemFile:
+        """Begin a file of some channels and about so many samples, under a hidden name."""
+        rate = self.encoding.rate(self.sample_rate)
+        file = StemFile(
+            self.places[name],
+            self.files[name],
+            sample_rate=rate,
+            channels=channels,
+            encoding=self.encoding,
+            length=length,
+            convert=None if rate == self.sample_rate else Resampler(self.sample_rate, rate),
+        )
+        return self.opened.enter_context(file)
+
+    def write(self, name: str, audio: Tensor) -> int:
+        """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
+        file = self.open(name, *audio.shape)
+        for block in torch.split(audio, FRAMES_PER_WRITE, dim=-1):
+            file.write(block)
+        return file.clipped
+
+
+@contextmanager
+def writing_together(
+    output: Path,
+    files: Mapping[str, Path],
+    sample_rate: int,
+    encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Sequence[Path]], object] | None = None,
+) -> Generator[AudioFolder]:
+    """Make the files written in the with statement appear together at its end, or, after an error, none.
+
+    Folders are made where they do not exist, and removed again after an error.
+
+    Parameters
+    ----------
+    output : Path
+        The folder that all files are below.
+    files : Mapping[str, Path]
+        The file that each stem gets. All must be written.
+    sample_rate : int
+    encoding : Encoding
+    overwrite : bool
+        Whether files that exist may be replaced.
+    finish : Callable[[Sequence[Path]], object] | None
+        Called with the complete files, in the order of `files`, before they appear.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file cannot be written.
+    """
+    with appearing_together(output, list(files.values()), overwrite=overwrite) as places:
+        folder = AudioFolder(files, dict(zip(files, places, strict=True)), sample_rate, encoding)
+        with folder.opened:
+            yield folder
+        if finish is not None:
+            finish(places)
 
 
 def soundfile_module() -> ModuleType:
