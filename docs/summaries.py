@@ -53,7 +53,7 @@ def catalogue() -> str:
 
 def options() -> str:
     """Return the tables of the options of the command line, made from its parser."""
-    from hunterFormsBS.commandLine import parser
+    from hunterFormsBS.songs.commandLine import parser
 
     lines: list[str] = []
     for group in parser()._action_groups:

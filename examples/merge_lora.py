@@ -2,7 +2,8 @@
 
     python examples/merge_lora.py --checkpoint vocals.ckpt --lora runs/first/best.lora --output better.ckpt
 
-What it writes needs no other file: `python -m hunterFormsBS SONG --checkpoint better.ckpt --output DIR`.
+What it writes needs no other file: `python -m hunterFormsBS SONG --checkpoint better.ckpt --output DIR`. To hear the
+adapters there is no need to merge them: `--checkpoint vocals.ckpt --lora runs/first/best.lora` does so in memory.
 
 Needs `python -m pip install -e ".[separation,lora]"`.
 """
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training.adapters import merge_adapters
 
 from hunterFormsBS.checkpoint import from_checkpoint, read_configuration, save_checkpoint
+from hunterFormsBS.checkpoint.adapters import merge_adapters
 
 
 def main() -> None:

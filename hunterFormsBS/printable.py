@@ -40,7 +40,7 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
     return escaped if len(escaped) <= limit else f"{escaped[: max(1, limit - 4)]} ..."
 
 
-def say(text: object, stream: TextIO | None) -> None:
+def say(text: object, stream: TextIO | None, limit: int = LONGEST_LINE) -> None:
     """Print one line, whatever is in it and whatever became of the stream: nothing fails because nobody reads.
 
     Characters that the stream's encoding lacks are escaped, as control characters are.
@@ -50,11 +50,13 @@ def say(text: object, stream: TextIO | None) -> None:
     text : object
     stream : TextIO, optional
         Standard output or standard error; None where the process was started without.
+    limit : int
+        Characters to print at most.
     """
     if stream is None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    line = printable(text, LONGEST_LINE).encode(encoding, "backslashreplace").decode(encoding)
+    line = printable(text, limit).encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(line, file=stream, flush=True)
     except (OSError, ValueError):

@@ -20,9 +20,9 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main as command_line
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.commandLine import Options, parser
 from hunterFormsBS.mel_band_roformer import MelBandRoformer
 from hunterFormsBS.separation import separate
+from hunterFormsBS.songs.commandLine import Options, parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

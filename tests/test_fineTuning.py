@@ -17,11 +17,12 @@ from torch import nn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
+from hunterFormsBS.checkpoint.adapters import merge_adapters
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from training.adapters import add_adapters, linear_layers_of_transformers, merge_adapters  # noqa: E402
+from training.adapters import add_adapters, linear_layers_of_transformers  # noqa: E402
 from training.settings import settings_from  # noqa: E402
 from training.starting import describe, freeze, start_from, summary, with_heads  # noqa: E402
 

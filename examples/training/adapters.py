@@ -3,7 +3,7 @@
     adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
     …train `model`, whose layers now have adapters…
     adapted.save_pretrained("adapters")
-    merged = adapted.merge_and_unload()
+    merged = adapted.merge_and_unload()         # or later, of the checkpoint: `merge_adapters` of the package
 
 Needs `python -m pip install -e ".[lora]"`. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021,
 arXiv 2106.09685.
@@ -12,12 +12,9 @@ arXiv 2106.09685.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
-
-from hunterFormsBS import BandSplitRotator
 
 # peft takes seconds to import: it is loaded where it is used.
 
@@ -48,21 +45,3 @@ def linear_layers_of_transformers(model: nn.Module) -> list[str]:
     """Name the linear layers under `layers`."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in linear if name.startswith("layers.")]
-
-
-def merge_adapters(model: BandSplitRotator, folder: Path) -> BandSplitRotator:
-    """Add saved adapters to the weights of the model that they were trained on.
-
-    Parameters
-    ----------
-    model : BandSplitRotator
-        Its modules are changed.
-    folder : Path
-        What `save_pretrained` wrote: `adapter_config.json` and `adapter_model.safetensors`.
-    """
-    from peft import PeftModel
-
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds no adapters: choose a folder with adapter_config.json")
-    merged: BandSplitRotator = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    return merged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunterFormsBS import audioFile
-from hunterFormsBS.audioFile import probe_audio, read_audio, resample, writing_together
+from hunterFormsBS.songs import writing as songs_writing
+from hunterFormsBS.songs.rates import resample
+from hunterFormsBS.songs.reading import probe_audio, read_audio
+from hunterFormsBS.songs.writing import AudioFolder, Encoding, writing_together
 
 RATE = 8000
+FLOAT = Encoding()
+
+
+def writing(
+    folder: Path, names: list[str], encoding: Encoding = FLOAT, *, overwrite: bool = True
+) -> AbstractContextManager[AudioFolder]:
+    files = {name: folder / f"{name}.{encoding.format}" for name in names}
+    return writing_together(folder, files, RATE, encoding, overwrite=overwrite)
 
 
 def sine(frequency: float, sample_rate: int, seconds: float = 0.5) -> Tensor:
@@ -29,7 +40,8 @@ def sine(frequency: float, sample_rate: int, seconds: float = 0.5) -> Tensor:
 
 def test_the_header_says_length_rate_and_channels(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.flac", np.zeros((123, 2)), 22050)
-    assert probe_audio(tmp_path / "a.flac") == (123, 22050, 2)
+    audio = probe_audio(tmp_path / "a.flac")
+    assert (audio.length, audio.sample_rate, audio.channels) == (123, 22050, 2)
 
 
 def test_integers_are_read_with_full_scale_at_one(tmp_path: Path) -> None:
@@ -141,9 +153,9 @@ def test_the_same_rate_changes_nothing() -> None:
 def test_what_is_written_reads_back_within_the_bit_depth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, bit_depth: int, subtype: str, tolerance: float
 ) -> None:
-    monkeypatch.setattr(audioFile, "FRAMES_PER_BLOCK", 1000)
+    monkeypatch.setattr(songs_writing, "FRAMES_PER_WRITE", 1000)
     audio = torch.cat([sine(440, RATE), sine(333, RATE) / 3])
-    with writing_together(tmp_path, RATE, container, bit_depth) as folder:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    with writing(tmp_path, ["tone"], Encoding(container, bit_depth)) as folder:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         assert folder.write("tone", audio) == 0
     path = tmp_path / f"tone.{container}"
     assert [*tmp_path.iterdir()] == [path]
@@ -155,9 +167,9 @@ def test_what_is_written_reads_back_within_the_bit_depth(
 
 def test_values_beyond_full_scale_are_counted_where_they_are_cut_off_and_kept_in_floating_point(tmp_path: Path) -> None:
     audio = torch.tensor([[0.5, 1.5, -2.0, 1.0]])
-    with writing_together(tmp_path, RATE, "flac", 24) as folder:
+    with writing(tmp_path, ["a"], Encoding("flac", 24)) as folder:
         assert folder.write("a", audio) == 2
-    with writing_together(tmp_path, RATE) as folder:
+    with writing(tmp_path, ["a"]) as folder:
         assert folder.write("a", audio) == 0
     cut_off = torch.tensor([[0.5, 1, -1, 1]])
     torch.testing.assert_close(read_audio(tmp_path / "a.flac")[0], cut_off, rtol=0, atol=2**-22)
@@ -165,8 +177,8 @@ def test_values_beyond_full_scale_are_counted_where_they_are_cut_off_and_kept_in
 
 
 def test_what_is_too_large_for_riff_is_written_as_rf64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audioFile, "BYTES_OF_RIFF", 4000)
-    with writing_together(tmp_path / "new", RATE) as folder:
+    monkeypatch.setattr(songs_writing, "BYTES_OF_RIFF", 4000)
+    with writing(tmp_path / "new", ["small", "large"]) as folder:
         folder.write("small", torch.ones(1, 1000))
         folder.write("large", torch.ones(1, 1001))
     assert soundfile.info(tmp_path / "new" / "small.wav").format == "WAV"
@@ -177,7 +189,7 @@ def test_what_is_too_large_for_riff_is_written_as_rf64(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
 def test_after_an_error_no_file_is_there_and_what_was_there_stays(tmp_path: Path, error: type[BaseException]) -> None:
     def write_and_fail(folder: Path) -> None:
-        with writing_together(folder, RATE) as files:
+        with writing(folder, ["first"], overwrite=True) as files:
             files.write("first", torch.ones(1, 10))
             assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == old.get(folder, [])
             raise error
@@ -196,8 +208,9 @@ def test_after_an_error_no_file_is_there_and_what_was_there_stays(tmp_path: Path
 def test_a_missing_library_is_named_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((9, 1)), RATE)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         ImportError, match=rf"install {module}: python -m pip install -e \"\.\[separation\]\" in a copy"
     ):
-        resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path)
+        resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path / "a.wav")

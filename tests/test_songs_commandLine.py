@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hunterFormsBS.commandLine import Options, parser
+from hunterFormsBS.songs.commandLine import parse, parser
 
 REQUIRED = ["song.wav", "--checkpoint", "model.ckpt", "--output", "out"]
 
@@ -23,17 +23,29 @@ def test_help_explains_every_option_and_shows_examples(capsys: pytest.CaptureFix
 
 
 def test_the_options_have_the_documented_defaults() -> None:
-    options = parser().parse_args(REQUIRED, Options())
+    options, _ = parse(REQUIRED)
     assert options.mixtures == [Path("song.wav")]
+    assert options.checkpoint == [Path("model.ckpt")]
+    assert options.configuration == []
+    assert (options.name_template, options.clip, options.ensemble) == ("{song}/{stem}.{ext}", "cut", "avg_wave")
     assert (options.format, options.bit_depth, options.device, options.dtype) == ("wav", None, "auto", "float32")
-    for name in ("configuration", "upstream", "stems", "chunk_size", "num_overlap", "batch_size"):
+    for name in ("upstream", "stems", "residual", "audio_stream", "chunk_size", "num_overlap", "batch_size", "info"):
         assert getattr(options, name) is None
-    for name in ("residual", "overwrite", "quiet"):
+    for name in ("downmix", "overwrite", "skip_existing", "json", "quiet", "tta"):
         assert getattr(options, name) is False
 
 
 def test_stems_are_given_with_commas() -> None:
-    assert parser().parse_args([*REQUIRED, "--stems", "vocals, bass"], Options()).stems == ["vocals", "bass"]
+    assert parse([*REQUIRED, "--stems", "vocals, bass"])[0].stems == ["vocals", "bass"]
+
+
+def test_the_residual_has_a_name_of_its_own_if_asked() -> None:
+    assert parse([*REQUIRED, "--residual"])[0].residual == "residual"
+    assert parse([*REQUIRED, "--residual", "instrumental"])[0].residual == "instrumental"
+
+
+def test_information_needs_no_songs() -> None:
+    assert parse(["--info", "model.ckpt"])[0].info == Path("model.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -45,9 +57,17 @@ def test_stems_are_given_with_commas() -> None:
         ([*REQUIRED, "--num-overlap", "-2"], "argument --num-overlap: .*'-2'"),
         ([*REQUIRED, "--batch-size", "1.5"], "argument --batch-size: .*'1.5'"),
         ([*REQUIRED, "--dtype", "float64"], "argument --dtype: .*'float64'"),
-        ([*REQUIRED, "--format", "mp3"], "argument --format: .*'mp3'"),
+        ([*REQUIRED, "--format", "aac"], "argument --format: .*'aac'"),
+        ([*REQUIRED, "--quality", "11"], "argument --quality: .*'11'"),
+        ([*REQUIRED, "--quality", "nan"], "argument --quality: .*'nan'"),
         ([*REQUIRED, "--stems", "vocals,,bass"], "argument --stems: .*'vocals,,bass'"),
         ([*REQUIRED, "--upstream", "spleeter"], "argument --upstream: .*'spleeter'"),
+        ([*REQUIRED, "--name-template", "{song}/../{stem}"], "leads out of --output"),
+        ([*REQUIRED, "--name-template", "{title}"], "has the field 'title'"),
+        ([*REQUIRED, "--residual", "a/b"], "argument --residual: .*'a/b'"),
+        ([*REQUIRED, "--residual", __file__], "argument --residual: .* put it before"),
+        ([*REQUIRED, "--weights", "1,a"], "argument --weights: .*'1,a'"),
+        ([*REQUIRED, "--weights", "0,0"], "argument --weights: .*'0,0'"),
         ([*REQUIRED, "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -55,7 +75,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
-        parser().parse_args(arguments, Options())
+        parse(arguments)
     out, line = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(f"hunterFormsBS: error: .*{message}.*\n", line)

@@ -1,0 +1,1 @@
+"""From files to files: what `python -m hunterFormsBS` does around a separation."""

@@ -1,0 +1,393 @@
+"""Many songs: all is checked that can be before a model is loaded, and then they are separated one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+
+import torch
+
+from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.adapters import merge_adapters
+from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
+from hunterFormsBS.songs.console import Console, one_line
+from hunterFormsBS.songs.finding import Song, find_songs
+from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
+from hunterFormsBS.songs.progress import SongProgress
+from hunterFormsBS.songs.reading import AudioFile, probe_audio
+from hunterFormsBS.songs.separating import Combination, Separator, separate_song
+from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
+from hunterFormsBS.songs.sharing import Place, place_in_job, share_of
+from hunterFormsBS.songs.tags import read_tags, write_tags
+from hunterFormsBS.songs.together import Identity, check_targets, finish_leftovers, identities
+from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, writing_together
+
+__all__ = ["FAILURES", "separate_all"]
+
+# Everything that bad files and settings raise. What is not here is a bug, and shows its traceback.
+FAILURES = (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+
+FRAMES_PER_BYTE = 16
+"""Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
+
+
+class _Source(NamedTuple):
+    """A checkpoint that is not loaded yet, and which of its stems are asked for."""
+
+    checkpoint: Path
+    configuration: Path | Mapping[str, Any] | None
+    settings: Settings
+    stems: list[int] | None
+
+
+def separate_all(options: Options, console: Console) -> int:
+    """Separate songs as the command line says, and return the exit status.
+
+    Raises
+    ------
+    UsageError
+        If the command line cannot be used.
+    ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError
+        If something fails that all songs need.
+    """
+    encoding = _encoding(options)
+    place = place_in_job()
+    device = _device(options.device, place)
+    sources, names = _sources(options, console)
+    with ExitStack() as copies:
+        songs = find_songs(options.mixtures, options.output, copies, console)
+        batch = _Batch(options, console, encoding, sources, songs)
+        batch.name_stems(names)
+        if options.output.is_dir():
+            finish_leftovers(options.output)
+        lengths = [batch.seconds(song) for song in songs] if place.size > 1 else []
+        waiting = batch.without_existing(share_of(place, songs, lengths))
+        checked = batch.those_that_succeed(waiting, batch.check)
+        if not checked:
+            return 1 if waiting else 0
+        with _output_folder(options.output):
+            separators = [_load(source, options, device) for source in sources]
+            if batch.name_stems(_names_loaded(names, separators, console)):
+                checked = batch.without_existing(checked)
+                waiting = batch.without_existing(waiting)
+            separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
+    return 0 if len(separated) == len(waiting) else 1
+
+
+class _Batch:
+    """Songs, and the files that they become."""
+
+    def __init__(
+        self, options: Options, console: Console, encoding: Encoding, sources: Sequence[_Source], songs: Sequence[Song]
+    ) -> None:
+        self.options = options
+        self.console = console
+        self.encoding = encoding
+        self.songs = songs
+        self.names: list[str] = []
+        """Of the files of each song; empty while only the model tells how many there are."""
+        self._model = safe_name("+".join(source.checkpoint.stem for source in sources))
+        self._kept: frozenset[Identity] = identities(song.place for song in songs)
+        self._probe = cache(self._probed)
+
+    def name_stems(self, stems: Sequence[str]) -> bool:
+        """Take the names of the stems, and tell whether they are others than before.
+
+        Raises
+        ------
+        UsageError
+            If two files would be one.
+        """
+        residual = self.options.residual
+        if residual is not None and key_of(residual) in map(key_of, stems):
+            raise UsageError(f"--residual {residual} would overwrite the stem of this name: call it --residual NAME")
+        names = [*stems, *([residual] if stems and residual is not None else [])]
+        if len(set(map(key_of, names))) < len(names):
+            raise UsageError(
+                f"two stems would be written as one of {', '.join(names)}: give the stems of the configuration "
+                "different names, or ask for one of them with --stems"
+            )
+        if names == self.names:
+            return False
+        self.names = names
+        try:
+            # Without names of stems two songs can still be told apart.
+            check_apart({song.path: [*self.files(song, names or ["stem"]).values()] for song in self.songs})
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return True
+
+    def files(self, song: Song, names: Sequence[str] | None = None) -> dict[str, Path]:
+        """Return the file that each stem of a song gets."""
+        folder = self.options.output / song.folder
+        return {
+            name: folder
+            / fill_in(
+                self.options.name_template,
+                song=song.name,
+                stem=name,
+                model=self._model,
+                number=number,
+                ext=self.encoding.format,
+            )
+            for number, name in enumerate(self.names if names is None else names, start=1)
+        }
+
+    def seconds(self, song: Song) -> float:
+        """Return about how long a song is, 0 if it cannot be read."""
+        try:
+            audio = self._probe(song)
+        except FAILURES:
+            return 0.0
+        return _samples(audio) / audio.sample_rate
+
+    def without_existing(self, songs: Sequence[Song]) -> list[Song]:
+        """Leave out, if that was asked for, songs whose stems all exist."""
+        if not (self.options.skip_existing and self.names):
+            return list(songs)
+        waiting: list[Song] = []
+        for song in songs:
+            files = self.files(song)
+            if all(map(Path.exists, files.values())):
+                self._record(song, "skipped", outputs=files)
+            else:
+                waiting.append(song)
+        return waiting
+
+    def check(self, song: Song) -> None:
+        """Raise if a song cannot be read, or its stems cannot be written."""
+        self._probe(song)
+        files = list(self.files(song).values())
+        for file in files or self.files(song, ["stem"]).values():
+            check_length(file, self.options.output)
+        check_targets(files, overwrite=self.options.overwrite, kept=self._kept)
+
+    def separate(self, song: Song, separators: Sequence[Separator]) -> None:
+        """Separate one song and write its stems, block by block."""
+        self.check(song)
+        options, audio, files = self.options, self._probe(song), self.files(song)
+        self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
+        begun = time.monotonic()
+        tags = read_tags(song.place)
+        with (
+            SongProgress(self.console, song.path, len(separators)) as progress,
+            writing_together(
+                options.output,
+                files,
+                audio.sample_rate,
+                self.encoding,
+                overwrite=options.overwrite,
+                scale=options.clip == "scale",
+                finish=lambda places: write_tags(tags, places),
+            ) as folder,
+        ):
+            opened = [folder.open(name, audio.channels, _samples(audio)) for name in files]
+            stems = separate_song(
+                separators,
+                audio,
+                combination=Combination(options.ensemble, options.weights),
+                residual=options.residual is not None,
+                report=progress,
+                dtype=DTYPES[options.dtype],
+                tta=options.tta,
+            )
+            for block in stems:
+                for file, stem in zip(opened, block, strict=True):
+                    file.write(stem)
+        for file in opened:
+            if file.clipped:
+                self.console.warn(
+                    f"{file.clipped} values of {file.path} were beyond full scale and are cut off: --clip scale lowers "
+                    "all stems, --format wav --bit-depth 32 keeps them"
+                )
+        if folder.factor < 1:
+            self.console.remark(f"{song.path}: all stems are multiplied by {folder.factor:.4f}, to stay in full scale")
+        for path in files.values():
+            self.console.show(path)
+        self._record(
+            song,
+            "separated",
+            outputs=files,
+            duration=opened[0].written / opened[0].sample_rate,
+            seconds=time.monotonic() - begun,
+            factor=folder.factor,
+        )
+
+    def those_that_succeed(self, songs: Iterable[Song], action: Callable[[Song], object]) -> list[Song]:
+        """Do the action for each song, say in one line what failed, and return the other songs."""
+        succeeded: list[Song] = []
+        waiting = list(songs)
+        for number, song in enumerate(waiting, start=1):
+            try:
+                action(song)
+            except FAILURES as error:
+                text = one_line(error)
+                text = text if str(song.path) in text else f"{song.path}: {text}"
+                full = isinstance(error, OSError) and error.errno in FULL
+                left = len(waiting) - number
+                self.console.tell(f"error: {text}{f': {left} more are not separated' if full and left else ''}")
+                self._record(song, "failed", error=text)
+                if full:
+                    break
+            else:
+                succeeded.append(song)
+        return succeeded
+
+    def _probed(self, song: Song) -> AudioFile:
+        options = self.options
+        return probe_audio(song.place, name=song.path, stream=options.audio_stream, downmix=options.downmix)
+
+    def _record(
+        self,
+        song: Song,
+        status: str,
+        *,
+        outputs: Mapping[str, Path] | None = None,
+        duration: float | None = None,
+        seconds: float | None = None,
+        factor: float = 1.0,
+        error: str | None = None,
+    ) -> None:
+        """Print what became of a song, and forget the warnings that belong to it."""
+        self.console.record(
+            {
+                "song": str(song.path),
+                "status": status,
+                "outputs": {name: str(path) for name, path in (outputs or {}).items()},
+                "duration": duration,
+                "seconds": seconds,
+                "factor": factor,
+                "warnings": [*self.console.warnings],
+                "error": error,
+            }
+        )
+        self.console.warnings.clear()
+
+
+def _samples(audio: AudioFile) -> int:
+    """Return how many samples a file has, at most where only reading tells."""
+    return audio.pathFilename.stat().st_size * FRAMES_PER_BYTE if audio.length is None else audio.length
+
+
+def _encoding(options: Options) -> Encoding:
+    """Return what files are to be."""
+    usual = DEPTHS[options.format]
+    depth = options.bit_depth or usual
+    if (options.format, depth) not in SUBTYPES:
+        remedy = "leave it out" if usual is None else "use 16 or 24"
+        raise UsageError(f"--format {options.format} has no --bit-depth {depth}: {remedy}")
+    if options.quality is not None and usual is not None:
+        raise UsageError(f"--format {options.format} keeps all of the sound and has no --quality: leave it out")
+    return Encoding(options.format, depth, options.quality)
+
+
+def _device(name: str, place: Place) -> torch.device:
+    """Return the device of this name, the fastest kind there is for `auto`; each process of a job its own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and place.size > 1 and (count := torch.cuda.device_count()):
+        name = f"cuda:{place.local_rank % count}"
+    try:
+        device = torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"--device {name} cannot be used here: {one_line(error)}") from error
+    if device.type == "meta":
+        raise UsageError("--device meta does not compute: use cpu, cuda or mps")
+    return device
+
+
+def _sources(options: Options, console: Console) -> tuple[list[_Source], list[str]]:
+    """Return the checkpoints, and the names of the stems that they are to give; none where no configuration tells."""
+    count = len(options.checkpoint)
+    if len(options.configuration) not in (0, 1, count):
+        raise UsageError(
+            f"{count} --checkpoint and {len(options.configuration)} --configuration: pass one for each, or one for all"
+        )
+    if options.stems is not None and len({*map(safe_name, options.stems)}) < len(options.stems):
+        raise UsageError(f"--stems {','.join(options.stems)} names a stem twice: name each once")
+    if count == 1 and (options.weights is not None or options.ensemble != "avg_wave"):
+        raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
+    if count > 1 and options.lora is not None:
+        raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
+    if options.weights is not None:
+        if len(options.weights) != count:
+            raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")
+        if not options.ensemble.startswith("avg"):
+            raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
+    configurations: list[Path | None] = [*options.configuration] or [None]
+    found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
+    remarks: dict[str, None] = {}
+    for checkpoint, configuration in zip(
+        options.checkpoint, configurations * (count // len(configurations)), strict=True
+    ):
+        file, used, content = find_configuration(checkpoint, configuration)
+        settings, warnings = read_settings(options, content)
+        remarks |= dict.fromkeys(warnings)
+        found.append((file, used, settings))
+    for remark in remarks:
+        console.warn(remark)
+    names = found[0][2].names if options.stems is None else [*map(safe_name, options.stems)]
+    if options.stems is None and any(set(settings.names) != set(names) for _, _, settings in found):
+        common = [name for name in names if all(name in settings.names for _, _, settings in found)]
+        listed = "; ".join(", ".join(settings.names) or "stems without names" for _, _, settings in found)
+        remedy = f"choose with --stems {','.join(common)}" if common else "they have none in common"
+        raise UsageError(f"the checkpoints have different stems ({listed}): {remedy}")
+    sources = [
+        _Source(
+            file,
+            used,
+            settings,
+            None if names == settings.names else stem_indices(options.stems or names or None, settings.names),
+        )
+        for file, used, settings in found
+    ]
+    return sources, list(names)
+
+
+def _load(source: _Source, options: Options, device: torch.device) -> Separator:
+    whole = options.lora is not None  # adapters may have been trained on any of the heads
+    model = from_checkpoint(
+        source.checkpoint,
+        source.configuration,
+        upstream=options.upstream,
+        device="cpu" if whole else device,
+        stems=None if whole else source.stems,
+    )
+    if options.lora is not None:
+        model = merge_adapters(model, options.lora).to(device)
+    return Separator(model, source.settings, source.stems if whole else None)
+
+
+def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console: Console) -> Sequence[str]:
+    """Return the names of the stems that the models have; numbers where the configurations name none or others."""
+    counts = {
+        separator.model.num_stems if separator.order is None else len(separator.order)  # type: ignore[attr-defined]
+        for separator in separators
+    }
+    if len(counts) > 1:
+        raise UsageError(f"the checkpoints have different numbers of stems, {sorted(counts)}: choose with --stems")
+    (count,) = counts
+    if len(names) == count:
+        return names
+    if names:
+        console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: I number them")
+    return [f"stem_{number}" for number in range(1, count + 1)]
+
+
+@contextmanager
+def _output_folder(folder: Path) -> Generator[None]:
+    """Make the folder, find out whether it can be written, and remove it again if nothing came into it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
+    try:
+        yield
+    finally:
+        if new and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,134 @@
+"""The songs that arguments name: files, pipes, patterns, and everything audible below folders."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, NamedTuple
+
+from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.console import Console
+from hunterFormsBS.songs.names import song_name
+
+__all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs"]
+
+STANDARD_INPUT = Path("-")
+
+AUDIO_SUFFIXES = frozenset(
+    {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+    | {".aac", ".ac3", ".alac", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma", ".wv"}
+)
+"""Files that are taken from folders."""
+
+
+class Song(NamedTuple):
+    """A file to separate.
+
+    Parameters
+    ----------
+    path : Path
+        As it was given, which is what messages call it.
+    place : Path
+        Where it is read: of a pipe, a copy.
+    folder : Path
+        Where it lies within the folder that was given: the folder of its stems within the output.
+    """
+
+    path: Path
+    place: Path
+    folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """What its stems are called after."""
+        return "stdin" if self.path == STANDARD_INPUT else song_name(self.path)
+
+
+def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: Console) -> list[Song]:
+    """Return the songs that arguments name, each file once.
+
+    Parameters
+    ----------
+    given : Sequence[Path]
+        Files, folders, patterns that the shell left as they are, named pipes, and `-` for standard input.
+    output : Path
+        What was written there before is not taken from a folder that holds it.
+    copies : ExitStack
+        Keeps copies of what comes out of pipes until it ends.
+    console : Console
+        Where to say that a pipe is waited for.
+
+    Raises
+    ------
+    UsageError
+        If nothing matches a pattern, or a folder has no audio file.
+    """
+    songs: dict[Path, Song] = {}
+    for path in _expanded(given):
+        if path == STANDARD_INPUT or _is_pipe(path):
+            songs.setdefault(path, Song(path, _copy(path, copies, console)))
+            continue
+        if not path.is_dir():
+            songs.setdefault(path.resolve(), Song(path, path))
+            continue
+        below = [file for file in sorted(path.rglob("*")) if _is_audio(file) and not _was_written(file, path, output)]
+        if not below:
+            raise UsageError(f"{printable(path)} is a folder without audio files: pass files, or another folder")
+        for file in below:
+            songs.setdefault(file.resolve(), Song(file, file, file.parent.relative_to(path)))
+    return list(songs.values())
+
+
+def _expanded(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if not glob.has_magic(str(path)) or path.exists():
+            yield path
+            continue
+        root = Path(path.anchor)
+        found = sorted(root.glob(str(path.relative_to(root))))
+        if not found and not any(sign in str(path) for sign in "*?"):
+            yield path  # A file with brackets in its name, which is missing.
+        elif not found:
+            raise UsageError(f"nothing matches {printable(path)}: pass files, folders or another pattern")
+        yield from found
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _was_written(file: Path, folder: Path, output: Path) -> bool:
+    """Tell whether a file is in the output folder, and that one within the folder of the songs."""
+    output, folder = output.resolve(), folder.resolve()
+    return folder in output.parents and output in file.resolve().parents
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _copy(pipe: Path, copies: ExitStack, console: Console) -> Path:
+    """Copy what comes out of a pipe to a temporary file: headers are read first, and some songs twice."""
+    if pipe != STANDARD_INPUT:
+        console.remark(f"{printable(pipe)} is a named pipe: I wait until a program writes audio into it")
+        source: IO[bytes] = copies.enter_context(pipe.open("rb"))
+    elif sys.stdin is None:
+        raise UsageError("standard input is closed: pass a file, or lead audio into the program")
+    else:
+        if sys.stdin.isatty():
+            console.remark("I read audio from standard input, which is a terminal: lead a file into it")
+        source = sys.stdin.buffer
+    place = Path(copies.enter_context(TemporaryDirectory(prefix="hunterFormsBS"))) / "song"
+    with place.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    return place

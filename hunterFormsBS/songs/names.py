@@ -1,0 +1,149 @@
+"""What files are called: names made safe, the template, and no two files of one name anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from string import Formatter
+
+from hunterFormsBS.printable import printable, short_repr
+
+__all__ = ["TEMPLATE", "check_apart", "check_length", "check_template", "fill_in", "key_of", "safe_name", "song_name"]
+
+TEMPLATE = "{song}/{stem}.{ext}"
+FIELDS = ("song", "stem", "model", "number", "ext")
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file, in the file systems that people have, where the system does not say."""
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def safe_name(name: object) -> str:
+    r"""Return a name as one that every system takes for a file, and that leads nowhere else.
+
+    Control characters and `\ / : * ? " < > |` become underscores, dots and spaces at its ends go, letters are
+    composed (NFC). What is left empty is an underscore, and what Windows reserves gets one.
+    """
+    text = unicodedata.normalize("NFC", str(name))
+    text = "".join("_" if unicodedata.category(one)[0] == "C" or one in r'\/:*?"<>|' else one for one in text)
+    text = text.strip(". ")
+    return f"{text}_" if not text or _RESERVED.fullmatch(text) else text
+
+
+def song_name(path: Path) -> str:
+    """Return the name of a song, which stays below the output folder also where its file is called `...wav`."""
+    return path.stem if path.stem.strip(". ") else safe_name(path.stem)
+
+
+def key_of(path: PurePath | str) -> str:
+    """Return what two names share that any usual file system takes for one: composed, without upper case."""
+    parts = [part.rstrip(". ") or part for part in PurePath(path).parts]
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", "/".join(parts)).casefold())
+
+
+def check_template(template: str) -> str:
+    """Return a template of names of files, ended with `.{ext}`, if it can work.
+
+    Raises
+    ------
+    ValueError
+        If it names an unknown field, leads out of the output folder, or has no name for a file.
+    """
+    hint = "use {song}, {stem}, {model}, {number} and {ext}, such as '{song}/{stem}.{ext}'"
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{short_repr(template)} is no template ({printable(error)}): {hint}") from error
+    for _, field, format_spec, conversion in parts:
+        if field is not None and (field not in FIELDS or format_spec or conversion):
+            raise ValueError(f"{short_repr(template)} has the field {short_repr(field)}: {hint}")
+    path = PurePath(template)
+    folders = re.split(r"[/\\]", template)
+    if path.is_absolute() or path.drive or any(folder.strip() in ("", ".", "..") for folder in folders):
+        raise ValueError(f"{short_repr(template)} leads out of --output, or names a folder: {hint}")
+    return template if template.endswith(".{ext}") else template + ".{ext}"
+
+
+def fill_in(template: str, *, song: str, stem: str, model: str, number: int, ext: str) -> PurePath:
+    """Return the name of the file of a stem, below the output folder.
+
+    Parameters
+    ----------
+    template : str
+        As `check_template` returns it.
+    song, stem, model, ext : str
+        Safe names, and the suffix without its dot.
+    number : int
+        Of the stem, counted from 1.
+    """
+    return PurePath(template.format(song=song, stem=stem, model=model, number=number, ext=ext))
+
+
+def check_apart(planned: Mapping[Path, Sequence[Path]]) -> None:
+    """Refuse two stems or two songs that would be written to one file, and a file of one that is a folder of another.
+
+    Parameters
+    ----------
+    planned : Mapping[Path, Sequence[Path]]
+        For each song the files of its stems.
+
+    Raises
+    ------
+    ValueError
+        With both songs and the file.
+    """
+    owners: dict[str, Path] = {}
+    for song, files in planned.items():
+        for file in files:
+            key = key_of(file)
+            if owners.get(key) is song:
+                raise ValueError(
+                    f"two stems would be written as {printable(file)}: give the stems of the configuration different "
+                    "names, ask for one of them with --stems, or put {stem} or {number} into --name-template"
+                )
+            if key in owners:
+                raise ValueError(_clash(owners[key], song, file))
+            owners[key] = song
+    for song, files in planned.items():
+        for parent in {parent for file in files for parent in file.parents}:
+            if (other := owners.get(key_of(parent))) is not None:
+                raise ValueError(_clash(other, song, parent))
+
+
+def check_length(file: Path, output: Path) -> None:
+    """Refuse a file with a name, or a folder, that is longer than file systems take.
+
+    Raises
+    ------
+    ValueError
+        With the name and its length.
+    """
+    longest = _longest_name(output)
+    for part in file.relative_to(output).parts:
+        if (length := len(os.fsencode(part))) > longest:
+            raise ValueError(
+                f"{printable(part)} is a name of {length} bytes, and file systems take {longest}: rename the song, or "
+                "the stems in the configuration, or use --name-template"
+            )
+
+
+def _longest_name(folder: Path) -> int:
+    """Return how many bytes a name may have in a folder, which may not be there yet."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is None or not hasattr(os, "pathconf"):
+        return LONGEST_NAME
+    try:
+        return min(LONGEST_NAME, os.pathconf(existing, "PC_NAME_MAX"))
+    except (OSError, ValueError):
+        return LONGEST_NAME
+
+
+def _clash(one: Path, other: Path, file: Path) -> str:
+    return (
+        f"{printable(one)} and {printable(other)} would both be written to {printable(file)}: separate them in two "
+        "calls with different --output, or put {song} into --name-template"
+    )

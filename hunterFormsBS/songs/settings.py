@@ -1,0 +1,168 @@
+"""What a configuration says about separating with its checkpoint, as far as the command line does not say otherwise."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from hunterFormsBS import catalogue
+from hunterFormsBS.checkpoint import CheckpointError
+from hunterFormsBS.checkpoint.configuration import load_configuration
+from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.commandLine import Options, UsageError
+from hunterFormsBS.songs.names import safe_name
+
+__all__ = ["Settings", "find_configuration", "read_settings", "stem_indices"]
+
+WINDOW = 2048
+"""Samples of the transform's window in the models whose configuration does not state it."""
+
+
+class Settings(NamedTuple):
+    """How to separate with a checkpoint.
+
+    Parameters
+    ----------
+    sample_rate : int
+        Of the audio that the model takes.
+    sizes : dict[str, Any]
+        Keyword arguments of `separate`.
+    names : list[str]
+        Of the stems; empty if the configuration names none.
+    normalize : bool
+        Give the model songs whose mono mix has mean 0 and standard deviation 1.
+    """
+
+    sample_rate: int
+    sizes: dict[str, Any]
+    names: list[str]
+    normalize: bool
+
+
+def find_configuration(
+    checkpoint: Path, configuration: Path | Mapping[str, Any] | None
+) -> tuple[Path, Path | Mapping[str, Any] | None, Mapping[str, Any]]:
+    """Return the file of a checkpoint, which is fetched if it is a name, its configuration, and what that says.
+
+    The configuration is that of the file that was given, or of the catalogue, or the one beside what was fetched, or
+    what `save_checkpoint` put into the checkpoint; of the last one only the content is returned.
+
+    Raises
+    ------
+    CheckpointError, ImportError, OSError
+        If a file cannot be fetched or read.
+    """
+    if catalogue.is_remote(str(checkpoint)):
+        checkpoint, beside = catalogue.fetch(str(checkpoint))
+        configuration = configuration or beside
+    with checkpoint.open("rb"):
+        pass
+    if configuration is not None:
+        return checkpoint, configuration, load_configuration(configuration)
+    if entry := catalogue.recognise(checkpoint):
+        return checkpoint, None, entry.configuration
+    # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
+    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
+    within = cast("Mapping[str, object]", content).get("configuration") if isinstance(content, Mapping) else None
+    return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
+
+
+def read_settings(options: Options, configuration: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """Take from a configuration what the command line leaves open, and return warnings with it.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration is wrong.
+    UsageError
+        If the command line does not fit it.
+    """
+    audio, inference, training, model = (
+        _section(configuration, name) for name in ("audio", "inference", "training", "model")
+    )
+    stated = _size(inference, "chunk_size") or _size(audio, "chunk_size")
+    sizes = {
+        "chunk_size": options.chunk_size or stated,
+        "num_overlap": options.num_overlap or _size(inference, "num_overlap"),
+        "batch_size": options.batch_size or _size(inference, "batch_size"),
+    }
+    normalize: object = inference.get("normalize") or False
+    if not isinstance(normalize, bool):
+        raise CheckpointError(f"normalize in the configuration must be true or false, but is {normalize!r}")
+    sample_rate = _size(audio, "sample_rate") or _size(model, "sample_rate") or 44100
+    remarks: list[str] = []
+    if options.chunk_size is not None:
+        window = _size(model, "stft_win_length") or _size(model, "stft_n_fft") or (WINDOW if "dim" in model else 1)
+        if options.chunk_size < window:
+            raise UsageError(
+                f"--chunk-size {options.chunk_size} is less than one window of the model's transform, {window} "
+                f"samples: use what it was trained on, {stated or 'usually some 8 seconds'}"
+            )
+        if stated is not None and options.chunk_size < stated:
+            remarks.append(
+                f"--chunk-size {options.chunk_size} is less than the {stated} samples that the model was trained on, "
+                "which sound better"
+            )
+    if sizes["num_overlap"] is not None and sizes["num_overlap"] > (shortest := sizes["chunk_size"] or 352800):
+        raise UsageError(
+            f"--num-overlap {sizes['num_overlap']:g} is more than the {shortest} samples of a chunk: use a few"
+        )
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    return Settings(sample_rate, sizes, _stem_names(training, _size(model, "num_stems")), normalize), remarks
+
+
+def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int] | None:
+    """Return the numbers of the stems that were asked for; None stands for all.
+
+    Raises
+    ------
+    UsageError
+        If the model has no such stem.
+    """
+    if wanted is None:
+        return None
+    if known:
+        unknown = [name for name in wanted if safe_name(name) not in known]
+        if unknown:
+            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}")
+        return [known.index(safe_name(name)) for name in wanted]
+    numbers = [re.fullmatch(r"stem_([1-9]\d*)", name) for name in wanted]
+    if not all(numbers):
+        raise UsageError(
+            f"--stems {','.join(wanted)}: no configuration names the stems of this checkpoint. "
+            "Pass --configuration, or call them stem_1, stem_2, ..."
+        )
+    return [int(number[1]) - 1 for number in numbers if number]
+
+
+def _stem_names(training: Mapping[str, Any], num_stems: int | None) -> list[str]:
+    """Return the names of the stems, as far as they are as many as the model has."""
+    target, instruments = training.get("target_instrument"), training.get("instruments")
+    if target and num_stems in (None, 1):
+        return [safe_name(target)]
+    if not isinstance(instruments, Sequence) or isinstance(instruments, str):
+        return []
+    names = [safe_name(name) for name in cast("Sequence[object]", instruments)]
+    return names if num_stems in (None, len(names)) else []
+
+
+def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section: object = configuration.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(
+            f"the section {name} of the configuration must be a mapping, but is {printable(repr(section))}"
+        )
+    return cast("Mapping[str, Any]", section)
+
+
+def _size(section: Mapping[str, Any], name: str) -> int | None:
+    size: object = section.get(name)
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        return size
+    raise CheckpointError(
+        f"{name} in the configuration must be an integer of at least 1, but is {printable(repr(size))}"
+    )

@@ -1,0 +1,70 @@
+"""Songs shared out among the processes of one job, as torchrun, accelerate, srun and mpirun start them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from hunterFormsBS.songs.commandLine import UsageError
+
+__all__ = ["Place", "place_in_job", "share_of"]
+
+_T = TypeVar("_T")
+
+VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+"""What torchrun and accelerate, Slurm, and Open MPI tell a process about itself."""
+
+
+class Place(NamedTuple):
+    """Which process of a job this is, in all and on its machine, counted from 0, and of how many."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def place_in_job(environment: Mapping[str, str] = os.environ) -> Place:
+    """Read from environment variables which process this is.
+
+    Raises
+    ------
+    UsageError
+        If the variables contradict each other.
+    """
+    for rank, size, local_rank in VARIABLES:
+        if rank not in environment or size not in environment:
+            continue
+        # Within an allocation of Slurm also a shell has the variables of a job of several tasks, of which it is none.
+        if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environment:
+            continue
+        try:
+            place = Place(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, "0")))
+        except ValueError:
+            place = Place(0, 0)
+        if not (0 <= place.rank < place.size and place.local_rank >= 0):
+            stated = ", ".join(f"{name}={environment.get(name)}" for name in (rank, size, local_rank))
+            raise UsageError(f"the environment says {stated}, which is no place in a job: unset these variables")
+        return place
+    return Place()
+
+
+def share_of(place: Place, items: Sequence[_T], lengths: Sequence[float]) -> list[_T]:
+    """Return the items of one process: longest first, each to the process that has the least so far.
+
+    All processes come to the same shares, without a word between them, if they have the same items and lengths.
+    """
+    if place.size == 1:
+        return list(items)
+    loads = [0.0] * place.size
+    share: list[_T] = []
+    for number in sorted(range(len(items)), key=lambda number: (-lengths[number], number)):
+        rank = min(range(place.size), key=lambda rank: (loads[rank], rank))
+        loads[rank] += max(lengths[number], 1e-3)
+        if rank == place.rank:
+            share.append(items[number])
+    return share

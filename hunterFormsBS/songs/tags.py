@@ -1,0 +1,158 @@
+"""Tags and cover art of a song, carried over to its stems by mutagen, where that is installed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+__all__ = ["Tags", "read_tags", "write_tags"]
+
+FRAMES = {
+    "album": "TALB",
+    "albumartist": "TPE2",
+    "artist": "TPE1",
+    "bpm": "TBPM",
+    "composer": "TCOM",
+    "copyright": "TCOP",
+    "date": "TDRC",
+    "discnumber": "TPOS",
+    "genre": "TCON",
+    "isrc": "TSRC",
+    "title": "TIT2",
+    "tracknumber": "TRCK",
+}
+"""Frames of ID3 for the names that Vorbis comments have; they go into every container that has tags."""
+
+ALIASES = {"track": "tracknumber", "year": "date", "disc": "discnumber", "album artist": "albumartist"}
+"""What APEv2, the tags of WavPack, calls them."""
+
+ATOMS = {
+    "album": "\xa9alb",
+    "albumartist": "aART",
+    "artist": "\xa9ART",
+    "bpm": "tmpo",
+    "composer": "\xa9wrt",
+    "copyright": "cprt",
+    "date": "\xa9day",
+    "discnumber": "disk",
+    "genre": "\xa9gen",
+    "title": "\xa9nam",
+    "tracknumber": "trkn",
+}
+"""What MP4 calls them."""
+
+MIMES = {13: "image/jpeg", 14: "image/png"}
+"""Formats of pictures in MP4."""
+
+FRONT_COVER = 3
+
+
+class Tags(NamedTuple):
+    """What a file says about its song.
+
+    Parameters
+    ----------
+    texts : dict[str, list[str]]
+        By the names of `FRAMES`.
+    pictures : list[Any]
+        `mutagen.flac.Picture`.
+    """
+
+    texts: dict[str, list[str]]
+    pictures: list[Any]
+
+
+def read_tags(pathFilename: Path) -> Tags:
+    """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed."""
+    texts: dict[str, list[str]] = {}
+    pictures: list[Any] = []
+    try:
+        mutagen = import_module("mutagen")
+    except ImportError:
+        return Tags(texts, pictures)
+    with suppress(mutagen.MutagenError, OSError, ValueError), pathFilename.open("rb") as file:
+        song = mutagen.File(file)
+        tags: Any = getattr(song, "tags", None)
+        if tags is None:
+            return Tags(texts, pictures)
+        if hasattr(tags, "getall"):
+            texts = {name: [str(text) for text in tags[frame].text] for name, frame in FRAMES.items() if frame in tags}
+            pictures = [_picture(one.data, one.mime, one.type, one.desc) for one in tags.getall("APIC")]
+        elif type(song).__name__ == "MP4":
+            texts = {name: list(map(_mp4_text, tags[atom])) for name, atom in ATOMS.items() if atom in tags}
+            pictures = [_picture(bytes(one), MIMES.get(one.imageformat, "")) for one in tags.get("covr", ())]
+        else:
+            named = {ALIASES.get(key.lower(), key.lower()): _texts(value) for key, value in dict(tags).items()}
+            texts = {name: named[name] for name in FRAMES if name in named}
+            pictures = [*getattr(song, "pictures", ()), *_ogg_pictures(named.get("metadata_block_picture", ()))]
+    return Tags(texts, pictures)
+
+
+def write_tags(tags: Tags, places: Sequence[Path]) -> None:
+    """Put tags into files of any kind that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    if not (tags.texts or tags.pictures):
+        return
+    mutagen: Any = import_module("mutagen")
+    for place in places:
+        try:
+            if (song := mutagen.File(place)) is not None:
+                _put(tags, song)
+                song.save()
+        except mutagen.MutagenError as error:
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(place)) from error
+            raise OSError(f"the tags of the song cannot be written to {place}: {error}") from error
+
+
+def _put(tags: Tags, song: Any) -> None:
+    """Put tags into a file of mutagen that is open."""
+    if song.tags is None:
+        song.add_tags()
+    if hasattr(song.tags, "getall"):
+        id3 = import_module("mutagen.id3")
+        for name, values in tags.texts.items():
+            song.tags.add(getattr(id3, FRAMES[name])(encoding=3, text=values))
+        for number, one in enumerate(tags.pictures):
+            # A second picture of one description would replace the first.
+            description = one.desc or (str(number) if number else "")
+            song.tags.add(id3.APIC(encoding=3, mime=one.mime, type=one.type, desc=description, data=one.data))
+        return
+    song.tags.update(tags.texts)
+    if hasattr(song, "add_picture"):
+        for one in tags.pictures:
+            song.add_picture(one)
+    elif tags.pictures:
+        song.tags["metadata_block_picture"] = [base64.b64encode(one.write()).decode() for one in tags.pictures]
+
+
+def _texts(value: object) -> list[str]:
+    return [str(one) for one in cast("list[object]", value)] if isinstance(value, list) else [str(value)]
+
+
+def _picture(data: bytes, mime: str, kind: int = FRONT_COVER, description: str = "") -> Any:
+    picture = import_module("mutagen.flac").Picture()
+    picture.data, picture.mime, picture.type, picture.desc = data, mime, int(kind), description
+    return picture
+
+
+def _mp4_text(value: object) -> str:
+    """Return a text, a number, or a number of so many as `3/12`."""
+    if isinstance(value, tuple):
+        number, total = cast("tuple[int, int]", value)
+        return f"{number}/{total}" if total else str(number)
+    return str(value)
+
+
+def _ogg_pictures(encoded: Iterable[str]) -> list[Any]:
+    return [import_module("mutagen.flac").Picture(base64.b64decode(one)) for one in encoded]

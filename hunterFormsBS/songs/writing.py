@@ -1,0 +1,423 @@
+"""Stems written block by block, as libsndfile writes them, into files of any size that appear together."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.songs.rates import Resampler
+from hunterFormsBS.songs.together import appearing_together
+
+__all__ = [
+    "FORMATS",
+    "AudioFolder",
+    "Encoding",
+    "Format",
+    "StemFile",
+    "WritingError",
+    "soundfile_module",
+    "writing_together",
+]
+
+Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+FRAMES_PER_WRITE = 1 << 18
+BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
+
+SUBTYPES: dict[tuple[str, int | None], str] = {
+    ("wav", 16): "PCM_16",
+    ("wav", 24): "PCM_24",
+    ("wav", 32): "FLOAT",
+    ("flac", 16): "PCM_16",
+    ("flac", 24): "PCM_24",
+    ("mp3", None): "MPEG_LAYER_III",
+    ("ogg", None): "VORBIS",
+    ("opus", None): "OPUS",
+}
+"""How libsndfile calls each pair of a format and a bit depth that can be written; 32 bits are floating point."""
+
+DEPTHS: dict[Format, int | None] = {"wav": 32, "flac": 24, "mp3": None, "ogg": None, "opus": None}
+"""The usual bit depth of each format; what is lossy has none."""
+
+RATES: dict[str, tuple[int, ...]] = {
+    "mp3": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+    "opus": (8000, 12000, 16000, 24000, 48000),
+}
+"""The sample rates that a format can have, if it cannot have any."""
+
+HIGHEST_RATES = {"flac": 655_350, "ogg": 200_000}
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class WritingError(OSError):
+    """A file could not be written, for lack of space or because of the disk."""
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether the next song would fail as well: the disk is full."""
+        return self.errno in FULL
+
+
+class Encoding(NamedTuple):
+    """Kind of a file.
+
+    Parameters
+    ----------
+    format : Format
+    bit_depth : int | None
+        16, 24, or for wav 32, which is floating point; None for what is lossy.
+    quality : float | None
+        From 0, the smallest files, to 10, the best sound, for what is lossy. `None`: libsndfile's own choice.
+    """
+
+    format: Format = "wav"
+    bit_depth: int | None = 32
+    quality: float | None = None
+
+    @property
+    def cuts_off(self) -> bool:
+        """Whether values beyond full scale are cut off, when it is written or when it is played."""
+        return self.bit_depth != 32
+
+    def rate(self, sample_rate: int) -> int:
+        """Return the sample rate that a file of this kind gets: the next that the format can have."""
+        rates = RATES.get(self.format)
+        if rates is not None:
+            return min((rate for rate in rates if rate >= sample_rate), default=max(rates))
+        return min(sample_rate, HIGHEST_RATES.get(self.format, sample_rate))
+
+
+class StemFile:
+    """A file that is being written; use it in a with statement.
+
+    Parameters
+    ----------
+    place : Path
+        Where it is written.
+    path : Path
+        What messages call it.
+    sample_rate : int
+        Of the file: one that `encoding.rate` returns.
+    channels : int
+    encoding : Encoding
+    length : int
+        How many samples will come, about: a WAV file of more than 4 GiB is begun as RF64.
+    convert : Callable[..., Tensor] | None
+        Applied to blocks before they are written: another sample rate. It gets an empty last block with `last=True`.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        path: Path,
+        *,
+        sample_rate: int,
+        channels: int,
+        encoding: Encoding,
+        length: int,
+        convert: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self.path = path
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.encoding = encoding
+        self.clipped = 0
+        """How many values were beyond full scale and cut off."""
+        self.peak = 0.0
+        """The largest absolute value."""
+        self.written = 0
+        """Samples of each channel so far."""
+        self._convert = convert
+        large = channels * length * (encoding.bit_depth or 0) // 8 > BYTES_OF_RIFF
+        container = {"opus": "OGG", "wav": "RF64" if large else "WAV"}.get(encoding.format, encoding.format.upper())
+        keywords: dict[str, Any] = {}
+        if encoding.quality is not None:
+            keywords["compression_level"] = min(0.99, 1 - encoding.quality / 10)  # LAME refuses 1
+            if encoding.format == "mp3":
+                keywords["bitrate_mode"] = "VARIABLE"
+        try:
+            self._raw = _File(place)
+        except OSError as error:
+            raise WritingError(error.errno, error.strerror, str(path)) from error
+        # libsndfile opens files by names in the encoding of the system; Python those with other names as well.
+        self._sound = soundfile_module().SoundFile(
+            self._raw,
+            "w",
+            samplerate=sample_rate,
+            channels=channels,
+            subtype=SUBTYPES[encoding.format, encoding.bit_depth],
+            format=container,
+            **keywords,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(OSError, RuntimeError):
+            self._sound.close()
+        self._raw.close()
+
+    def write(self, block: Tensor) -> None:
+        """Write the next samples, `(s, t)`.
+
+        Raises
+        ------
+        WritingError
+            If they cannot be written.
+        """
+        block = block.float()
+        self._write(block if self._convert is None else self._convert(block))
+
+    def close(self) -> None:
+        """End the file.
+
+        Raises
+        ------
+        WritingError
+            If it cannot be written.
+        """
+        if self._convert is not None:
+            self._write(self._convert(torch.zeros(self.channels, 0), last=True))
+        try:
+            self._sound.close()
+        except RuntimeError as error:
+            raise self._error() from error
+        finally:
+            self._raw.close()
+        if self._raw.error is not None:
+            raise self._error()
+
+    def _write(self, block: Tensor) -> None:
+        if not block.shape[-1]:
+            return
+        peaks = block.abs()
+        self.peak = max(self.peak, float(peaks.max()))
+        self.clipped += int((peaks > 1).sum()) if self.encoding.cuts_off else 0
+        try:
+            self._sound.write(block.T.contiguous().numpy())
+        except (AssertionError, RuntimeError) as error:  # fewer samples written than given, or libsndfile's own
+            raise self._error() from error
+        if self._raw.error is not None:
+            raise self._error()
+        self.written += block.shape[-1]
+
+    def _error(self) -> WritingError:
+        error = self._raw.error
+        if error is None:
+            return WritingError(errno.EIO, "cannot be written", str(self.path))
+        return WritingError(error.errno, error.strerror, str(self.path))
+
+
+class _File(io.RawIOBase):
+    """A file for libsndfile, which learns only that something was not written; what it was is kept here."""
+
+    def __init__(self, place: Path) -> None:
+        self._file = place.open("w+b")
+        self.error: OSError | None = None
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return self._file.seek(offset, whence)  # which writes what is in the buffer
+        except OSError as error:
+            self.error = self.error or error
+            return self._file.raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any, /) -> int:
+        if self.error is not None:
+            return 0
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            return 0
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._file.close()
+            except OSError as error:
+                self.error = self.error or error
+                with suppress(OSError):
+                    self._file.raw.close()
+        super().close()
+
+
+class AudioFolder:
+    """Files that are about to appear; `writing_together` makes one.
+
+    Parameters
+    ----------
+    files : Mapping[str, Path]
+        The file that each stem gets.
+    places : Mapping[str, Path]
+        Where it is written until all are complete.
+    sample_rate : int
+        Of the stems. Where the format cannot have it, files get the next one that it can have.
+    encoding : Encoding
+    scale : bool
+        Lower all stems by one factor if one of them goes beyond full scale, where the encoding would cut it off.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        places: Mapping[str, Path],
+        sample_rate: int,
+        encoding: Encoding,
+        *,
+        scale: bool = False,
+    ) -> None:
+        self.files = files
+        self.places = places
+        self.sample_rate = sample_rate
+        self.encoding = encoding
+        self.factor = 1.0
+        """By how much all stems were lowered."""
+        self._scale = scale and encoding.cuts_off
+        self._written: dict[str, StemFile] = {}
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, error, traceback)
+        if kind is None and self._scale:
+            self._encode_all()
+
+    def open(self, name: str, channels: int, length: int) -> StemFile:
+        """Begin a file of some channels and about so many samples, under a hidden name."""
+        rate = self.encoding.rate(self.sample_rate)
+        place = self.places[name]
+        file = StemFile(
+            _unscaled(place) if self._scale else place,
+            self.files[name],
+            sample_rate=rate,
+            channels=channels,
+            encoding=Encoding() if self._scale else self.encoding,
+            length=length,
+            convert=None if rate == self.sample_rate else Resampler(self.sample_rate, rate),
+        )
+        self._written[name] = file
+        return self._opened.enter_context(file)
+
+    def write(self, name: str, audio: Tensor) -> int:
+        """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
+        file = self.open(name, *audio.shape)
+        for block in torch.split(audio, FRAMES_PER_WRITE, dim=-1):
+            file.write(block)
+        return file.clipped
+
+    def _encode_all(self) -> None:
+        """Write what is in floating point so far as it is to be, with the largest value at full scale at most."""
+        self.factor = 1 / max(1.0, *(file.peak for file in self._written.values()))
+        for name, file in self._written.items():
+            place = _unscaled(self.places[name])
+            with (
+                place.open("rb") as raw,
+                soundfile_module().SoundFile(raw) as sound,
+                StemFile(
+                    self.places[name],
+                    self.files[name],
+                    sample_rate=sound.samplerate,
+                    channels=file.channels,
+                    encoding=self.encoding,
+                    length=sound.frames,
+                ) as final,
+            ):
+                while len(samples := sound.read(FRAMES_PER_WRITE, dtype="float32", always_2d=True)):
+                    final.write(torch.as_tensor(samples).T * self.factor)
+            place.unlink()
+
+
+def _unscaled(place: Path) -> Path:
+    return place.with_suffix(".unscaled")
+
+
+@contextmanager
+def writing_together(
+    output: Path,
+    files: Mapping[str, Path],
+    sample_rate: int,
+    encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
+    *,
+    overwrite: bool = False,
+    scale: bool = False,
+    finish: Callable[[Sequence[Path]], object] | None = None,
+) -> Generator[AudioFolder]:
+    """Make the files written in the with statement appear together at its end, or, after an error, none.
+
+    Folders are made where they do not exist, and removed again after an error.
+
+    Parameters
+    ----------
+    output : Path
+        The folder that all files are below.
+    files : Mapping[str, Path]
+        The file that each stem gets. All must be written.
+    sample_rate : int
+    encoding : Encoding
+    overwrite : bool
+        Whether files that exist may be replaced.
+    scale : bool
+        As in `AudioFolder`.
+    finish : Callable[[Sequence[Path]], object] | None
+        Called with the complete files, in the order of `files`, before they appear.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file cannot be written.
+    """
+    with appearing_together(output, list(files.values()), overwrite=overwrite) as places:
+        named = dict(zip(files, places, strict=True))
+        with AudioFolder(files, named, sample_rate, encoding, scale=scale) as folder:
+            yield folder
+        if finish is not None:
+            finish(places)
+
+
+def soundfile_module() -> ModuleType:
+    """Return soundfile, or raise an ImportError that says how to install it."""
+    try:
+        return import_module("soundfile")
+    except ImportError as error:
+        raise ImportError(
+            f"to read and write audio files, install soundfile: {how_to_install('separation')}"
+        ) from error

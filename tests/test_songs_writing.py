@@ -1,0 +1,113 @@
+"""Stems in every format, and disks that are full."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hunterFormsBS.songs import writing
+from hunterFormsBS.songs.reading import read_audio
+from hunterFormsBS.songs.writing import DEPTHS, FORMATS, Encoding, Format, StemFile, WritingError, writing_together
+
+
+def tone(rate: int, seconds: float = 2) -> torch.Tensor:
+    """Return two sines `(2, t)`, one in each channel."""
+    t = torch.arange(int(rate * seconds), dtype=torch.float64) / rate
+    return torch.stack([torch.sin(2 * torch.pi * 440 * t) / 2, torch.sin(2 * torch.pi * 1000 * t) / 4]).float()
+
+
+def write(path: Path, encoding: Encoding, rate: int, audio: torch.Tensor) -> None:
+    with writing_together(path.parent, {"a": path}, rate, encoding) as folder:
+        folder.write("a", audio)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000, 192000])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_keeps_channels_pitch_level_and_duration_at_any_rate(
+    kind: Format, rate: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    encoding = Encoding(kind, DEPTHS[kind])
+    write(path, encoding, rate, tone(rate))
+    audio, got = read_audio(path)
+    assert got == encoding.rate(rate)
+    assert got == rate or kind in ("mp3", "opus")
+    assert audio.shape[-1] == pytest.approx(2 * got, abs=0.06 * got)
+    assert Path(path).read_bytes()[:4] in (b"RIFF", b"fLaC", b"OggS", b"ID3\x04", b"\xff\xfb\x90\x64") or kind == "mp3"
+    middle = audio[:, got // 2 : got // 2 + got]  # one second: bins of one Hz
+    spectra = torch.fft.rfft(middle).abs() / (got / 2)
+    assert spectra.argmax(dim=-1).tolist() == [440, 1000]
+    torch.testing.assert_close(spectra.amax(dim=-1), torch.tensor([0.5, 0.25]), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "ogg", "opus"])
+def test_higher_quality_takes_more_bytes(kind: Format, tmp_path: Path) -> None:
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, 96000)).astype("float32"))
+    sizes = []
+    for quality in (0, 5, 10):
+        path = tmp_path / f"{quality}.{kind}"
+        write(path, Encoding(kind, None, quality), 48000, noise)
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(set(sizes))
+
+
+class Full(io.BufferedRandom):
+    """A file on a disk that holds so many bytes."""
+
+    room = 0
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.tell() + len(data) > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("room", [0, 10, 1000, 50_000])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_full_disk_is_named_with_the_file(
+    kind: Format, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, 480_000)).astype("float32"))
+    path = tmp_path / "out" / f"a.{kind}"
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: object, **keywords: object) -> object:
+        file = opened(self, mode, *arguments, **keywords)  # type: ignore[call-overload]
+        if mode != "w+b":
+            return file
+        limited = Full(file.detach())
+        limited.room = room
+        return limited
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(WritingError) as caught:
+        write(path, Encoding(kind, DEPTHS[kind]), 48000, noise)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert caught.value.is_for_all
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_wav_is_rf64_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "BYTES_OF_RIFF", 1000)
+    for length, container in ((500, "WAV"), (501, "RF64")):
+        place = tmp_path / f"{length}.wav"
+        with StemFile(place, place, sample_rate=8000, channels=1, encoding=Encoding("wav", 16), length=length) as file:
+            file.write(torch.zeros(1, length))
+        assert soundfile.info(place).format == container
+
+
+def test_levels_are_measured_where_they_are_cut_off(tmp_path: Path) -> None:
+    for encoding, clipped in ((Encoding("wav", 16), 2), (Encoding(), 0)):
+        with StemFile(
+            tmp_path / "a.wav", tmp_path / "a.wav", sample_rate=8000, channels=1, encoding=encoding, length=4
+        ) as file:
+            file.write(torch.tensor([[0.5, -1.5]]))
+            file.write(torch.tensor([[1.0, 1.25]]))
+        assert (file.clipped, file.peak) == (clipped, 1.5)
