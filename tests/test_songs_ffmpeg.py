@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -94,3 +95,73 @@ def test_a_file_that_ends_before_its_header_says_is_warned_about_with_both_durat
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.warns(UserWarning, match=r"ends after \d\.\d\d s, and its header says (10|9)\.\d\d s: was it copied"):
         read_audio(path)
+
+
+def test_surround_is_mixed_down_when_asked_and_refused_with_the_remedy_otherwise(tmp_path: Path) -> None:
+    channels = np.zeros((RATE, 6))
+    channels[:, 2] = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)  # the centre, which goes to both sides
+    path = tmp_path / "surround.wav"
+    soundfile.write(path, channels, RATE, format="WAVEX")
+    with pytest.raises(ValueError, match="has 6 channels, .* with --downmix"):
+        probe_audio(path)
+    audio = probe_audio(path, downmix=True)
+    assert (audio.channels, audio.length) == (2, RATE)
+    mixed = torch.cat(list(audio.blocks()), dim=-1)
+    assert mixed.shape == (2, RATE)
+    torch.testing.assert_close(mixed[0], mixed[1])
+    expected = torch.as_tensor(channels[:, 2]) * 0.5**0.5  # ITU-R BS.775: the centre at -3 dB on both sides
+    torch.testing.assert_close(mixed[0].double(), expected, rtol=0, atol=1e-3)
+
+
+def test_stereo_is_not_changed_by_mixing_down(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone().T, RATE, subtype="FLOAT")
+    audio = probe_audio(tmp_path / "a.wav", downmix=True)
+    assert torch.equal(torch.cat(list(audio.blocks()), dim=-1), torch.from_numpy(tone()))
+
+
+def several_streams(path: Path) -> Path:
+    """Write a file with two audio streams, as .stem.mp4 and films have them: of 440 and of 1000 Hz."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("aac", rate=RATE, layout="mono") for _ in range(2)]
+        for stream, samples in zip(streams, tone(), strict=True):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), "fltp", "mono")
+            frame.sample_rate = RATE
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.stem.mp4", "film.mkv"])
+def test_the_audio_stream_asked_for_is_read(name: str, tmp_path: Path) -> None:
+    path = several_streams(tmp_path / name)
+    for number, frequency in ((None, 440), (1, 440), (2, 1000)):
+        audio = torch.cat(list(probe_audio(path, stream=number).blocks()), dim=-1)
+        assert int(torch.fft.rfft(audio[0, 10000 : 10000 + RATE]).abs().argmax()) == frequency
+    with pytest.raises(ValueError, match=r"has 2 audio stream\(s\): --audio-stream 3 is none of them"):
+        probe_audio(path, stream=3)
+
+
+def test_a_playlist_leads_to_no_other_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "secret.wav", tone().T, RATE)
+    playlist = tmp_path / "song.m3u8"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.wav\n#EXT-X-ENDLIST\n")
+    with pytest.raises(ValueError, match="is not audio"):
+        probe_audio(playlist)
+    concat = tmp_path / "song.mp4"
+    concat.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'secret.wav'}\n")
+    with pytest.raises(ValueError, match="is not audio"):
+        probe_audio(concat)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+@pytest.mark.parametrize(("suffix", "codec"), [(b".wav", None), (b".flac", None), (b".m4a", "aac")])
+def test_names_that_are_not_utf_8_are_read(suffix: bytes, codec: str | None, tmp_path: Path) -> None:
+    plain = tmp_path / f"a{suffix.decode()}"
+    if codec is None:
+        soundfile.write(plain, tone().T, RATE)
+    else:
+        encode(plain, codec, tone())
+    path = tmp_path / os.fsdecode(b"bad\xff" + suffix)
+    plain.rename(path)
+    audio, rate = read_audio(path)
+    assert rate == RATE
+    assert audio.shape[-1] == pytest.approx(2 * RATE, abs=3000)

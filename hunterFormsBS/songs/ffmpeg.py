@@ -6,7 +6,7 @@ FFmpeg also mixes surround down to stereo.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -110,13 +110,14 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         try:
             packet = next(packets, None)
         except error.FFmpegError:
+            # Threads of the decoder hold frames that came before.
+            with suppress(error.FFmpegError):
+                yield from stream.codec_context.decode(None)
             return
         if packet is None:
             return
-        try:
+        with suppress(error.InvalidDataError, error.EOFError):
             yield from packet.decode()
-        except (error.InvalidDataError, error.EOFError):
-            continue
 
 
 def _open(pathFilename: Path, number: int, stack: ExitStack) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ class _Chunk(NamedTuple):
 
 
 def read_header(pathFilename: Path) -> Header:
-    """Read what the header of a WAV, RF64, W64, AIFF or Ogg file says; nothing for all others.
+    """Read what the header of a WAV, RF64, W64, AIFF or Ogg file says; nothing for all others and for half a header.
 
     Raises
     ------
@@ -48,15 +48,21 @@ def read_header(pathFilename: Path) -> Header:
     with pathFilename.open("rb") as file:
         end = file.seek(0, 2)
         file.seek(0)
-        first = file.read(16)
-        if first[:4] in (b"RIFF", b"RF64", b"BW64"):
-            return _wave(file, end, first)
-        if first[:4] == b"FORM":
-            return _aiff(file, end)
-        if first == _W64_RIFF:
-            return _w64(file, end)
-        if first[:4] == b"OggS":
-            return Header(cut_off=not _ends_its_streams(file, end))
+        try:
+            return _read(file, end, file.read(16))
+        except struct.error:
+            return Header()
+
+
+def _read(file: IO[bytes], end: int, first: bytes) -> Header:
+    if first[:4] in (b"RIFF", b"RF64", b"BW64"):
+        return _wave(file, end, first)
+    if first[:4] == b"FORM":
+        return _aiff(file, end)
+    if first == _W64_RIFF:
+        return _w64(file, end)
+    if first[:4] == b"OggS":
+        return Header(cut_off=not _ends_its_streams(file, end))
     return Header()
 
 

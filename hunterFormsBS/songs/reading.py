@@ -282,7 +282,10 @@ class _PatchedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self.file.seek(offset, whence)
+        # Damaged headers lead to places before the file: libsndfile finds out by the place that it gets.
+        with suppress(OSError, ValueError):
+            self.file.seek(offset, whence)
+        return self.file.tell()
 
     def tell(self) -> int:
         return self.file.tell()

@@ -104,6 +104,9 @@ def write_tags(tags: Tags, places: Sequence[Path]) -> None:
         return
     mutagen: Any = import_module("mutagen")
     for place in places:
+        with place.open("rb") as file:
+            if file.read(4) == b"RF64":
+                continue
         try:
             if (song := mutagen.File(place)) is not None:
                 _put(tags, song)
@@ -119,21 +122,22 @@ def _put(tags: Tags, song: Any) -> None:
     """Put tags into a file of mutagen that is open."""
     if song.tags is None:
         song.add_tags()
-    if hasattr(song.tags, "getall"):
+    held: Any = song.tags
+    if hasattr(held, "getall"):
         id3 = import_module("mutagen.id3")
         for name, values in tags.texts.items():
-            song.tags.add(getattr(id3, FRAMES[name])(encoding=3, text=values))
+            held.add(getattr(id3, FRAMES[name])(encoding=3, text=values))
         for number, one in enumerate(tags.pictures):
             # A second picture of one description would replace the first.
             description = one.desc or (str(number) if number else "")
-            song.tags.add(id3.APIC(encoding=3, mime=one.mime, type=one.type, desc=description, data=one.data))
+            held.add(id3.APIC(encoding=3, mime=one.mime, type=one.type, desc=description, data=one.data))
         return
-    song.tags.update(tags.texts)
+    held.update(tags.texts)
     if hasattr(song, "add_picture"):
         for one in tags.pictures:
             song.add_picture(one)
     elif tags.pictures:
-        song.tags["metadata_block_picture"] = [base64.b64encode(one.write()).decode() for one in tags.pictures]
+        held["metadata_block_picture"] = [base64.b64encode(one.write()).decode() for one in tags.pictures]
 
 
 def _texts(value: object) -> list[str]:

@@ -1,0 +1,103 @@
+"""Songs found by what the arguments name."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.console import Console
+from hunterFormsBS.songs.finding import STANDARD_INPUT, Song, find_songs
+
+
+@pytest.fixture
+def copies() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def found(copies: ExitStack, *given: Path, output: Path = Path("nowhere")) -> list[Song]:
+    return find_songs(given, output, copies, Console("test"))
+
+
+def test_one_file_given_twice_is_one(tmp_path: Path, copies: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "song.wav")
+    (tmp_path / "link.wav").symlink_to(tmp_path / "song.wav")
+    monkeypatch.chdir(tmp_path)
+    given = [Path("song.wav"), tmp_path / "song.wav", Path("x/../song.wav"), Path("link.wav"), Path("*.wav"), tmp_path]
+    (tmp_path / "x").mkdir()
+    assert [song.path for song in found(copies, *given)] == [Path("song.wav")]
+
+
+def test_patterns_that_the_shell_left_are_expanded(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "b.wav", tmp_path / "a.wav", tmp_path / "c.txt", tmp_path / "deep" / "d.wav")
+    assert [song.path.name for song in found(copies, tmp_path / "*.wav")] == ["a.wav", "b.wav"]
+    assert [song.path.name for song in found(copies, tmp_path / "**" / "*.wav")] == ["a.wav", "b.wav", "d.wav"]
+    with pytest.raises(UsageError, match=r"nothing matches .*\*\.mp3"):
+        found(copies, tmp_path / "*.mp3")
+
+
+def test_brackets_in_the_name_of_a_file_are_brackets(tmp_path: Path, copies: ExitStack) -> None:
+    song = tmp_path / "song [live].wav"
+    touch(song)
+    assert [each.path for each in found(copies, song, tmp_path / "missing [live].wav")] == [
+        song,
+        tmp_path / "missing [live].wav",
+    ]
+
+
+def test_folders_keep_their_tree_and_leave_out_what_was_written_there_before(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "a.wav", tmp_path / "cd 1" / "b.FLAC", tmp_path / ".hidden.wav", tmp_path / "cover.jpg")
+    touch(tmp_path / "out" / "a" / "vocals.wav")
+    songs = found(copies, tmp_path, output=tmp_path / "out")
+    assert [(song.path.name, str(song.folder)) for song in songs] == [("a.wav", "."), ("b.FLAC", "cd 1")]
+    # The output folder itself can be asked for.
+    assert [song.path.name for song in found(copies, tmp_path / "out", output=tmp_path / "out")] == ["vocals.wav"]
+
+
+def test_a_folder_without_audio_is_refused(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "cover.jpg")
+    with pytest.raises(UsageError, match="is a folder without audio files"):
+        found(copies, tmp_path)
+
+
+def test_standard_input_is_copied_until_the_end(copies: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"music" * 1000)))
+    (song,) = found(copies, STANDARD_INPUT, STANDARD_INPUT)
+    assert song.name == "stdin"
+    assert song.place.read_bytes() == b"music" * 1000
+    copies.close()
+    assert not song.place.exists()
+
+
+def test_a_closed_standard_input_is_refused(copies: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        found(copies, STANDARD_INPUT)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_waited_for_with_a_word(
+    tmp_path: Path, copies: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "song.wav"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"music"))
+    writer.start()
+    (song,) = found(copies, pipe)
+    writer.join()
+    assert (song.path, song.name, song.place.read_bytes()) == (pipe, "song", b"music")
+    assert f"{pipe} is a named pipe: I wait until a program writes" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""Files that end early, and headers that do not say how long a song is: written by libsndfile and FFmpeg, and changed."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hunterFormsBS.songs.reading import AudioFile, probe_audio, read_audio
+
+RATE = 48000
+SECONDS = 4
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (SECONDS * RATE, 2))
+KINDS = {
+    "wav": ("WAV", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"),
+    "aiff": ("AIFF", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+}
+WITHOUT_LENGTH = ("ogg", "opus")
+"""Formats whose headers do not say how long the song is, only where it ends."""
+
+
+def write(folder: Path, kind: str) -> Path:
+    container, subtype = KINDS[kind]
+    soundfile.write(folder / f"a.{kind}", NOISE, RATE, format=container, subtype=subtype)
+    return folder / f"a.{kind}"
+
+
+def read(audio: AudioFile) -> int:
+    """Return how many samples are read."""
+    return sum(block.shape[-1] for block in audio.blocks())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_file_is_read_without_a_word(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(probe_audio(path)) == pytest.approx(len(NOISE), abs=3000 if kind == "mp3" else 0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_ends_before_its_header_says_is_read_so_far_with_a_warning(
+    kind: str, share: float, tmp_path: Path
+) -> None:
+    path = write(tmp_path, kind)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    audio = probe_audio(path)
+    with pytest.warns(UserWarning, match=r"was it copied or downloaded whole\?") as caught:
+        length = read(audio)
+    # The last page of an Ogg file, of a second at most, is lost if it is not complete.
+    assert length / len(NOISE) == pytest.approx(share, abs=0.26 if kind in WITHOUT_LENGTH else 0.05)
+    (message,) = [str(warning.message) for warning in caught]
+    durations = re.findall(r"\d+\.\d\d s", message)
+    assert durations[0] == f"{length / RATE:.2f} s"
+    if kind in WITHOUT_LENGTH:
+        assert "in the middle of what its format ends with" in message
+    else:
+        assert float(durations[1][:-2]) == pytest.approx(SECONDS, abs=0.06)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF])
+@pytest.mark.parametrize("length", [len(NOISE), 3])
+def test_a_wav_whose_writer_could_not_go_back_is_read_to_its_end(size: int, length: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, NOISE[:length], RATE, subtype="PCM_24")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[4:8] = content[place : place + 4] = struct.pack("<I", size)
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        audio, _ = read_audio(path)
+    torch.testing.assert_close(audio, torch.as_tensor(NOISE[:length].T).float(), rtol=0, atol=2**-22)
+
+
+def test_a_wav_from_a_pipe_of_ffmpeg_is_read_to_its_end(tmp_path: Path) -> None:
+    class Pipe:
+        """What cannot be gone back in."""
+
+        def __init__(self) -> None:
+            self.content = b""
+
+        def write(self, data: bytes) -> int:
+            self.content += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    with av.open(pipe, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+        samples = (NOISE[:RATE] * 32767).astype("int16").reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(samples, "s16", "stereo")
+        frame.sample_rate = RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    path = tmp_path / "pipe.wav"
+    path.write_bytes(pipe.content)
+    assert read(probe_audio(path)) == RATE
+
+
+def test_a_flac_that_says_nothing_of_its_length_is_read_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path, "flac")
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the upper bits of the number of samples in STREAMINFO, and below the lower
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    audio = probe_audio(path)
+    assert read(audio) == len(NOISE)
+
+
+def test_a_wav_of_no_samples_is_still_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((0, 2)), RATE)
+    with pytest.raises(ValueError, match="holds no samples"):
+        probe_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_cut_off_anywhere_end_in_one_line(kind: str, tmp_path: Path) -> None:
+    content = write(tmp_path, kind).read_bytes()
+    for length in (1, 3, 4, 11, 12, 20, 36, 40, 44, 60, 100, 200):
+        path = tmp_path / f"{length}.{kind}"
+        path.write_bytes(content[:length])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read(probe_audio(path))
+        except ValueError as error:
+            assert "\n" not in str(error)
+            assert path.name in str(error)

@@ -1,0 +1,52 @@
+"""Songs shared out among the processes of a job."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.sharing import Place, place_in_job, share_of
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, Place()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(3, 8, 0)),
+        ({"WORLD_SIZE": "8"}, Place()),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}, Place(2, 4, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Place()),  # the shell of an allocation
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9", "SLURM_STEP_ID": "1"},
+            Place(1, 2, 0),  # torchrun within a job of Slurm
+        ),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, Place(1, 2, 1)),
+    ],
+)
+def test_the_place_is_what_the_launcher_says(environment: dict[str, str], place: Place) -> None:
+    assert place_in_job(environment) == place
+
+
+@pytest.mark.parametrize("rank", ["8", "-1", "x"])
+def test_an_impossible_place_is_refused_with_what_was_said(rank: str) -> None:
+    with pytest.raises(UsageError, match=f"RANK={rank}, WORLD_SIZE=8"):
+        place_in_job({"RANK": rank, "WORLD_SIZE": "8"})
+
+
+@given(st.lists(st.floats(0, 1e5), max_size=60), st.integers(1, 9))
+def test_every_song_is_in_one_share_longest_first_and_no_share_is_much_longer(lengths: list[float], size: int) -> None:
+    items = list(range(len(lengths)))
+    shares = [share_of(Place(rank, size), items, lengths) for rank in range(size)]
+    assert sorted(sum(shares, [])) == items
+    if size > 1:
+        for share in shares:
+            assert [lengths[item] for item in share] == sorted((lengths[item] for item in share), reverse=True)
+        totals = [sum(lengths[item] for item in share) for share in shares]
+        assert max(totals) - min(totals) <= max(lengths, default=0) + 1
+
+
+def test_a_single_process_keeps_the_order() -> None:
+    assert share_of(Place(), ["b", "a"], []) == ["b", "a"]
