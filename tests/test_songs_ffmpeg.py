@@ -102,7 +102,7 @@ def test_surround_is_mixed_down_when_asked_and_refused_with_the_remedy_otherwise
     channels[:, 2] = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)  # the centre, which goes to both sides
     path = tmp_path / "surround.wav"
     soundfile.write(path, channels, RATE, format="WAVEX")
-    with pytest.raises(ValueError, match="has 6 channels, .* with --downmix"):
+    with pytest.raises(ValueError, match=r"has 6 channels, .* with --downmix"):
         probe_audio(path)
     audio = probe_audio(path, downmix=True)
     assert (audio.channels, audio.length) == (2, RATE)

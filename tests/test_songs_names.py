@@ -109,7 +109,7 @@ def test_no_template_leads_out_of_the_output_folder(text: str) -> None:
 def test_two_stems_two_songs_and_a_file_above_another_are_refused() -> None:
     out = Path("out")
     check_apart({Path("a.wav"): [out / "a/x.wav", out / "a/y.wav"], Path("b.wav"): [out / "b/x.wav"]})
-    with pytest.raises(ValueError, match="two stems would be written as out/a/X.wav"):
+    with pytest.raises(ValueError, match=r"two stems would be written as out/a/X\.wav"):
         check_apart({Path("a.wav"): [out / "a/x.wav", out / "a/X.wav"]})
     with pytest.raises(ValueError, match=r"a\.wav and b\.wav would both be written to out/A/x\.wav"):
         check_apart({Path("a.wav"): [out / "a/x.wav"], Path("b.wav"): [out / "A/x.wav"]})

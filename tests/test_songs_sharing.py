@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ def test_an_impossible_place_is_refused_with_what_was_said(rank: str) -> None:
 def test_every_song_is_in_one_share_longest_first_and_no_share_is_much_longer(lengths: list[float], size: int) -> None:
     items = list(range(len(lengths)))
     shares = [share_of(Place(rank, size), items, lengths) for rank in range(size)]
-    assert sorted(sum(shares, [])) == items
+    assert sorted(chain(*shares)) == items
     if size > 1:
         for share in shares:
             assert [lengths[item] for item in share] == sorted((lengths[item] for item in share), reverse=True)

@@ -28,14 +28,19 @@ def test_the_first_signal_ends_and_a_second_does_not_interrupt_the_cleaning_up(n
                 os.kill(os.getpid(), second)
                 cleaned.append("cleaned")
 
-    with pytest.raises((KeyboardInterrupt, SystemExit)) as caught:
-        end_and_clean()
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)) as caught:
+            end_and_clean()
+        # Until the program has ended.
+        assert {signal.getsignal(each) for each in NUMBERS} == {signal.SIG_IGN}
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert cleaned == ["cleaned"]
     if number == signal.SIGINT:
         assert caught.type is KeyboardInterrupt
     else:
         assert caught.value.args == (128 + number,)
-    assert {each: signal.getsignal(each) for each in NUMBERS} == before
 
 
 def test_what_the_program_was_started_to_ignore_stays_ignored() -> None:
@@ -55,8 +60,13 @@ def test_a_signal_waits_for_the_end_of_what_is_not_interrupted() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             done.append(1)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = {each: signal.getsignal(each) for each in NUMBERS}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert done == [1]
 
 

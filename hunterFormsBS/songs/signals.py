@@ -20,8 +20,9 @@ def ending_on_signals() -> Generator[None]:
     """Turn the first signal that asks the program to end into an exception, and ignore all later ones.
 
     SIGINT raises `KeyboardInterrupt`, the others `SystemExit` with what shells report, 128 and the signal's number. So
-    what is being written is removed, and a second signal does not interrupt that. Signals that the program was started
-    to ignore, as by nohup, stay ignored. Outside of the main thread this does nothing.
+    what is being written is removed, and a second signal does not interrupt that, nor anything until the program has
+    ended. Signals that the program was started to ignore, as by nohup, stay ignored. Outside of the main thread this
+    does nothing.
     """
     if not _handles_signals():
         yield
@@ -45,7 +46,7 @@ def ending_on_signals() -> Generator[None]:
         yield
     finally:
         for number, handler in taken.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
 
 @contextmanager
