@@ -26,6 +26,10 @@ WRONG = {
         "nowhere.ckpt: No such file or directory",
     ),
     "quickstart.py": (["--minutes", "many"], "argument --minutes: invalid float value: 'many' (--help explains)"),
+    "separate_corpus.py": (
+        ["nowhere", "--checkpoint", "nowhere.ckpt", "--output", "out"],
+        "nowhere holds no audio files: pass a folder that does, or a table",
+    ),
     "separate_onnx.py": (["o.onnx", "nowhere.wav"], "nowhere.wav: No such file or directory"),
     "train.py": (
         ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],

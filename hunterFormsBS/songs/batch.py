@@ -326,7 +326,9 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         options.checkpoint, configurations * (count // len(configurations)), strict=True
     ):
         file, used, content = find_configuration(checkpoint, configuration)
-        settings, warnings = read_settings(options, content)
+        settings, warnings = read_settings(
+            content, chunk_size=options.chunk_size, num_overlap=options.num_overlap, batch_size=options.batch_size
+        )
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))
     for remark in remarks:

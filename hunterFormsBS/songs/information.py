@@ -32,7 +32,7 @@ def show_information(options: Options, checkpoint: Path, console: Console) -> in
     if options.mixtures or options.checkpoint:
         raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
     file, used, content = find_configuration(checkpoint, next(iter(options.configuration), None))
-    settings, _ = read_settings(options, content)
+    settings, _ = read_settings(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         family = recognise(read_state_dict(file), options.upstream)

@@ -13,7 +13,7 @@ from hunterFormsBS.checkpoint import CheckpointError
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.commandLine import Options, UsageError
+from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import safe_name
 
 __all__ = ["Settings", "find_configuration", "read_settings", "stem_indices"]
@@ -71,40 +71,46 @@ def find_configuration(
     return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
 
 
-def read_settings(options: Options, configuration: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    """Take from a configuration what the command line leaves open, and return warnings with it.
+def read_settings(
+    configuration: Mapping[str, Any],
+    *,
+    chunk_size: int | None = None,
+    num_overlap: float | None = None,
+    batch_size: int | None = None,
+) -> tuple[Settings, list[str]]:
+    """Take from a configuration what the options of these names leave open, and return warnings with it.
 
     Raises
     ------
     CheckpointError
         If the configuration is wrong.
     UsageError
-        If the command line does not fit it.
+        If the options do not fit it.
     """
     audio, inference, training, model = (
         _section(configuration, name) for name in ("audio", "inference", "training", "model")
     )
     stated = _size(inference, "chunk_size") or _size(audio, "chunk_size")
     sizes = {
-        "chunk_size": options.chunk_size or stated,
-        "num_overlap": options.num_overlap or _size(inference, "num_overlap"),
-        "batch_size": options.batch_size or _size(inference, "batch_size"),
+        "chunk_size": chunk_size or stated,
+        "num_overlap": num_overlap or _size(inference, "num_overlap"),
+        "batch_size": batch_size or _size(inference, "batch_size"),
     }
     normalize: object = inference.get("normalize") or False
     if not isinstance(normalize, bool):
         raise CheckpointError(f"normalize in the configuration must be true or false, but is {normalize!r}")
     sample_rate = _size(audio, "sample_rate") or _size(model, "sample_rate") or 44100
     remarks: list[str] = []
-    if options.chunk_size is not None:
+    if chunk_size is not None:
         window = _size(model, "stft_win_length") or _size(model, "stft_n_fft") or (WINDOW if "dim" in model else 1)
-        if options.chunk_size < window:
+        if chunk_size < window:
             raise UsageError(
-                f"--chunk-size {options.chunk_size} is less than one window of the model's transform, {window} "
+                f"--chunk-size {chunk_size} is less than one window of the model's transform, {window} "
                 f"samples: use what it was trained on, {stated or 'usually some 8 seconds'}"
             )
-        if stated is not None and options.chunk_size < stated:
+        if stated is not None and chunk_size < stated:
             remarks.append(
-                f"--chunk-size {options.chunk_size} is less than the {stated} samples that the model was trained on, "
+                f"--chunk-size {chunk_size} is less than the {stated} samples that the model was trained on, "
                 "which sound better"
             )
     if sizes["num_overlap"] is not None and sizes["num_overlap"] > (shortest := sizes["chunk_size"] or 352800):
