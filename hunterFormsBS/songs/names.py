@@ -145,5 +145,5 @@ def _longest_name(folder: Path) -> int:
 def _clash(one: Path, other: Path, file: Path) -> str:
     return (
         f"{printable(one)} and {printable(other)} would both be written to {printable(file)}: separate them in two "
-        "calls with different --output, or put {song} into --name-template"
+        "calls with different --output, or use another --name-template"
     )
