@@ -16,7 +16,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.
 
-from benchmarks import compare, gpu, launches, measure, models, plot, report, sweep  # noqa: E402
+from benchmarks import compare, gpu, launches, measure, models, plot, report, songs, sweep  # noqa: E402
 from hunterFormsBS.kernels import seam  # noqa: E402
 
 TINY = ["--tiny", "--rounds", "2", "--threads", "1"]
@@ -318,3 +318,33 @@ def test_plot_says_which_sweep_it_needs(tmp_path: Path) -> None:
     file.write_text('{"tables": {}}', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"benchmarks\.sweep length"):
         plot.main([str(file)])
+
+
+def test_songs_measures_the_whole_program_and_the_model_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = tmp_path / "it.json", tmp_path / "it.png"
+    runs: list[dict[str, float]] = []
+
+    def run(*arguments: Any) -> dict[str, float]:
+        runs.append(measured(*arguments))
+        return runs[-1]
+
+    measured = songs._run
+    monkeypatch.setattr(songs, "_run", run)
+    songs.main(["overhead", "--tiny", "--rounds", "1", "--json", str(file)])
+    assert [0 < run["own"] < run["whole"] for run in runs] == [True, True]
+    assert all(100 < run["peak"] < 4000 for run in runs)  # MiB
+    (table,) = json.loads(file.read_text())["tables"].values()
+    assert [row["ratio"] for row in table["rows"]] == [run["whole"] / run["own"] for run in runs]
+
+    monkeypatch.setattr(songs, "_run", lambda *_arguments: {"peak": 500.0})
+    songs.main(["memory", "--tiny", "--picture", str(picture)])
+    assert "0.2      500       500" in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000
+
+
+def test_songs_says_which_parts_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        songs.main(["speed"])
+    assert "memory, overhead, overlap, chunks" in capsys.readouterr().err

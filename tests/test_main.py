@@ -221,6 +221,23 @@ def test_stems_that_the_configuration_does_not_name_are_numbered(
     assert bench.written() == sorted(f"song/{name}.wav" for name in expected)
 
 
+@pytest.mark.parametrize(
+    ("training", "wanted", "names"),
+    [
+        ("{instruments: [vocals, other], target_instrument: null}", "other", ["other"]),
+        ("{instruments: [vocals, other], target_instrument: other}", "other", ["other"]),
+    ],
+)
+def test_stems_have_their_names_where_the_configuration_leaves_their_number_out(
+    bench: Bench, training: str, wanted: str, names: list[str]
+) -> None:
+    lines = CONFIGURATION.replace("num_stems: 2, ", "").splitlines()
+    lines[2] = f"training: {training}"
+    bench.configuration.write_text("\n".join(lines))
+    assert bench.run("--stems", wanted) == 0
+    assert bench.written() == [f"song/{name}.wav" for name in names]
+
+
 def test_a_model_of_one_stem_gives_the_target_instrument(bench: Bench) -> None:
     bench.configuration.write_text(
         CONFIGURATION.replace("num_stems: 2, ", "").replace("target_instrument: null", "target_instrument: other")
