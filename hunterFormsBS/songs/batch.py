@@ -344,7 +344,7 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
             file,
             used,
             settings,
-            None if names == settings.names else stem_indices(options.stems or names or None, settings.names),
+            None if options.stems is None and names == settings.names else stem_indices(options.stems or names or None, settings.names),
         )
         for file, used, settings in found
     ]
