@@ -24,8 +24,9 @@ from hunterFormsBS.songs.separating import Combination, Separator, separate_song
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
 from hunterFormsBS.songs.sharing import Place, place_in_job, share_of
 from hunterFormsBS.songs.tags import read_tags, write_tags
+from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Identity, check_targets, finish_leftovers, identities
-from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, writing_together
+from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, StemFile, writing_together
 
 __all__ = ["FAILURES", "separate_all"]
 
@@ -196,9 +197,9 @@ class _Batch:
                 dtype=DTYPES[options.dtype],
                 tta=options.tta,
             )
-            for block in stems:
-                for file, stem in zip(opened, block, strict=True):
-                    file.write(stem)
+            with Behind[torch.Tensor](lambda block: side_by_side(StemFile.write, opened, block)) as write:
+                for block in stems:
+                    write(block)
         for file in opened:
             if file.clipped:
                 self.console.warn(
@@ -339,15 +340,11 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         listed = "; ".join(", ".join(settings.names) or "stems without names" for _, _, settings in found)
         remedy = f"choose with --stems {','.join(common)}" if common else "they have none in common"
         raise UsageError(f"the checkpoints have different stems ({listed}): {remedy}")
-    sources = [
-        _Source(
-            file,
-            used,
-            settings,
-            None if options.stems is None and names == settings.names else stem_indices(options.stems or names or None, settings.names),
-        )
-        for file, used, settings in found
-    ]
+    sources: list[_Source] = []
+    for file, used, settings in found:
+        whole = options.stems is None and names == settings.names
+        stems = None if whole else stem_indices(options.stems or names or None, settings.names)
+        sources.append(_Source(file, used, settings, stems))
     return sources, list(names)
 
 

@@ -18,6 +18,7 @@ from hunterFormsBS.separation import separate_stream
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.reading import AudioFile
 from hunterFormsBS.songs.settings import Settings
+from hunterFormsBS.songs.threads import side_by_side
 
 __all__ = ["Combination", "Separator", "separate_song"]
 
@@ -174,9 +175,16 @@ def _resampled_stems(stems: Iterable[Tensor], audio: AudioFile, sample_rate: int
     converters: list[Resampler] = []
     for block in stems:
         converters = converters or [Resampler(sample_rate, audio.sample_rate) for _ in block]
-        yield torch.stack([convert(stem) for convert, stem in zip(converters, block, strict=True)])
-    nothing = torch.zeros(audio.channels, 0)
-    yield torch.stack([convert(nothing, last=True) for convert in converters])
+        yield torch.stack(side_by_side(_converted, converters, block))
+    yield torch.stack(side_by_side(_ended, converters, [audio.channels] * len(converters)))
+
+
+def _converted(convert: Resampler, stem: Tensor) -> Tensor:
+    return convert(stem)
+
+
+def _ended(convert: Resampler, channels: int) -> Tensor:
+    return convert(torch.zeros(channels, 0), last=True)
 
 
 def _of_length(stems: Iterable[Tensor], blocks: _Passing) -> Generator[Tensor]:
