@@ -394,6 +394,27 @@ def test_processes_of_one_job_share_the_songs_out(
     assert len(written(tmp_path / "out")) == 8
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="PyTorch is built there without what torchrun needs")
+def test_torchrun_lets_the_songs_of_the_others_end_although_one_process_failed(models: Path, tmp_path: Path) -> None:
+    long = write_song(tmp_path / "songs" / "long.wav", 400_000)
+    short = write_song(tmp_path / "songs" / "short.wav", 2000)
+    (tmp_path / "songs" / "bad.wav").write_text("no music")
+    launcher, program = ["-m", "torch.distributed.run", "--nproc-per-node", "2"], ["-m", "hunterFormsBS", "--json"]
+    files = [tmp_path / "songs", "--checkpoint", models / "model.ckpt", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *program, *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode != 0
+    results = {Path(each["song"]): each["status"] for each in records(done.stdout)}
+    assert results == {long: "separated", short: "separated", tmp_path / "songs" / "bad.wav": "failed"}, done.stderr
+    assert len(written(tmp_path / "out")) == 4
+
+
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "opus"])
 def test_a_disk_that_is_full_stops_the_batch_and_loses_nothing(models: Path, tmp_path: Path, kind: str) -> None:
     resource = pytest.importorskip("resource")

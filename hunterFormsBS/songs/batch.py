@@ -22,7 +22,7 @@ from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
 from hunterFormsBS.songs.separating import Combination, Separator, separate_song
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
-from hunterFormsBS.songs.sharing import Place, place_in_job, share_of
+from hunterFormsBS.songs.sharing import Place, place_in_job, share_of, wait_for_others
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Identity, check_targets, finish_leftovers, identities
@@ -56,8 +56,14 @@ def separate_all(options: Options, console: Console) -> int:
     ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError
         If something fails that all songs need.
     """
-    encoding = _encoding(options)
     place = place_in_job()
+    status = _separate_share(options, console, place)
+    wait_for_others(place, failed=status != 0)
+    return status
+
+
+def _separate_share(options: Options, console: Console, place: Place) -> int:
+    encoding = _encoding(options)
     device = _device(options.device, place)
     sources, names = _sources(options, console)
     with ExitStack() as copies:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 from hunterFormsBS.songs.commandLine import UsageError
 
-__all__ = ["Place", "place_in_job", "share_of"]
+__all__ = ["Place", "place_in_job", "share_of", "wait_for_others"]
 
 _T = TypeVar("_T")
 
@@ -51,6 +54,26 @@ def place_in_job(environment: Mapping[str, str] = os.environ) -> Place:
             raise UsageError(f"the environment says {stated}, which is no place in a job: unset these variables")
         return place
     return Place()
+
+
+def wait_for_others(place: Place, *, failed: bool, environment: Mapping[str, str] = os.environ) -> None:
+    """Let the other processes of torchrun end first, if songs of this one failed.
+
+    torchrun ends all processes as soon as one of them ends with an error. It gives them a store of numbers, in which
+    they count who has ended.
+    """
+    if place.size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    key = f"hunterFormsBS/ended/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    with suppress(RuntimeError):  # Nobody there counts, and there is nothing to wait for.
+        store = TCPStore(address, port, None, is_master=False, timeout=timedelta(seconds=30))
+        ended = store.add(key, 1)
+        while failed and ended < place.size:
+            time.sleep(1)
+            ended = store.add(key, 0)
 
 
 def share_of(place: Place, items: Sequence[_T], lengths: Sequence[float]) -> list[_T]:
