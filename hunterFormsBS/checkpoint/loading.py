@@ -206,7 +206,7 @@ def from_checkpoint(
     chosen, remarks = unwrap(file.content, path)
     original = file.read_state_dict(chosen, "cpu")
     if configuration is None:
-        configuration, upstream_within = _configuration_within(file)
+        configuration, upstream_within = configuration_within(file)
         upstream = upstream or upstream_within
     if configuration is None and beside is None and (entry := catalogue.recognise(path)):
         beside = entry.configuration
@@ -474,7 +474,7 @@ def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
     return (kind, "real") if kind == "torch.int64" else (kind,)
 
 
-def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
+def configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
     """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
     if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
         what = f"what {printable(file.path)} says of its model"
