@@ -34,6 +34,8 @@ class Variant:
         What messages call it.
     pattern : str
         A regular expression that matches a key of its state dicts, and none of other variants'.
+    example : str
+        Such a key.
     options : str
         The arguments of `BandSplitRotator` that make it. Empty: it is not supported.
     advice : str
@@ -44,6 +46,7 @@ class Variant:
 
     name: str
     pattern: str
+    example: str
     options: str = ""
     advice: str = "Use the program that it was made for."
     published: str = ""
@@ -53,126 +56,147 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     Variant(
         name="LoRA adapter",
         pattern=r"\.lora_(?:[AB]|down|up)(?:\.|$)|^base_model\.model\.",
+        example="layers.0.0.layers.0.0.to_qkv.lora_A",
         advice="Merge it into the checkpoint that it was trained on, and load the result.",
         published="MSST (loralib, peft)",
     ),
     Variant(
         name="BS-RoFormer Large-Inst v2",
         pattern=r"^mask_estimators\.\d+\.layers\.",
+        example="mask_estimators.0.layers.0.0.layers.0.0.norm.gamma",
         options="mask_transformer_depth=4",
         published="unwa",
     ),
     Variant(
         name="HyperACE v2",
         pattern=r"^mask_estimators\.\d+\.segm\.upsample_head\.block1\.out_conv\.",
+        example="mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
         options="use_hyperACE=True",
         published="unwa",
     ),
     Variant(
         name="HyperACE v1",
         pattern=r"^mask_estimators\.\d+\.segm\.",
+        example="mask_estimators.0.segm.backbone.stem.dwconv.weight",
         options="use_hyperACE=True, segm_version=1",
         published="unwa",
     ),
     Variant(
         name="BS-RoFormer with FNO heads",
         pattern=r"\.fno_blocks\.|\.to_freqs\.\d+\.0\.(?:lifting|projection)\.",
+        example="mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight",
         advice="Its heads are Fourier neural operators of the package neuraloperator, which this model has not.",
         published="unwa",
     ),
     Variant(
         name="RoFormer with a mixture of experts (MoE)",
         pattern=r"\.experts\.\d+\.|\.(?:router|gate)\.weight$",
+        example="layers.0.0.layers.0.1.experts.3.net.1.weight",
         advice="Its feedforward layers choose among experts, which this model has not.",
         published="baicai-1145",
     ),
     Variant(
         name="BS-Roformer-SW with shared biases and tables of positions",
         pattern=r"^(?:cos|sin)_emb_(?:time|freq)$|\.rotary_embed\.(?:cos|sin)_emb$",
+        example="cos_emb_time",
         options="use_shared_bias=True, unless the biases are 0",
         published="BS-Roformer-SW as first circulated",
     ),
     Variant(
         name="RoFormer with shared biases",
         pattern=r"^(?:linear_62_bias_0|linear_64_bias_0|shared_qkv_bias|shared_out_bias)$",
+        example="linear_62_bias_0",
         options="use_shared_bias=True",
         published="Logic Pro's stem splitter",
     ),
     Variant(
         name="Conformer",
         pattern=r"^layers\.\d+\.\d+\.layers\.\d+\.conv\.net\.",
+        example="layers.0.0.layers.0.conv.net.4.weight",
         options="time_conformer_depth, freq_conformer_depth",
         published="MSST bs_conformer, mel_band_conformer",
     ),
     Variant(
         name="BS-RoFormer Siamese",
         pattern=r"\.ln_y_attn\.",
+        example="layers.0.0.ln_y_attn.0.gamma",
         options="siamese=True",
         published="unwa",
     ),
     Variant(
         name="RoFormer with windowed sink attention",
         pattern=r"^sink_tokens$",
+        example="sink_tokens",
         options="n_wsa_sinks, wsa_window_len",
         published="Smule",
     ),
     Variant(
         name="Edge-BS-RoFormer with sinusoidal positions",
         pattern=r"\.positional_encoding\.pe$",
+        example="layers.0.0.positional_encoding.pe",
         options="use_rotary_pos=False",
         published="Edge-BS-RoFormer",
     ),
     Variant(
         name="BS-RoFormer with conditions",
         pattern=r"^conditioner\.|\.conditioner\.",
+        example="conditioner.net.0.weight",
         advice="It takes an input besides the mixture, which this model has not.",
         published="mvsepless",
     ),
     Variant(
         name="BS Mamba2",
         pattern=r"mamba|\.A_log$|\.dt_bias$",
+        example="separator_mask.0.seq_net.forward_mamba2.in_proj.weight",
         advice="It has state space layers instead of attention, and is no RoFormer.",
         published="MSST ts_bs_mamba2",
     ),
     Variant(
         name="BS-RoFormer of HiDolen",
         pattern=r"\.band_transformer\.|\.q_norm\.|\.input_layernorm\.",
+        example="layers.0.band_transformer.q_norm.weight",
         advice="Its layers are those of a language model, with other names and other formulas.",
         published="HiDolen, Mini-BS-RoFormer",
     ),
     Variant(
         name="SCNet",
         pattern=r"\.SDlayer\.|^separation_net\.|^sd_blocks\.|^su_blocks\.",
+        example="encoder.0.SDlayer.convs.0.weight",
         advice="It is no RoFormer.",
         published="MSST scnet",
     ),
     Variant(
         name="Bandit",
         pattern=r"^bsrnn\.|^mask_estim\.|\.norm_fc_modules\.",
+        example="bsrnn.mixture.band_split.norm_fc_modules.0.fc.weight",
         advice="It is no RoFormer.",
         published="MSST bandit, bandit_v2",
     ),
     Variant(
         name="Demucs",
         pattern=r"^(?:t?encoder|t?decoder)\.\d+\.(?:conv|rewrite|dconv|conv_tr)\.|^crosstransformer\.",
+        example="tencoder.0.conv.weight",
         advice="It is no RoFormer.",
         published="htdemucs, hdemucs",
     ),
     Variant(
         name="MDX23C (TFC-TDF)",
         pattern=r"^first_conv\.|^(?:en|de)coder_blocks\.\d+\.tfc_tdf\.|^bottleneck_block\.",
+        example="encoder_blocks.0.tfc_tdf.blocks.0.tfc1.0.weight",
         advice="It is no RoFormer.",
         published="MDX23C, MDX-Net",
     ),
     Variant(
         name="Apollo",
         pattern=r"^BN\.\d+\.|^net\.\d+\.(?:band_net|seq_net)\.",
+        example="net.0.band_net.blocks.0.weight",
         advice="It is no RoFormer.",
         published="JusperLee/Apollo",
     ),
     Variant(
         name="VR network",
         pattern=r"^(?:stg\d_|base_net\.|aux\d?_out|low_band_net)",
+        example="stg1_low_band_net.0.enc1.conv1.conv.0.weight",
         advice="It is no RoFormer.",
         published="UVR",
     ),
