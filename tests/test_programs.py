@@ -160,13 +160,12 @@ def catalogued() -> dict[str, Any]:
 
 
 OF_ANOTHER_SIZE = {
-    "bs_roformer-unwa-inst_fno": "its heads are Fourier neural operators, which its configuration here does not say",
+    "bs_roformer-unwa-inst_fno": "this configuration does not say that its heads are Fourier neural operators",
     "mel_roformer-amane-small": "the file has fewer layers than its configuration, and is loaded by its shapes",
 }
 """Checkpoints whose file has not the size of the model of its configuration, and why."""
 
 LEFT_OUT = {
-    "bs_roformer-unwa-inst_fno": "refused by its name",
     "mel_roformer-amane-small": "its configuration is not that of the file",
     **dict.fromkeys(
         (

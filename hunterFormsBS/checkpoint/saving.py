@@ -143,7 +143,7 @@ def _silenced(model: BandSplitRotator) -> dict[str, Tensor]:
 
 
 def _mask_estimator_depth(state_dict: Mapping[str, Tensor]) -> int:
-    return cast(int, infer_configuration(state_dict).arguments["mask_estimator_depth"])
+    return cast(int, infer_configuration(state_dict).arguments.get("mask_estimator_depth", 1))
 
 
 def _rows(mask: Tensor) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import CheckpointError
-from hunterFormsBS.variantChecks import OF_CONFORMERS, OF_HYPERACE, OF_MASK_TRANSFORMERS
+from hunterFormsBS.variantChecks import OF_CONFORMERS, OF_FNO, OF_HYPERACE, OF_MASK_TRANSFORMERS, OF_MLPS
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -84,8 +84,8 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     Variant(
         name="BS-RoFormer with FNO heads",
         pattern=r"\.fno_blocks\.|\.to_freqs\.\d+\.0\.(?:lifting|projection)\.",
-        example="mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight",
-        advice="Its heads are Fourier neural operators of the package neuraloperator, which this model has not.",
+        example="mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight.tensor",
+        options="mask_fno_modes=33",
         published="unwa",
     ),
     Variant(
@@ -210,16 +210,15 @@ SHARED_BIASES: Final[Mapping[str, str]] = MappingProxyType(
 
 _LAYER_BIAS: Final = re.compile(r"layers\.\d+\.\d+\.layers\.\d+\.(?:0|attn)\.(?:branch\.)?(to_qkv|to_out\.0)\.bias")
 _TABLE: Final = re.compile(r"(?:cos|sin)_emb_(?:time|freq)|.*\.rotary_embed\.(?:cos|sin)_emb")
+_FOURIER_WEIGHT: Final = re.compile(r"(.*\.fno_blocks\.convs\.\d+\.weight)(?:\.tensor)?")
 _SINUSOIDS: Final = re.compile(r".*\.positional_encoding\.pe")
 
 
 SWITCHES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "conditional": "BS-RoFormer with conditions",
-        "fno": "BS-RoFormer with FNO heads",
         "lora": "LoRA adapter",
         "moe": "RoFormer with a mixture of experts (MoE)",
-        "use_fno": "BS-RoFormer with FNO heads",
     }
 )
 """Arguments of other programs' models that switch on a variant which is not supported, and its name in `VARIANTS`."""
@@ -241,13 +240,24 @@ def states_nothing(name: str, value: object) -> bool:
         return True
     if name not in SWITCHES:
         return False
-    switch = cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value
-    if switch:
+    if _is_on(value):
         variant = next(variant for variant in VARIANTS if variant.name == SWITCHES[name])
         raise CheckpointError(
             f"the configuration is that of {variant.name}, which is not supported. {variant.advice} ({name} says so.)"
         )
     return True
+
+
+def in_own_words(section: Mapping[str, object]) -> dict[str, object]:
+    """Return the arguments of a model with the switch of FNO heads, `fno` or `use_fno`, as the published heads."""
+    own = {name: value for name, value in section.items() if name not in ("fno", "use_fno")}
+    if any(_is_on(section[name]) for name in ("fno", "use_fno") if name in section):
+        own.setdefault("mask_fno_modes", 33)
+    return own
+
+
+def _is_on(value: object) -> bool:
+    return bool(cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value)
 
 
 def find_variant(keys: Iterable[str]) -> Variant | None:
@@ -275,7 +285,7 @@ def to_plain_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     -------
     state_dict : dict[str, Tensor]
         With `shared_qkv_bias`, `shared_out_bias` and the bias of every layer, or without all of these where they are 0;
-        with frequencies instead of tables.
+        with frequencies instead of tables; with pairs of real numbers instead of complex ones.
     remarks : list[str]
         What was left out.
 
@@ -285,8 +295,18 @@ def to_plain_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         If one of the two biases is missing, or if tables are not those of rotary or sinusoidal positions.
     """
     remarks: list[str] = []
-    renamed = {SHARED_BIASES.get(key, key): tensor for key, tensor in state_dict.items()}
+    renamed = {SHARED_BIASES.get(key, key): tensor for key, tensor in _real_pairs(state_dict).items()}
     return _tables_to_frequencies(_share_biases(renamed, remarks), remarks), remarks
+
+
+def _real_pairs(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights of Fourier neural operators, complex numbers upstream, the form that they have here."""
+    pairs: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        match = _FOURIER_WEIGHT.fullmatch(key)
+        name = match[1] if match else key
+        pairs[name] = torch.view_as_real(tensor) if match and tensor.is_complex() else tensor
+    return pairs
 
 
 def _share_biases(state_dict: dict[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
@@ -368,6 +388,7 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
     """Find the arguments that make the variant, from keys and shapes in this package's form."""
     return {
         **_infer_conformers(shapes),
+        **_infer_fourier_operators(shapes),
         **_infer_mask_transformers(shapes),
         **_infer_hyper_ace(shapes),
         "n_wsa_sinks": _first(shapes, "sink_tokens") if "sink_tokens" in shapes else 0,
@@ -386,6 +407,7 @@ def idle_arguments(arguments: Mapping[str, object]) -> set[str]:
     """Return the names of arguments that say how something is that these arguments do not have."""
     return {
         *(() if arguments.get("use_hyperACE") else OF_HYPERACE),
+        *(OF_MLPS if arguments.get("mask_fno_modes") else OF_FNO),
         *(() if arguments.get("mask_transformer_depth") else OF_MASK_TRANSFORMERS),
         *(() if arguments.get("n_wsa_sinks") else ("wsa_window_len",)),
         *(() if has_conformers(arguments) else OF_CONFORMERS),
@@ -404,6 +426,14 @@ def _infer_conformers(shapes: Shapes) -> dict[str, object]:
     channels, _, size = shapes[key]
     dim = shapes[key.replace(".net.4.weight", ".net.0.gamma")][0]
     return {"conv_expansion_factor": channels // dim, "conv_kernel_size": size}
+
+
+def _infer_fourier_operators(shapes: Shapes) -> dict[str, object]:
+    prefix = "mask_estimators.0.to_freqs.0.0.fno_blocks.convs."
+    weights = [shape for key, shape in shapes.items() if key.startswith(prefix) and key.endswith(".weight")]
+    if not weights:
+        return {"mask_fno_modes": 0}
+    return {"mask_fno_modes": weights[0][1], "mask_fno_depth": len(weights)}
 
 
 def _infer_mask_transformers(shapes: Shapes) -> dict[str, object]:
