@@ -94,6 +94,9 @@ class BandSplitRotator(nn.Module):
         Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
     mask_filter_bank : Tensor, optional
         Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
+    mask_fno_depth, mask_fno_modes : int
+        Fourier neural operators along time make the masks, in place of MLPs, with that many blocks, each of which keeps
+        that many frequencies: the FNO head, where they are 3 and 33. No frequencies: no such head.
     mask_transformer_depth, mask_transformer_dim_head, mask_transformer_heads : int
         Each mask head has that many pairs of transformers along time and frequency before its MLPs, with attention
         heads of that many features, and that many of them: the head of Large-Inst v2, where the depth is 4.
@@ -197,6 +200,8 @@ class BandSplitRotator(nn.Module):
         linear_transformer_depth: int = 0,
         mask_estimator_depth: int | None = None,
         mask_filter_bank: Tensor | None = None,
+        mask_fno_depth: int = 3,
+        mask_fno_modes: int = 0,
         mask_transformer_depth: int = 0,
         mask_transformer_dim_head: int = 64,
         mask_transformer_heads: int = 8,
@@ -331,6 +336,8 @@ class BandSplitRotator(nn.Module):
         head = ParametersMaskEstimator(
             mask_estimator_depth=1 if mask_estimator_depth is None else mask_estimator_depth,
             mlp_expansion_factor=mlp_expansion_factor,
+            mask_fno_depth=mask_fno_depth,
+            mask_fno_modes=mask_fno_modes,
             mask_transformer_depth=mask_transformer_depth,
             mask_transformer_dim_head=mask_transformer_dim_head,
             mask_transformer_heads=mask_transformer_heads,

@@ -78,12 +78,18 @@ def entries() -> Mapping[str, Entry]:
 def recognise(pathFilename: PathFilename) -> Entry | None:
     """Return which checkpoint of the catalogue a file is, or None.
 
-    Only a file of the right size is read, to compute its SHA-256.
+    Only a file of the right size is read, to compute its SHA-256. Where the catalogue has none, a file is recognised
+    by its size, if that is of one checkpoint alone, and the shapes of all its tensors.
     """
     path = Path(pathFilename)
     size = path.stat().st_size if path.is_file() else 0
-    candidates = {entry.sha256: entry for entry in entries().values() if entry.sha256 and entry.size == size}
-    return candidates.get(_sha256(path)) if candidates else None
+    candidates = [entry for entry in entries().values() if size and entry.size == size]
+    if any(entry.sha256 for entry in candidates):
+        digest = _sha256(path)
+        return next((entry for entry in candidates if entry.sha256 == digest), None)
+    if len(candidates) == 1 and _has_the_shapes_of(candidates[0], path):
+        return candidates[0]
+    return None
 
 
 def is_remote(name: object) -> bool:
@@ -245,6 +251,26 @@ def _hub() -> Any:
     except ImportError as error:
         raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error
     return huggingface_hub
+
+
+def _has_the_shapes_of(entry: Entry, path: Path) -> bool:
+    """Tell whether a file holds the tensors of the checkpoint's model, by their keys and shapes."""
+    import torch
+
+    from hunterFormsBS.checkpoint.loading import from_configuration
+    from hunterFormsBS.checkpoint.stateDict import translate_state_dict
+    from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
+
+    file = WeightsFile(path)
+    try:
+        found = translate_state_dict(file.read_state_dict(unwrap(file.content, path)[0], "meta"))
+    except CheckpointError:
+        return False
+    with torch.device("meta"):
+        expected = from_configuration(entry.configuration).state_dict()
+    return {key: tensor.shape for key, tensor in found.items()} == {
+        key: tensor.shape for key, tensor in expected.items()
+    }
 
 
 def _sha256(path: Path) -> str:

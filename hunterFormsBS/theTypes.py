@@ -127,6 +127,8 @@ class ParametersMaskEstimator(NamedTuple):
     ----------
     mask_estimator_depth, mlp_expansion_factor : int
         Hidden layers of each MLP, and their features in multiples of `dim`.
+    mask_fno_depth, mask_fno_modes : int
+        Fourier neural operators in place of the MLPs: blocks, and frequencies kept; 0 of these: none.
     mask_transformer_depth : int
         Pairs of transformers along time and frequency before the MLPs.
     mask_transformer_dim_head, mask_transformer_heads : int
@@ -147,6 +149,8 @@ class ParametersMaskEstimator(NamedTuple):
 
     mask_estimator_depth: int = 1
     mlp_expansion_factor: int = 4
+    mask_fno_depth: int = 3
+    mask_fno_modes: int = 0
     mask_transformer_depth: int = 0
     mask_transformer_dim_head: int = 64
     mask_transformer_heads: int = 8
@@ -225,6 +229,8 @@ class ParametersBandSplitRotator(TypedDict, total=False):
     linear_transformer_depth: int
     mask_estimator_depth: int | None
     mask_filter_bank: Tensor | None
+    mask_fno_depth: int
+    mask_fno_modes: int
     mask_transformer_depth: int
     mask_transformer_dim_head: int
     mask_transformer_heads: int

@@ -22,6 +22,8 @@ OF_HYPERACE = {
 """Arguments that say how the HyperACE branch is, and their defaults."""
 
 OF_CONFORMERS = {"conv_expansion_factor": 2, "conv_kernel_size": 31}
+OF_FNO = {"mask_fno_depth": 3}
+OF_MLPS = {"mask_estimator_depth": None, "mlp_expansion_factor": 4}
 OF_MASK_TRANSFORMERS = {"mask_transformer_dim_head": 64, "mask_transformer_heads": 8}
 
 
@@ -110,6 +112,12 @@ def _check_axes(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_heads(arguments: Mapping[str, Any]) -> None:
+    if arguments["mask_fno_modes"]:
+        what = "mask_fno_modes, which make a head without any of that"
+        _refuse_beside(arguments, what, mask_transformer_depth=0, use_hyperACE=False)
+        _refuse_idle(arguments, OF_MLPS, "mask_fno_modes=0")
+    else:
+        _refuse_idle(arguments, OF_FNO, "mask_fno_modes of at least 1")
     if arguments["mask_transformer_depth"]:
         if arguments["use_hyperACE"]:
             raise ValueError(

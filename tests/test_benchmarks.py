@@ -16,7 +16,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.
 
-from benchmarks import compare, gpu, launches, measure, models, plot, report, songs, sweep  # noqa: E402
+from benchmarks import compare, gpu, heads, launches, measure, models, plot, report, songs, sweep  # noqa: E402
 from hunterFormsBS.kernels import seam  # noqa: E402
 
 TINY = ["--tiny", "--rounds", "2", "--threads", "1"]
@@ -302,6 +302,15 @@ def test_a_compiled_variant_runs_its_compiled_mask_estimation(monkeypatch: pytes
     gpu._accelerate(model, gpu.Variant(run="compiled"), audio, "a backend")  # type: ignore[arg-type]
     torch.testing.assert_close(models.inference(model, audio)(), 2 * expected)
     assert [spectrum.shape for spectrum in spectra] == [(1, 2, 1025, 21, 2)]
+
+
+def test_heads_are_compared_with_the_plain_one_and_with_their_formulas(tmp_path: Path) -> None:
+    content = tables(heads.main, tmp_path / "it.json", "--heads", "Large-Inst v2", "HyperACE v2")
+    names = ["MLPs", "Large-Inst v2", "HyperACE v2"]
+    time, kernels, memory = (content[title]["rows"] for title in content)
+    assert [[row["head"] for row in rows] for rows in (time, kernels, memory)] == [names] * 3
+    assert int(time[2]["parameters of heads"].replace(",", "")) > int(time[0]["parameters of heads"].replace(",", ""))
+    assert all(float(row["apart"]) < 0.05 for row in kernels)
 
 
 def test_plot_draws_the_sweep_of_lengths(tmp_path: Path) -> None:

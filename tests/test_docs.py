@@ -20,7 +20,10 @@ import yaml
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS
+from hunterFormsBS.checkpoint.variants import SWITCHES, VARIANTS
 from hunterFormsBS.kernels.seam import KERNELS, PLACES, Where
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +98,9 @@ def test_commands_run_and_write_what_they_are_told_to(
     done = run_commands(["set -e", *commands], users_folder)
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in re.findall(r"--output (\S+)", "".join(commands)):
+        if Path(folder).suffix:  # of one file
+            assert (users_folder / folder).is_file()
+            continue
         written = {path.stem for path in (users_folder / folder).rglob("*.*")}
         assert written >= {"vocals", "other"}
 
@@ -230,6 +236,44 @@ def test_architecture_lists_every_kernel_as_it_is() -> None:
     # The order of a method's kernels is that of preference; that of methods is free.
     assert sorted(rows[2:], key=itemgetter(1)) == sorted(expected, key=itemgetter(1))
     assert {f"`{name}`" for name in KERNELS} == {name for name, *_ in expected}
+
+
+PROGRAMS_PAGES = {
+    "from-msst": ["MSST", "a fork of MSST"],
+    "from-uvr": ["UVR", "audio-separator"],
+    "from-pymss": ["pymss"],
+    "from-splifft": ["splifft"],
+}
+
+
+def test_pages_name_every_variant_program_and_checkpoint() -> None:
+    summaries = load(ROOT / "docs" / "summaries.py")
+    tables = {name: getattr(summaries, name)() for name in ("variants", "programs", "catalogue")}
+    for variant in VARIANTS:
+        (row,) = [line for line in tables["variants"].splitlines() if line.startswith(f"| {variant.name} |")]
+        assert f"`{variant.example}`" in row
+        assert (f"`{variant.options}`" if variant.options else variant.advice) in row
+    for program in PROGRAMS:
+        assert tables["programs"].count(f"| {program.name} |") == 2
+        assert all(vars(program).values())
+    for word in (*AUDIBLE, *SWITCHES, *ROFORMERS):
+        assert f"`{word}`" in tables["programs"]
+    rows = [line.split("`")[1] for line in tables["catalogue"].splitlines() if line.startswith("| `")]
+    assert rows == list(entries())
+    page = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    assert [name for name in tables if f"<!-- {name} -->" not in page] == []
+
+
+@pytest.mark.parametrize("page", PROGRAMS_PAGES)
+def test_pages_for_users_of_other_programs_explain_what_is_read_otherwise_there(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert [
+        line for line in ("dim_t", "use_amp", "zero_dc", "chunk_size", "inference", "audio") if line not in text
+    ] == []
+
+
+def test_every_program_has_a_page() -> None:
+    assert sorted(name for names in PROGRAMS_PAGES.values() for name in names) == sorted(p.name for p in PROGRAMS)
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ from hunterFormsBS.attend import Attention, FeedForward, Transformer
 from hunterFormsBS.bandSplit import BandSplit, MaskEstimator, masks_of_stems
 from hunterFormsBS.blocks.attend import scaled_dot_product
 from hunterFormsBS.blocks.bins import Bins
+from hunterFormsBS.blocks.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding, complex_product
-from hunterFormsBS.kernels import scaledDotProduct, seam, transformer
+from hunterFormsBS.kernels import convolutions, scaledDotProduct, seam, transformer
 from hunterFormsBS.kernels.seam import KERNELS, Where, reference
 from hunterFormsBS.theTypes import (
     ParametersAttention,
@@ -132,6 +133,11 @@ def make_all_long(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
+def make_blocks_small(patch: pytest.MonkeyPatch) -> None:
+    """Have a few frames normalised at a time, as if there were many."""
+    patch.setattr(convolutions, "NUMBERS_PER_BLOCK", 100)
+
+
 QKV = ((3, 2, 7, 4),) * 3
 MASKS = ((2, 3, 4, 7, 2, 2),)
 TOKENS = ((2, 4, len(WIDTHS), 6),)
@@ -160,11 +166,17 @@ CASES: dict[str, Case] = {
     "average_slice": Case(lambda: Function(bins(overlapping=False).average), MASKS),
     "average_runs": Case(lambda: Function(bins(overlapping=True).average), ((2, 3, 4, 11, 2, 2),)),
     "spectral_l1_with_gradient": Case(partial(Function, spectral_l1, LOSS), ((3, 50),), batched=False),
+    "convolve_in_place": Case(lambda: DSConv(4, 6, stride=(2, 1)), ((2, 4, 9, 7),), prepare=make_blocks_small),
+    "time_freq_in_place": Case(lambda: TimeFreqConvolutions(4, 8), ((2, 4, 9, 8),), prepare=make_blocks_small),
+    "shuffle_pixels": Case(lambda: Function(lambda pixels: shuffle(pixels.permute(0, 3, 1, 2))), ((2, 5, 7, 4),)),
 }
 LAYERS = ("attention", "feed_forward", "by_blocks", "split_by_groups", *(name for name in CASES if name[:4] == "mask"))
 """Kernels that do not call the modules inside."""
 
-WITHOUT_GRADIENT = ("by_sequences",)
+IN_PLACE = ("convolve_in_place", "time_freq_in_place")
+"""Kernels of layers that overwrite what the modules inside made."""
+
+WITHOUT_GRADIENT = ("by_sequences", *IN_PLACE)
 """Kernels that serve where no gradient is recorded, and leave all else to others."""
 
 each_kernel = pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT_GRADIENT])
@@ -248,14 +260,71 @@ def test_kernel_serves_its_case_and_gives_the_values_and_gradients_of_the_formul
 @pytest.mark.parametrize("name", WITHOUT_GRADIENT)
 def test_kernel_without_gradient_gives_the_values_of_the_formula_where_it_serves(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module(), CASES[name].inputs()
-    out = module(*inputs)
+    with torch.no_grad():
+        out = module(*inputs)
     assert (name in ran) is bool(torch.backends.mkldnn.enabled)
     ran.clear()
     gradients(module, inputs)
     module.double()(*CASES[name].inputs(dtype=torch.float64))
     assert name not in ran
     with reference():
-        close(out, module(*inputs))
+        close(out, CASES[name].module()(*inputs))
+
+
+def hooked(part: nn.Module) -> None:
+    part.register_forward_hook(lambda _module, _args, out: 2 * out)
+
+
+def patched(part: nn.Module) -> None:
+    original = part.forward
+    part.forward = lambda x: 2 * original(x)
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("change", [hooked, patched])
+def test_changes_of_modules_inside_take_part_without_gradient(
+    name: str, change: Callable[[nn.Module], None], ran: list[str]
+) -> None:
+    inputs = CASES[name].inputs()
+    parts = [key for key, part in CASES[name].module().named_modules() if isinstance(part, (nn.SiLU, nn.Conv2d))]
+    for key in parts:
+        module = CASES[name].module()
+        change(module.get_submodule(key))
+        with torch.no_grad():
+            out = module(*inputs)
+            with reference():
+                close(out, module(*inputs))
+    assert parts
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Conv(4, 6),
+        lambda: DSConv(4, 6),
+        lambda: DSConv(4, 6, stride=(2, 2)),
+        lambda: TimeFreqConvolutions(4, 8),
+    ],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["convolve_in_place"])
+def test_convolutions_in_place_are_as_exact_as_the_formula_and_leave_their_input(
+    build: Callable[[], nn.Module], memory_format: Any, ran: list[str]
+) -> None:
+    module = Case(build, ()).module()
+    with torch.no_grad():
+        x = (torch.randn(3, 4, 50, 8) + torch.tensor([0.0, 5.0, -30.0, 100.0])[:, None, None]).contiguous(
+            memory_format=memory_format
+        )
+        before = x.clone()
+        out = module(x)
+        served = list(ran)
+        assert torch.equal(x, before)
+        with reference():
+            by_formula, exact = module(x), module.double()(x.double())
+    assert bool(served) is bool(torch.backends.mkldnn.enabled)
+    assert (out - exact).abs().max() <= 3 * (by_formula - exact).abs().max() + 1e-6
 
 
 @each_kernel

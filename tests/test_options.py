@@ -193,6 +193,8 @@ OF_VARIANTS = {
     "conv_expansion_factor",
     "conv_kernel_size",
     "freq_conformer_depth",
+    "mask_fno_depth",
+    "mask_fno_modes",
     "mask_transformer_depth",
     "mask_transformer_dim_head",
     "mask_transformer_heads",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +86,116 @@ def test_the_pair_holds_weights_alone_and_every_argument_in_msst_s_counting(tmp_
         **{name: TINY[name] for name in TINY},
         "stereo": True,
         "num_stems": 2,
-        "linear_transformer_depth": 0,
         "attn_dropout": 0.0,
         "ff_dropout": 0.0,
         "flash_attn": True,
         "stft_normalized": False,
-        "zero_dc": True,
         "mask_estimator_depth": 2,
         "multi_stft_resolution_loss_weight": 1.0,
         "multi_stft_normalized": False,
-        "use_torch_checkpoint": False,
-        "skip_connection": False,
-        "use_pope": False,
         "freqs_per_bands": TINY["freqs_per_bands"],
     }
     assert configuration["audio"].items() >= {"chunk_size": 999, "sample_rate": 44100, "num_channels": 2}.items()
     assert configuration["training"]["instruments"] == ["vocals", "drums"]
+    assert configuration["inference"]["dim_t"] == 999 // 16 + 1
+
+
+# The names that the constructors of UVR (branch v5.6.0_roformer_add+directml) and audio-separator both take: another is
+# a TypeError there.
+OF_OTHER_PROGRAMS = {
+    *("dim", "depth", "stereo", "num_stems", "time_transformer_depth", "freq_transformer_depth", "dim_head", "heads"),
+    *("attn_dropout", "ff_dropout", "flash_attn", "dim_freqs_in", "stft_n_fft", "stft_hop_length", "stft_win_length"),
+    *("stft_normalized", "stft_window_fn", "mask_estimator_depth", "multi_stft_resolution_loss_weight"),
+    *("multi_stft_resolutions_window_sizes", "multi_stft_hop_size", "multi_stft_normalized", "multi_stft_window_fn"),
+}
+OF_ONE_LAYOUT = {
+    "bs": {"freqs_per_bands", "linear_transformer_depth"},
+    "mel": {"num_bands", "sample_rate", "match_input_audio_length"},
+}
+
+
+@pytest.mark.parametrize("layout", OF_ONE_LAYOUT)
+def test_nothing_is_stated_that_uvr_or_audio_separator_refuse(layout: str, tmp_path: Path) -> None:
+    arguments = {**CASES[layout][0], "mlp_expansion_factor": 4, "zero_dc": True}
+    save_checkpoint(tmp_path / "a.ckpt", made(**arguments), configuration=TWO, layout="msst")
+    sections = yaml.load((tmp_path / "a.yaml").read_text(), yaml.FullLoader)
+    assert not sections["model"].keys() - OF_OTHER_PROGRAMS - OF_ONE_LAYOUT[layout]
+    # What those programs read beside the model.
+    assert sections["audio"]["hop_length"] == arguments["stft_hop_length"]
+    assert sections["inference"].keys() >= {"dim_t", "batch_size"}
+    assert sections["training"].keys() >= {"instruments", "target_instrument"}
+
+
+def loaded_by_pymss(path: Path) -> torch.nn.Module:
+    """Load the pair as pymss 2.1 does: the kind of model from the configuration, then the weights, strictly."""
+    pymss_core = pytest.importorskip("pymss_core", reason="pymss-core needs torch 2.7.1")
+    configuration = pymss_core.load_config(path.with_suffix(".yaml"))
+    kind = pymss_core.detect_model_type(configuration)
+    state_dict = pymss_core.load_state_dict(path)
+    overrides: dict[str, Any] = {}
+    if kind == "mel_band_roformer":
+        # It counts the layers of these heads in the weights, and silences nothing in these models.
+        layers = {key for key in state_dict if re.fullmatch(r"mask_estimators\.0\.to_freqs\.0\.0\.\d+\.weight", key)}
+        overrides = {"mlp_hidden_layers": len(layers) - 1, "zero_dc": False}
+    theirs, _ = pymss_core.get_model_from_config(kind, path.with_suffix(".yaml"), model_kwargs_override=overrides)
+    theirs.load_state_dict(state_dict)
+    model: torch.nn.Module = theirs
+    return model.eval()
+
+
+def loaded_by_bs_roformer(path: Path) -> torch.nn.Module:
+    """Load the weights into the classes of BS-RoFormer, whose keys were plain up to version 0.4."""
+    import bs_roformer
+
+    state_dict = torch.load(path, weights_only=True)
+    section = yaml.load(path.with_suffix(".yaml").read_text(), yaml.FullLoader)["model"]
+    # The other path through attention is deprecated in PyTorch.
+    section |= {"num_residual_streams": 1, "flash_attn": False}
+    if "num_bands" in section:
+        theirs = bs_roformer.MelBandRoformer(**section, linear_transformer_depth=0, add_value_residual=False)
+    else:
+        theirs = bs_roformer.BSRoformer(**section)
+        for module in theirs.modules():
+            if hasattr(module, "to_value_residual_mix"):
+                module.to_value_residual_mix = None  # which no checkpoint before version 0.5 has
+    first = int("num_bands" in section)
+    theirs.load_state_dict({key: state_dict[of_0_4(key, first)] for key in theirs.state_dict()})
+    assert len(theirs.state_dict()) == len(state_dict)
+    model: torch.nn.Module = theirs
+    return model.eval()
+
+
+def of_0_4(key: str, first: int) -> str:
+    """Return the key of version 0.4: the first transformer of a group has the number 0, and nothing is in a branch."""
+    parts = key.replace(".branch.", ".").split(".")
+    return ".".join([*parts[:2], str(int(parts[2]) - first), *parts[3:]] if parts[0] == "layers" else parts)
+
+
+OF_OTHERS = {
+    **{name: case for name, case in CASES.items() if name != "pope"},
+    "mel, deep, not silent at 0 Hz": (MEL | {"mask_estimator_depth": 2, "zero_dc": False, "num_stems": 2}, TWO),
+    "bs, not silent at 0 Hz": (TINY | {"zero_dc": False, "stereo": True}, ONE),
+    "bs, own sizes": (TINY | {"stft_normalized": True, "stft_win_length": 48, "time_transformer_depth": 2}, ONE),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+@pytest.mark.parametrize("load", [loaded_by_pymss, loaded_by_bs_roformer])
+def test_other_programs_make_the_same_audio_of_the_pair(
+    name: str, load: Callable[[Path], torch.nn.Module], tmp_path: Path
+) -> None:
+    arguments, sections = OF_OTHERS[name]
+    if load is loaded_by_bs_roformer:  # which has neither another expansion nor skip connections
+        arguments = arguments | {"mlp_expansion_factor": 4, "skip_connection": False}
+    model = made(**arguments)
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(path, model, configuration=sections, layout="msst")
+    theirs = load(path)
+    torch.manual_seed(1)
+    audio = torch.randn(1, 2 if model.configuration["stereo"] else 1, 16 * 441) + 0.5  # with something at 0 Hz
+    with torch.no_grad():
+        expected = model(audio)
+        torch.testing.assert_close(theirs(audio).reshape_as(expected), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

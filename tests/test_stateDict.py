@@ -169,7 +169,7 @@ def test_shapes_determine_what_can_be_seen_in_shapes(stated: dict[str, Any]) -> 
     expected |= {"mask_estimator_depth": stated["mask_estimator_depth"] - (not mel), "ff_mult": 4}
     expected |= {"final_norm": not mel, "norm_output": mel, "use_pope": False, "use_value_residual_learning": False}
     expected |= {"num_residual_streams": 1, "num_residual_fracs": 1, "mc_hyper_conn_sinkhorn_iters": None}
-    depths = ("freq_conformer_depth", "mask_transformer_depth", "n_wsa_sinks", "time_conformer_depth")
+    depths = ("freq_conformer_depth", "mask_fno_modes", "mask_transformer_depth", "n_wsa_sinks", "time_conformer_depth")
     expected |= dict.fromkeys(depths, 0)
     expected |= dict.fromkeys(("siamese", "use_hyperACE", "use_shared_bias"), False)
     expected |= {"use_rotary_pos": True}

@@ -49,6 +49,8 @@ DEFAULTS: dict[str, Any] = {
     "linear_transformer_depth": 0,
     "mask_estimator_depth": None,
     "mask_filter_bank": None,
+    "mask_fno_depth": 3,
+    "mask_fno_modes": 0,
     "mask_transformer_depth": 0,
     "mask_transformer_dim_head": 64,
     "mask_transformer_heads": 8,

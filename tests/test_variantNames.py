@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,25 @@ from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, translate_state_dict
+from hunterFormsBS.checkpoint.families import UPSTREAM_NAMES
+from hunterFormsBS.checkpoint.stateDict import constructor_arguments
 from hunterFormsBS.checkpoint.variants import SWITCHES, VARIANTS, find_variant
 
 SMALL: dict[str, Any] = {"dim": 8, "depth": 1, "dim_head": 8, "heads": 2, "num_stems": 1, "stereo": True}
 
-# Keys as the programs that make these files write them.
-KEYS = {
-    "LoRA adapter": "layers.0.0.layers.0.0.to_qkv.lora_A",
-    "BS-RoFormer Large-Inst v2": "mask_estimators.0.layers.0.0.layers.0.0.norm.gamma",
-    "HyperACE v2": "mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
-    "HyperACE v1": "mask_estimators.0.segm.backbone.stem.dwconv.weight",
-    "BS-RoFormer with FNO heads": "mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight",
-    "RoFormer with a mixture of experts (MoE)": "layers.0.0.layers.0.1.experts.3.net.1.weight",
-    "BS-Roformer-SW with shared biases and tables of positions": "cos_emb_time",
-    "RoFormer with shared biases": "linear_62_bias_0",
-    "Conformer": "layers.0.0.layers.0.conv.net.4.weight",
-    "BS-RoFormer Siamese": "layers.0.0.ln_y_attn.0.gamma",
-    "RoFormer with windowed sink attention": "sink_tokens",
-    "Edge-BS-RoFormer with sinusoidal positions": "layers.0.0.positional_encoding.pe",
-    "BS-RoFormer with conditions": "conditioner.net.0.weight",
-    "BS Mamba2": "separator_mask.0.seq_net.forward_mamba2.in_proj.weight",
-    "BS-RoFormer of HiDolen": "layers.0.band_transformer.q_norm.weight",
-    "SCNet": "encoder.0.SDlayer.convs.0.weight",
-    "Bandit": "bsrnn.mixture.band_split.norm_fc_modules.0.fc.weight",
-    "Demucs": "tencoder.0.conv.weight",
-    "MDX23C (TFC-TDF)": "encoder_blocks.0.tfc_tdf.blocks.0.tfc1.0.weight",
-    "Apollo": "net.0.band_net.blocks.0.weight",
-    "VR network": "stg1_low_band_net.0.enc1.conv1.conv.0.weight",
-}
-
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name for variant in VARIANTS])
 def test_variant_is_recognised_from_its_keys(variant: Any) -> None:
-    found = find_variant(["band_split.to_features.0.1.weight", KEYS[variant.name]])
+    found = find_variant(["band_split.to_features.0.1.weight", variant.example])
     assert found is variant
 
 
-@pytest.mark.parametrize("name", [variant.name for variant in VARIANTS if not variant.options])
-def test_first_line_of_a_refusal_is_the_name(name: str, tmp_path: Path) -> None:
-    state_dict = {KEYS[name]: torch.zeros(2, 2)}
+REFUSED = [variant for variant in VARIANTS if not variant.options]
+
+
+@pytest.mark.parametrize("variant", REFUSED, ids=[variant.name for variant in REFUSED])
+def test_first_line_of_a_refusal_is_the_name(variant: Any, tmp_path: Path) -> None:
+    name, state_dict = variant.name, {variant.example: torch.zeros(2, 2)}
     with pytest.raises(CheckpointError, match=f"^this is a checkpoint of {re.escape(name)}, which is not supported"):
         translate_state_dict(state_dict)
     torch.save({"state_dict": state_dict}, tmp_path / "model.ckpt")
@@ -93,12 +74,15 @@ def test_what_is_switched_on_is_refused_by_name(name: str, value: Any) -> None:
         from_configuration({**SMALL, name: value})
 
 
-def test_only_names_that_are_alike_are_suggested() -> None:
-    with pytest.raises(CheckpointError, match="nearest known name is 'num_stems'"):
-        from_configuration({**SMALL, "num_stem": 1})
-    with pytest.raises(CheckpointError, match="'zzz' is not an argument") as unlike:
-        from_configuration({**SMALL, "zzz": 1})
-    assert "nearest" not in str(unlike.value)
+@pytest.mark.parametrize(
+    "name", ["num_stem", "dims", "time_depth", "n_fft", "hop", "zzz", "learning_rate", "band", "x"]
+)
+def test_only_names_that_are_alike_are_suggested(name: str) -> None:
+    known = [*constructor_arguments(), *UPSTREAM_NAMES, "linear_flash_attn"]
+    likeness = max(SequenceMatcher(None, one, name).ratio() for one in known)
+    with pytest.raises(CheckpointError, match=f"'{name}' is not an argument") as refused:
+        from_configuration({**SMALL, name: 1})
+    assert ("nearest known name" in str(refused.value)) is (likeness >= 0.6)
 
 
 # Shared biases and tables

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask transformers": {"mask_transformer_depth": 2, "mask_transformer_heads": 3, "mask_transformer_dim_head": 2},
     "HyperACE v1": {"use_hyperACE": True, "segm_version": 1, "segm_num_hyperedges": 3, **STAGES, "stereo": True},
     "HyperACE v2": {"use_hyperACE": True, "segm_hyperace_k": 1, **STAGES, "overlapping": True},
+    "FNO heads": {"mask_fno_modes": 4, "mask_fno_depth": 2, "mlp_expansion_factor": 4},
     "shared biases": {"use_shared_bias": True, "linear_transformer_depth": 1},
     "Conformer": {
         "time_conformer_depth": 2,
@@ -241,6 +242,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**VARIANTS["Conformer"], "use_value_residual_learning": True}, "use_value_residual_learning=True with a Conf"),
     ({"conv_kernel_size": 7}, "conv_kernel_size=7 has no effect without time_conformer_depth"),
     ({"segm_version": 1}, "segm_version=1 has no effect without use_hyperACE=True"),
+    ({"mask_fno_depth": 2}, "mask_fno_depth=2 has no effect without mask_fno_modes of at least 1"),
+    ({"mask_fno_modes": 2, "mlp_expansion_factor": 3}, "mlp_expansion_factor=3 has no effect without mask_fno_modes=0"),
+    (
+        {"mask_fno_modes": 2, "mlp_expansion_factor": 4, "use_hyperACE": True},
+        "use_hyperACE=True with mask_fno_modes, which make a head without any of that",
+    ),
     ({"mask_transformer_heads": 2}, "mask_transformer_heads=2 has no effect without mask_transformer_depth"),
     ({"mask_transformer_depth": 1, "use_hyperACE": True}, "mask_transformer_depth=1 with use_hyperACE=True"),
     ({"mask_transformer_depth": 1, "mask_transformer_dim_head": 3}, "mask_transformer_dim_head=3 is odd"),

@@ -9,9 +9,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.seam import Layer, know
+from hunterFormsBS.kernels.convolutions import convolve_in_place, shuffle_pixels, time_freq_in_place
+from hunterFormsBS.kernels.seam import Layer, know, served_by
 
 know(nn.Conv2d, nn.InstanceNorm2d, nn.SiLU)
 
@@ -26,6 +28,12 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+@served_by(shuffle_pixels)
+def shuffle(picture: Tensor) -> Tensor:
+    """Make twice as many bins, side by side, of pairs of channels: `(b, 2 c, t, f)` to `(b, c, t, 2 f)`."""
+    return rearrange(picture, "b (c two) t f -> b c t (f two)", two=2)
+
+
 class Conv(Layer):
     """A convolution of one bin and one frame, instance norm and SiLU."""
 
@@ -35,6 +43,7 @@ class Conv(Layer):
         self.bn = instance_norm(channels_out)
         self.act = nn.SiLU()
 
+    @served_by(convolve_in_place)
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, c, t, f)` to `(b, channels_out, t, f)`."""
         return cast(Tensor, self.act(self.bn(self.conv(x))))
@@ -58,6 +67,7 @@ class DSConv(Layer):
         self.bn = instance_norm(channels_out)
         self.act = nn.SiLU()
 
+    @served_by(convolve_in_place)
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, c, t, f)` to `(b, channels_out, t / stride, f / stride)`, rounded up."""
         return cast(Tensor, self.act(self.bn(self.pwconv(self.dwconv(x)))))
@@ -140,6 +150,7 @@ class TimeFreqConvolutions(Layer):
         self.tfc2 = convolution()
         self.shortcut = nn.Conv2d(channels, channels, 1, bias=False)
 
+    @served_by(time_freq_in_place)
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
         hidden = self.tfc1(x)

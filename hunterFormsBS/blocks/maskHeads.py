@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplit import MaskEstimator
+from hunterFormsBS.blocks.fourierOperator import FourierOperator
 from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import RotaryEmbedding
 from hunterFormsBS.blocks.segmentation import SegmModel
@@ -106,6 +108,32 @@ class HyperACEMaskEstimator(MaskEstimator):
         return super().forward(x) + rearrange(branch, "b c t f -> b t (f c)")
 
 
+class FourierMaskEstimator(MaskEstimator):
+    """A Fourier neural operator along time and a gated linear unit, separate for every band.
+
+    Parameters
+    ----------
+    dim, dim_inputs
+        See `MaskEstimator`.
+    parameters : ParametersMaskEstimator
+        `mask_fno_modes` frequencies are kept in each of `mask_fno_depth` blocks.
+    """
+
+    def __init__(self, dim: int, dim_inputs: Sequence[int], parameters: ParametersMaskEstimator) -> None:
+        super().__init__(dim, dim_inputs)
+        modes, depth = parameters.mask_fno_modes, parameters.mask_fno_depth
+        self.to_freqs = nn.ModuleList(
+            nn.Sequential(FourierOperator(dim, 2 * width, modes=modes, depth=depth), nn.GLU(dim=-2))
+            for width in dim_inputs
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
+        bands = rearrange(x, "b t f d -> f b d t")
+        masks = [net(band) for band, net in zip(bands, cast("Iterable[nn.Module]", self.to_freqs), strict=True)]
+        return rearrange(torch.cat(masks, dim=1), "b w t -> b t w")
+
+
 def mask_estimator(
     dim: int,
     dim_inputs: Sequence[int],
@@ -117,6 +145,8 @@ def mask_estimator(
     """Return the mask head that the parameters ask for; the arguments are those of the classes."""
     if parameters.use_hyperACE:
         return HyperACEMaskEstimator(dim, dim_inputs, parameters, audio_channels=audio_channels)
+    if parameters.mask_fno_modes:
+        return FourierMaskEstimator(dim, dim_inputs, parameters)
     if parameters.mask_transformer_depth:
         return AxialMaskEstimator(dim, dim_inputs, parameters, attention)
     return MaskEstimator(

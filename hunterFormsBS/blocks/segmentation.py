@@ -12,10 +12,9 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.convolutions import C3k2, Conv, DSConv, TimeFreqConvolutions, resize
+from hunterFormsBS.blocks.convolutions import C3k2, Conv, DSConv, TimeFreqConvolutions, resize, shuffle
 from hunterFormsBS.blocks.hypergraph import HyperACE
 from hunterFormsBS.kernels.seam import Layer
 from hunterFormsBS.theTypes import ParametersMaskEstimator
@@ -131,7 +130,7 @@ class FreqPixelShuffle(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, channels_in, t, f)` to `(b, channels_out, t, 2 · f)`."""
-        return cast(Tensor, self.out_conv(rearrange(self.conv(x), "b (c two) t f -> b c t (f two)", two=2)))
+        return cast(Tensor, self.out_conv(shuffle(self.conv(x))))
 
 
 class Blocks(Layer):

@@ -17,7 +17,7 @@ from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
 from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
 from hunterFormsBS.checkpoint.programs import in_words_of_msst
 from hunterFormsBS.checkpoint.stateDict import constructor_arguments
-from hunterFormsBS.checkpoint.variants import states_nothing
+from hunterFormsBS.checkpoint.variants import in_own_words, states_nothing
 from hunterFormsBS.printable import printable, short_repr
 
 PathFilename: TypeAlias = str | PathLike[str]
@@ -179,7 +179,7 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     """
     arguments: dict[str, object] = {}
     spelled: dict[str, str] = {}
-    section = {key: value for key, value in section.items() if not states_nothing(str(key), value)}
+    section = in_own_words({key: value for key, value in section.items() if not states_nothing(str(key), value)})
     _refuse_unknown_names(section)
     for key, value in section.items():
         name = UPSTREAM_NAMES.get(key, key)

@@ -301,6 +301,7 @@ _KNOWN_KEY: Final = re.compile(
     rf"|mask_estimators\.\d+\.layers\.\d+\.[01]\.layers\.\d+\.1\.(?:{_FEED_FORWARD})"
     # The strict load compares the rest of the keys of this branch.
     rf"|mask_estimators\.\d+\.segm\.(?:backbone|hyperace|decoder|upsample_head)\.\S+"
+    rf"|mask_estimators\.\d+\.to_freqs\.\d+\.0\.(?:fno_blocks|lifting|projection)\.\S+"
     rf"|mask_estimators\.\d+\.to_freqs\.\d+\.0\.\d+\.{_LINEAR}"
 )
 

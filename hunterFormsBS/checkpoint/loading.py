@@ -44,6 +44,7 @@ from hunterFormsBS.checkpoint.stateDict import (
 from hunterFormsBS.checkpoint.variants import has_conformers, to_plain_keys, undetermined_of_variant
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
 from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.variantChecks import OF_MLPS
 
 _AUDIBLE: Final = (
     "stft_win_length",
@@ -206,7 +207,7 @@ def from_checkpoint(
     chosen, remarks = unwrap(file.content, path)
     original = file.read_state_dict(chosen, "cpu")
     if configuration is None:
-        configuration, upstream_within = _configuration_within(file)
+        configuration, upstream_within = configuration_within(file)
         upstream = upstream or upstream_within
     if configuration is None and beside is None and (entry := catalogue.recognise(path)):
         beside = entry.configuration
@@ -387,6 +388,9 @@ def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
     # What follows upstream accepts where it has no effect, and the constructor does not.
     if complete.get("num_residual_streams", 1) == complete.get("num_residual_fracs", 1) == 1:
         complete.pop("mc_hyper_conn_sinkhorn_iters", None)
+    if complete.get("mask_fno_modes"):
+        for name in OF_MLPS:
+            complete.pop(name, None)
     if complete.get("depth") == 1:
         for name in (
             "skip_connection",
@@ -474,7 +478,7 @@ def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
     return (kind, "real") if kind == "torch.int64" else (kind,)
 
 
-def _configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
+def configuration_within(file: WeightsFile) -> tuple[Mapping[str, Any] | None, Upstream | None]:
     """Return the configuration that `save_checkpoint` put beside the weights, and whose counting it follows."""
     if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
         what = f"what {printable(file.path)} says of its model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,24 @@ from hunterFormsBS.printable import printable, short_repr
 
 Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
 
-_OF_MSST: Final = (
+_OF_ALL: Final = (
     *("dim", "depth", "stereo", "num_stems", "time_transformer_depth", "freq_transformer_depth"),
-    *("linear_transformer_depth", "dim_head", "heads", "attn_dropout", "ff_dropout", "flash_attn", "dim_freqs_in"),
-    *("stft_n_fft", "stft_hop_length", "stft_win_length", "stft_normalized", "zero_dc", "mask_estimator_depth"),
+    *("dim_head", "heads", "attn_dropout", "ff_dropout", "flash_attn", "dim_freqs_in"),
+    *("stft_n_fft", "stft_hop_length", "stft_win_length", "stft_normalized", "mask_estimator_depth"),
     *("multi_stft_resolution_loss_weight", "multi_stft_resolutions_window_sizes", "multi_stft_hop_size"),
-    *("multi_stft_normalized", "mlp_expansion_factor", "use_torch_checkpoint", "skip_connection", "use_pope"),
+    "multi_stft_normalized",
 )
-"""Arguments that both classes of Music-Source-Separation-Training have and a file can state."""
+"""Arguments that a file can state, and that the classes of all those programs have."""
+
+_OF_SOME: Final[Mapping[str, object]] = {
+    "linear_transformer_depth": 0,
+    "mlp_expansion_factor": 4,
+    "skip_connection": False,
+    "use_pope": False,
+    "zero_dc": True,
+}
+"""Arguments that the classes of some of those programs lack, which refuse a file that states them, with the defaults of
+Music-Source-Separation-Training: stated only where the model has another value."""
 
 _UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
 _NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
@@ -55,8 +66,9 @@ def save_checkpoint(
     layout : {'hunterFormsBS', 'msst'} = 'hunterFormsBS'
         `'msst'`: the pair that Music-Source-Separation-Training, UVR, audio-separator and pymss load as they are. The
         file holds weights alone; beside it, under the same name with the suffix .yaml, is the configuration, in their
-        counting and with every argument stated. `training.instruments` names the stems there: pass it in
-        `configuration`.
+        counting, with every argument that all of them know, and the others where they differ from MSST's defaults.
+        `training.instruments` names the stems there: pass it in `configuration`. Weights that only make what
+        `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
 
     Raises
     ------
@@ -73,12 +85,12 @@ def save_checkpoint(
     if layout == "msst":
         content = _yaml(_sections_of_msst(bare, configuration or {}))
         with _complete(path) as unfinished, _complete(path.with_suffix(".yaml")) as unfinished_text:
-            _write_weights(unfinished, path, bare, None)
+            _write_weights(unfinished, path, _silenced(bare), None)
             unfinished_text.write_text(content, encoding="utf-8")
     elif layout == "hunterFormsBS":
         values = cast("dict[str, Any]", to_plain_values(sections))
         with _complete(path) as unfinished:
-            _write_weights(unfinished, path, bare, values)
+            _write_weights(unfinished, path, bare.state_dict(), values)
     else:
         raise ValueError(f"layout={short_repr(layout)} is neither 'hunterFormsBS' nor 'msst': pass one of them.")
 
@@ -94,11 +106,10 @@ def _bare(model: nn.Module) -> BandSplitRotator:
 
 
 def _write_weights(
-    unfinished: Path, path: Path, model: BandSplitRotator, configuration: Mapping[str, Any] | None
+    unfinished: Path, path: Path, state_dict: Mapping[str, Tensor], configuration: Mapping[str, Any] | None
 ) -> None:
-    state_dict = model.state_dict()
     if path.suffix.lower() != ".safetensors":
-        content = state_dict
+        content: Mapping[str, Any] = state_dict
         if configuration is not None:
             content = {"state_dict": state_dict, "configuration": configuration, "upstream": "hunterFormsBS"}
         with unfinished.open("wb") as file:
@@ -116,6 +127,23 @@ def _write_weights(
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
     }
     cast("Callable[..., None]", save_file)(tensors, unfinished, metadata)
+
+
+def _silenced(model: BandSplitRotator) -> dict[str, Tensor]:
+    """Return the weights, with masks of 0 at 0 Hz where the model silences that: UVR and others do not."""
+    state_dict = dict(model.state_dict())
+    if not model.zero_dc:
+        return state_dict
+    # The lowest bin is the first one of the first band, and of no other, in bands side by side and in those of mel.
+    last = re.compile(rf"mask_estimators\.\d+\.to_freqs\.0\.0\.{2 * _mask_estimator_depth(state_dict)}\.(weight|bias)")
+    for key in filter(last.fullmatch, list(state_dict)):
+        state_dict[key] = state_dict[key].clone()
+        state_dict[key][: 2 * model.audio_channels] = 0  # of the half that is not the gate
+    return state_dict
+
+
+def _mask_estimator_depth(state_dict: Mapping[str, Tensor]) -> int:
+    return cast(int, infer_configuration(state_dict).arguments.get("mask_estimator_depth", 1))
 
 
 def _rows(mask: Tensor) -> list[list[int]]:
@@ -138,13 +166,15 @@ def _complete(path: Path) -> Generator[Path]:
 
 def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration for MSST, or refuse a model that its classes cannot be."""
-    arguments, inferred = model.configuration, infer_configuration(model.state_dict()).arguments
+    state_dict = model.state_dict()
+    arguments, inferred = model.configuration, infer_configuration(state_dict).arguments
     mel = arguments["num_bands"] is not None and bool(inferred["norm_output"]) and not inferred["final_norm"]
-    section = {name: arguments[name] for name in _OF_MSST}
+    resolved = {**arguments, "zero_dc": model.zero_dc}
+    section = {name: arguments[name] for name in _OF_ALL}
+    section |= {name: resolved[name] for name, default in _OF_SOME.items() if resolved[name] != default}
     section |= {
         "dim_freqs_in": arguments["stft_n_fft"] // 2 + 1,
-        "zero_dc": model.zero_dc,
-        "mask_estimator_depth": cast(int, inferred["mask_estimator_depth"]) + (not mel),
+        "mask_estimator_depth": _mask_estimator_depth(state_dict) + (not mel),
         "multi_stft_resolutions_window_sizes": tuple(arguments["multi_stft_resolutions_window_sizes"]),
     }
     if mel:
@@ -155,18 +185,22 @@ def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any])
     _refuse_what_changes(model, section)
     stems, target = _stems(configuration, arguments["num_stems"])
     rate = arguments["sample_rate"] or 44100
+    hop_length = arguments["stft_hop_length"]
     given = {name: dict(configuration.get(name) or {}) for name in ("audio", "training", "inference")}
+    audio = {
+        "chunk_size": 8 * rate // hop_length * hop_length,
+        "sample_rate": rate,
+        "num_channels": 2 if arguments["stereo"] else 1,
+        "hop_length": hop_length,
+        "n_fft": arguments["stft_n_fft"],
+        "dim_f": section["dim_freqs_in"],
+        "min_mean_abs": 0.0,
+        **given["audio"],
+    }
+    # The frames of a chunk, from which UVR and audio-separator compute its length.
+    frames = {"dim_t": audio["chunk_size"] // hop_length + 1} if isinstance(audio["chunk_size"], int) else {}
     return {
-        "audio": {
-            "chunk_size": 8 * rate // arguments["stft_hop_length"] * arguments["stft_hop_length"],
-            "sample_rate": rate,
-            "num_channels": 2 if arguments["stereo"] else 1,
-            "hop_length": arguments["stft_hop_length"],
-            "n_fft": arguments["stft_n_fft"],
-            "dim_f": section["dim_freqs_in"],
-            "min_mean_abs": 0.0,
-            **given["audio"],
-        },
+        "audio": audio,
         "model": section,
         "training": {
             "use_amp": True,
@@ -175,7 +209,7 @@ def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any])
             "instruments": stems,
             "target_instrument": target,
         },
-        "inference": {"batch_size": 1, "num_overlap": 2, "normalize": False, **given["inference"]},
+        "inference": {"batch_size": 1, **frames, "num_overlap": 2, "normalize": False, **given["inference"]},
     }
 
 
@@ -188,7 +222,7 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
         )
     with torch.device("meta"):
         again = from_configuration({"model": {**section, "dim_freqs_in": None}}, upstream="msst")
-    mine, theirs = _effective(model.configuration), _effective(again.configuration)
+    mine, theirs = _effective(model), _effective(again)
     stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *_NOT_AUDIBLE}
     differing = [name for name in mine if name not in stated and mine[name] != theirs[name]]
     shapes, other = ({key: tensor.shape for key, tensor in each.state_dict().items()} for each in (model, again))
@@ -201,9 +235,10 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
         )
 
 
-def _effective(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with None replaced by what it stands for, where that is one value for all layouts."""
-    usual = {**_UNLESS_STATED, "scale": arguments["dim_head"] ** -0.5}
+def _effective(model: BandSplitRotator) -> dict[str, Any]:
+    """Return a model's arguments with None replaced by what it stands for, where a file may leave it to the default."""
+    arguments = model.configuration
+    usual = {**_UNLESS_STATED, "scale": arguments["dim_head"] ** -0.5, "zero_dc": model.zero_dc}
     return {name: usual.get(name) if value is None else value for name, value in arguments.items()}
 
 

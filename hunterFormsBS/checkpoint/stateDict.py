@@ -316,6 +316,8 @@ def _infer_mask_estimators(shapes: _Shapes) -> dict[str, object]:
     stems = _count(shapes, r"mask_estimators\.(\d+)\.", "mask estimators, one for each stem")
     pattern = re.compile(r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight")
     linears = [match[0] for key in shapes if (match := pattern.fullmatch(key))]
+    if not linears and any(".fno_blocks." in key for key in shapes):
+        return {"num_stems": stems}
     arguments: dict[str, object] = {"num_stems": stems, "mask_estimator_depth": len(linears) - 1}
     if len(linears) > 1:
         hidden, dim = _shape(shapes, "mask_estimators.0.to_freqs.0.0.0.weight", axes=2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import CheckpointError
-from hunterFormsBS.variantChecks import OF_CONFORMERS, OF_HYPERACE, OF_MASK_TRANSFORMERS
+from hunterFormsBS.variantChecks import OF_CONFORMERS, OF_FNO, OF_HYPERACE, OF_MASK_TRANSFORMERS, OF_MLPS
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -34,6 +34,8 @@ class Variant:
         What messages call it.
     pattern : str
         A regular expression that matches a key of its state dicts, and none of other variants'.
+    example : str
+        Such a key.
     options : str
         The arguments of `BandSplitRotator` that make it. Empty: it is not supported.
     advice : str
@@ -44,6 +46,7 @@ class Variant:
 
     name: str
     pattern: str
+    example: str
     options: str = ""
     advice: str = "Use the program that it was made for."
     published: str = ""
@@ -53,126 +56,147 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     Variant(
         name="LoRA adapter",
         pattern=r"\.lora_(?:[AB]|down|up)(?:\.|$)|^base_model\.model\.",
+        example="layers.0.0.layers.0.0.to_qkv.lora_A",
         advice="Merge it into the checkpoint that it was trained on, and load the result.",
         published="MSST (loralib, peft)",
     ),
     Variant(
         name="BS-RoFormer Large-Inst v2",
         pattern=r"^mask_estimators\.\d+\.layers\.",
+        example="mask_estimators.0.layers.0.0.layers.0.0.norm.gamma",
         options="mask_transformer_depth=4",
         published="unwa",
     ),
     Variant(
         name="HyperACE v2",
         pattern=r"^mask_estimators\.\d+\.segm\.upsample_head\.block1\.out_conv\.",
+        example="mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
         options="use_hyperACE=True",
         published="unwa",
     ),
     Variant(
         name="HyperACE v1",
         pattern=r"^mask_estimators\.\d+\.segm\.",
+        example="mask_estimators.0.segm.backbone.stem.dwconv.weight",
         options="use_hyperACE=True, segm_version=1",
         published="unwa",
     ),
     Variant(
         name="BS-RoFormer with FNO heads",
         pattern=r"\.fno_blocks\.|\.to_freqs\.\d+\.0\.(?:lifting|projection)\.",
-        advice="Its heads are Fourier neural operators of the package neuraloperator, which this model has not.",
+        example="mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight.tensor",
+        options="mask_fno_modes=33",
         published="unwa",
     ),
     Variant(
         name="RoFormer with a mixture of experts (MoE)",
         pattern=r"\.experts\.\d+\.|\.(?:router|gate)\.weight$",
+        example="layers.0.0.layers.0.1.experts.3.net.1.weight",
         advice="Its feedforward layers choose among experts, which this model has not.",
         published="baicai-1145",
     ),
     Variant(
         name="BS-Roformer-SW with shared biases and tables of positions",
         pattern=r"^(?:cos|sin)_emb_(?:time|freq)$|\.rotary_embed\.(?:cos|sin)_emb$",
+        example="cos_emb_time",
         options="use_shared_bias=True, unless the biases are 0",
         published="BS-Roformer-SW as first circulated",
     ),
     Variant(
         name="RoFormer with shared biases",
         pattern=r"^(?:linear_62_bias_0|linear_64_bias_0|shared_qkv_bias|shared_out_bias)$",
+        example="linear_62_bias_0",
         options="use_shared_bias=True",
         published="Logic Pro's stem splitter",
     ),
     Variant(
         name="Conformer",
         pattern=r"^layers\.\d+\.\d+\.layers\.\d+\.conv\.net\.",
+        example="layers.0.0.layers.0.conv.net.4.weight",
         options="time_conformer_depth, freq_conformer_depth",
         published="MSST bs_conformer, mel_band_conformer",
     ),
     Variant(
         name="BS-RoFormer Siamese",
         pattern=r"\.ln_y_attn\.",
+        example="layers.0.0.ln_y_attn.0.gamma",
         options="siamese=True",
         published="unwa",
     ),
     Variant(
         name="RoFormer with windowed sink attention",
         pattern=r"^sink_tokens$",
+        example="sink_tokens",
         options="n_wsa_sinks, wsa_window_len",
         published="Smule",
     ),
     Variant(
         name="Edge-BS-RoFormer with sinusoidal positions",
         pattern=r"\.positional_encoding\.pe$",
+        example="layers.0.0.positional_encoding.pe",
         options="use_rotary_pos=False",
         published="Edge-BS-RoFormer",
     ),
     Variant(
         name="BS-RoFormer with conditions",
         pattern=r"^conditioner\.|\.conditioner\.",
+        example="conditioner.net.0.weight",
         advice="It takes an input besides the mixture, which this model has not.",
         published="mvsepless",
     ),
     Variant(
         name="BS Mamba2",
         pattern=r"mamba|\.A_log$|\.dt_bias$",
+        example="separator_mask.0.seq_net.forward_mamba2.in_proj.weight",
         advice="It has state space layers instead of attention, and is no RoFormer.",
         published="MSST ts_bs_mamba2",
     ),
     Variant(
         name="BS-RoFormer of HiDolen",
         pattern=r"\.band_transformer\.|\.q_norm\.|\.input_layernorm\.",
+        example="layers.0.band_transformer.q_norm.weight",
         advice="Its layers are those of a language model, with other names and other formulas.",
         published="HiDolen, Mini-BS-RoFormer",
     ),
     Variant(
         name="SCNet",
         pattern=r"\.SDlayer\.|^separation_net\.|^sd_blocks\.|^su_blocks\.",
+        example="encoder.0.SDlayer.convs.0.weight",
         advice="It is no RoFormer.",
         published="MSST scnet",
     ),
     Variant(
         name="Bandit",
         pattern=r"^bsrnn\.|^mask_estim\.|\.norm_fc_modules\.",
+        example="bsrnn.mixture.band_split.norm_fc_modules.0.fc.weight",
         advice="It is no RoFormer.",
         published="MSST bandit, bandit_v2",
     ),
     Variant(
         name="Demucs",
         pattern=r"^(?:t?encoder|t?decoder)\.\d+\.(?:conv|rewrite|dconv|conv_tr)\.|^crosstransformer\.",
+        example="tencoder.0.conv.weight",
         advice="It is no RoFormer.",
         published="htdemucs, hdemucs",
     ),
     Variant(
         name="MDX23C (TFC-TDF)",
         pattern=r"^first_conv\.|^(?:en|de)coder_blocks\.\d+\.tfc_tdf\.|^bottleneck_block\.",
+        example="encoder_blocks.0.tfc_tdf.blocks.0.tfc1.0.weight",
         advice="It is no RoFormer.",
         published="MDX23C, MDX-Net",
     ),
     Variant(
         name="Apollo",
         pattern=r"^BN\.\d+\.|^net\.\d+\.(?:band_net|seq_net)\.",
+        example="net.0.band_net.blocks.0.weight",
         advice="It is no RoFormer.",
         published="JusperLee/Apollo",
     ),
     Variant(
         name="VR network",
         pattern=r"^(?:stg\d_|base_net\.|aux\d?_out|low_band_net)",
+        example="stg1_low_band_net.0.enc1.conv1.conv.0.weight",
         advice="It is no RoFormer.",
         published="UVR",
     ),
@@ -186,16 +210,15 @@ SHARED_BIASES: Final[Mapping[str, str]] = MappingProxyType(
 
 _LAYER_BIAS: Final = re.compile(r"layers\.\d+\.\d+\.layers\.\d+\.(?:0|attn)\.(?:branch\.)?(to_qkv|to_out\.0)\.bias")
 _TABLE: Final = re.compile(r"(?:cos|sin)_emb_(?:time|freq)|.*\.rotary_embed\.(?:cos|sin)_emb")
+_FOURIER_WEIGHT: Final = re.compile(r"(.*\.fno_blocks\.convs\.\d+\.weight)(?:\.tensor)?")
 _SINUSOIDS: Final = re.compile(r".*\.positional_encoding\.pe")
 
 
 SWITCHES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "conditional": "BS-RoFormer with conditions",
-        "fno": "BS-RoFormer with FNO heads",
         "lora": "LoRA adapter",
         "moe": "RoFormer with a mixture of experts (MoE)",
-        "use_fno": "BS-RoFormer with FNO heads",
     }
 )
 """Arguments of other programs' models that switch on a variant which is not supported, and its name in `VARIANTS`."""
@@ -217,13 +240,24 @@ def states_nothing(name: str, value: object) -> bool:
         return True
     if name not in SWITCHES:
         return False
-    switch = cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value
-    if switch:
+    if _is_on(value):
         variant = next(variant for variant in VARIANTS if variant.name == SWITCHES[name])
         raise CheckpointError(
             f"the configuration is that of {variant.name}, which is not supported. {variant.advice} ({name} says so.)"
         )
     return True
+
+
+def in_own_words(section: Mapping[str, object]) -> dict[str, object]:
+    """Return the arguments of a model with the switch of FNO heads, `fno` or `use_fno`, as the published heads."""
+    own = {name: value for name, value in section.items() if name not in ("fno", "use_fno")}
+    if any(_is_on(section[name]) for name in ("fno", "use_fno") if name in section):
+        own.setdefault("mask_fno_modes", 33)
+    return own
+
+
+def _is_on(value: object) -> bool:
+    return bool(cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value)
 
 
 def find_variant(keys: Iterable[str]) -> Variant | None:
@@ -251,7 +285,7 @@ def to_plain_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     -------
     state_dict : dict[str, Tensor]
         With `shared_qkv_bias`, `shared_out_bias` and the bias of every layer, or without all of these where they are 0;
-        with frequencies instead of tables.
+        with frequencies instead of tables; with pairs of real numbers instead of complex ones.
     remarks : list[str]
         What was left out.
 
@@ -261,8 +295,18 @@ def to_plain_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         If one of the two biases is missing, or if tables are not those of rotary or sinusoidal positions.
     """
     remarks: list[str] = []
-    renamed = {SHARED_BIASES.get(key, key): tensor for key, tensor in state_dict.items()}
+    renamed = {SHARED_BIASES.get(key, key): tensor for key, tensor in _real_pairs(state_dict).items()}
     return _tables_to_frequencies(_share_biases(renamed, remarks), remarks), remarks
+
+
+def _real_pairs(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights of Fourier neural operators, complex numbers upstream, the form that they have here."""
+    pairs: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        match = _FOURIER_WEIGHT.fullmatch(key)
+        name = match[1] if match else key
+        pairs[name] = torch.view_as_real(tensor) if match and tensor.is_complex() else tensor
+    return pairs
 
 
 def _share_biases(state_dict: dict[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
@@ -344,6 +388,7 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
     """Find the arguments that make the variant, from keys and shapes in this package's form."""
     return {
         **_infer_conformers(shapes),
+        **_infer_fourier_operators(shapes),
         **_infer_mask_transformers(shapes),
         **_infer_hyper_ace(shapes),
         "n_wsa_sinks": _first(shapes, "sink_tokens") if "sink_tokens" in shapes else 0,
@@ -362,6 +407,7 @@ def idle_arguments(arguments: Mapping[str, object]) -> set[str]:
     """Return the names of arguments that say how something is that these arguments do not have."""
     return {
         *(() if arguments.get("use_hyperACE") else OF_HYPERACE),
+        *(OF_MLPS if arguments.get("mask_fno_modes") else OF_FNO),
         *(() if arguments.get("mask_transformer_depth") else OF_MASK_TRANSFORMERS),
         *(() if arguments.get("n_wsa_sinks") else ("wsa_window_len",)),
         *(() if has_conformers(arguments) else OF_CONFORMERS),
@@ -380,6 +426,14 @@ def _infer_conformers(shapes: Shapes) -> dict[str, object]:
     channels, _, size = shapes[key]
     dim = shapes[key.replace(".net.4.weight", ".net.0.gamma")][0]
     return {"conv_expansion_factor": channels // dim, "conv_kernel_size": size}
+
+
+def _infer_fourier_operators(shapes: Shapes) -> dict[str, object]:
+    prefix = "mask_estimators.0.to_freqs.0.0.fno_blocks.convs."
+    weights = [shape for key, shape in shapes.items() if key.startswith(prefix) and key.endswith(".weight")]
+    if not weights:
+        return {"mask_fno_modes": 0}
+    return {"mask_fno_modes": weights[0][1], "mask_fno_depth": len(weights)}
 
 
 def _infer_mask_transformers(shapes: Shapes) -> dict[str, object]:

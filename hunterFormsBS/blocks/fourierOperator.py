@@ -1,0 +1,155 @@
+"""The Fourier neural operator [1]_ along time that makes the mask of one band in an FNO head.
+
+Every tensor is `(b, c, t)`, with channels c; k is a frequency along time, of which only the lowest are kept. Attributes
+are named as in the state dicts of the package neuraloperator, with which the published model was trained.
+
+.. [1] Li et al., Fourier Neural Operator for Parametric Partial Differential Equations, ICLR 2021, arXiv 2010.08895.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hunterFormsBS.kernels.seam import Layer
+
+
+class FourierConvolution(Layer):
+    """Multiply the lowest frequencies of each channel by learned complex numbers, and leave the others out.
+
+    With so few of them, sums of sines and cosines take the place of the fast transform: real numbers throughout.
+
+    Parameters
+    ----------
+    channels : int
+        Channels in and out.
+    modes : int
+        Frequencies kept, 0 among them.
+    """
+
+    def __init__(self, channels: int, modes: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(channels, 1))
+        self.weight = nn.Parameter(torch.empty(channels, modes, 2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all numbers from a normal distribution, as neuraloperator does."""
+        channels = self.weight.shape[0]
+        nn.init.normal_(self.weight, std=channels**-0.5)
+        nn.init.normal_(self.bias, std=channels**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        frames = x.shape[-1]
+        modes = min(self.weight.shape[1], frames // 2 + 1)
+        frequencies = torch.arange(modes, device=x.device)
+        turns = torch.arange(frames, device=x.device)[:, None] * frequencies % frames
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        angles = turns.to(exact) * (2 * math.pi / frames)  # (t, k)
+        cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        # Frequencies but the first, and the last of an even number of frames, stand for their negatives too.
+        alone = (frequencies == 0) | (2 * frequencies == frames)
+        counted = torch.where(alone, 1.0, 2.0).to(x.dtype) / frames
+        real, imaginary = x @ cosines * counted, -(x @ sines) * counted  # (b, c, k)
+        of_real, of_imaginary = self.weight[:, :modes].unbind(-1)
+        products = real * of_real - imaginary * of_imaginary, real * of_imaginary + imaginary * of_real
+        return products[0] @ cosines.mT - products[1] @ sines.mT + self.bias
+
+
+class ChannelMLP(Layer):
+    """Two linear maps of the channels of each frame, with GELU between."""
+
+    def __init__(self, channels_in: int, channels_hidden: int, channels_out: int) -> None:
+        super().__init__()
+        pairs = ((channels_in, channels_hidden), (channels_hidden, channels_out))
+        self.fcs = nn.ModuleList(nn.Conv1d(*pair, 1) for pair in pairs)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, channels_in, t)` to `(b, channels_out, t)`."""
+        first, second = self.fcs
+        return cast(Tensor, second(self.act(first(x))))
+
+
+class LinearSkip(Layer):
+    """A linear map of the channels, without bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        return cast(Tensor, self.conv(x))
+
+
+class GatedSkip(Layer):
+    """A learned factor for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the factors to 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        return self.weight * x
+
+
+class FourierBlocks(Layer):
+    """Convolutions in frequency and maps of channels in turn, each beside a skip; GELU after all but the last."""
+
+    def __init__(self, channels: int, *, modes: int, depth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(FourierConvolution(channels, modes) for _ in range(depth))
+        self.fno_skips = nn.ModuleList(LinearSkip(channels) for _ in range(depth))
+        self.channel_mlp = nn.ModuleList(ChannelMLP(channels, channels // 2, channels) for _ in range(depth))
+        self.channel_mlp_skips = nn.ModuleList(GatedSkip(channels) for _ in range(depth))
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        parts = (self.convs, self.fno_skips, self.channel_mlp, self.channel_mlp_skips)
+        layers: list[Any] = list(zip(*cast("Iterable[Iterable[Any]]", parts), strict=True))
+        for place, (convolution, skip, mlp, gate) in enumerate(layers, start=1):
+            last = place == len(layers)
+            hidden = convolution(x) + skip(x)
+            x = mlp(hidden if last else self.act(hidden)) + gate(x)
+            x = x if last else self.act(x)
+        return x
+
+
+class FourierOperator(Layer):
+    """Lifting, Fourier blocks, projection.
+
+    Parameters
+    ----------
+    channels : int
+        Channels in, and of the blocks.
+    channels_out : int
+        Channels out.
+    modes, depth : int
+        Frequencies that each block keeps, and blocks.
+    """
+
+    def __init__(self, channels: int, channels_out: int, *, modes: int, depth: int) -> None:
+        super().__init__()
+        self.fno_blocks = FourierBlocks(channels, modes=modes, depth=depth)
+        # One channel more says where in the excerpt a frame is.
+        self.lifting = ChannelMLP(channels + 1, 2 * channels, channels)
+        self.projection = ChannelMLP(channels, 2 * channels, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, channels, t)` to `(b, channels_out, t)`."""
+        frames = x.shape[-1]
+        places = (torch.arange(frames, device=x.device).to(x.dtype) / frames).expand(x.shape[0], 1, frames)
+        return cast(Tensor, self.projection(self.fno_blocks(self.lifting(torch.cat((x, places), dim=1)))))
