@@ -772,6 +772,76 @@ def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_
     assert all(math.isfinite(loss) for loss in curve(tmp_path).values())
 
 
+# As one writes it for Music-Source-Separation-Training, whose losses are options of its command line.
+MSST_WITH_EVERYTHING = """
+audio: {chunk_size: 8192, dim_f: 1024, dim_t: 256, hop_length: 64, n_fft: 128, num_channels: 2, sample_rate: 44100,
+        min_mean_abs: 0.001}
+training:
+  batch_size: 2
+  gradient_accumulation_steps: 1
+  grad_clip: 1.0
+  instruments: [drums, bass, other, vocals]
+  target_instrument: null
+  lr: 1.0
+  patience: 2
+  reduce_factor: 0.95
+  num_epochs: 2
+  num_steps: 6
+  q: 0.95
+  coarse_loss_clip: true
+  ema_momentum: 0.9
+  optimizer: prodigy
+  use_amp: true
+  augmentation: false
+  augmentation_type: null
+  dataset_type: 1
+  log_every: 1
+optimizer: {weight_decay: 0.01, d_coef: 2.0, use_bias_correction: true}
+losses: {masked_loss: 1.0, multistft_loss: 0.01}
+loss_multistft: {fft_sizes: !!python/tuple [512, 128], hop_sizes: [128, 32], win_lengths: [512, 128]}
+augmentations:
+  enable: true
+  loudness: true
+  loudness_min: 0.5
+  loudness_max: 1.5
+  mixup: true
+  mixup_probs: !!python/tuple [0.2, 0.02]
+  mixup_loudness_min: 0.5
+  mixup_loudness_max: 1.5
+  chunk_size_augm: true
+  chunk_size_min: 4096
+  chunk_size_max: 8192
+  mp3_compression_on_mixture: 0.2
+  mp3_compression_on_mixture_bitrate_min: 64
+  mp3_compression_on_mixture_bitrate_max: 320
+  all: {channel_shuffle: 0.5, random_inverse: 0.1, random_polarity: 0.5, mp3_compression: 0.2,
+        mp3_compression_min_bitrate: 64, mp3_compression_max_bitrate: 320, mp3_compression_backend: lameenc}
+  vocals: {pitch_shift: 0.5, pitch_shift_min_semitones: -3, pitch_shift_max_semitones: 3,
+           seven_band_parametric_eq: 0.5, seven_band_parametric_eq_min_gain_db: -6,
+           seven_band_parametric_eq_max_gain_db: 6}
+  drums: {pedalboard_reverb: 0.5, pedalboard_reverb_room_size_min: 0.1, pedalboard_reverb_room_size_max: 0.9,
+          pedalboard_reverb_damping_min: 0.1, pedalboard_reverb_damping_max: 0.9, pedalboard_reverb_wet_level_min: 0.1,
+          pedalboard_reverb_wet_level_max: 0.9, pedalboard_reverb_dry_level_min: 0.1,
+          pedalboard_reverb_dry_level_max: 0.9, pedalboard_reverb_width_min: 0.9, pedalboard_reverb_width_max: 1.0,
+          tanh_distortion: 0.3, tanh_distortion_min: 0.1, tanh_distortion_max: 0.7}
+inference: {batch_size: 4, dim_t: 256, num_overlap: 2}
+"""
+
+
+def test_a_configuration_of_msst_trains_with_augmentations_two_losses_and_prodigy(songs: Path, tmp_path: Path) -> None:
+    # Upstream counts one hidden layer more.
+    model = {**{name: value for name, value in TINY_RUN["model"].items() if name != "use_pope"}}
+    path = tmp_path / "msst.yaml"
+    path.write_text(MSST_WITH_EVERYTHING + yaml.safe_dump({"model": {**model, "mask_estimator_depth": 2}}))
+    report = Launched(path, songs, tmp_path).finish()
+    assert "no effect here" not in report
+    masked, spectra, total = (curve(tmp_path, f"loss/{name}") for name in ("masked_loss", "multistft_loss", "total"))
+    assert list(total) == list(range(1, 13))
+    assert all(math.isfinite(loss) for loss in total.values())
+    assert total == pytest.approx({update: masked[update] + 0.01 * spectra[update] for update in total}, rel=1e-4)
+    assert from_checkpoint(tmp_path / "best.ckpt").configuration["mask_estimator_depth"] == 1
+
+
 def commands_of_page() -> list[str]:
     page = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
     section = page.partition("## Try it")[2].partition("\n## ")[0]

@@ -98,7 +98,6 @@ class Run:
             self.losses = Losses(
                 settings.losses,
                 sample_rate=settings.sample_rate,
-                chunk_size=settings.chunk_size,
                 quantile=settings.q,
                 coarse=settings.coarse_loss_clip,
                 multi_stft=settings.loss_multistft,

@@ -26,6 +26,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "optimizer",
         "lr",
         "warmup_steps",
+        "num_warmup_steps",
         "scheduler",
         "patience",
         "reduce_factor",
@@ -68,6 +69,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """The settings of each section of a configuration. Fields of `Settings` have the same names but for `FIELDS`."""
 
 FIELDS: Final[Mapping[tuple[str, str], str]] = {
+    ("training", "num_warmup_steps"): "warmup_steps",
     ("inference", "batch_size"): "inference_batch_size",
     ("validation", "every"): "validation_every",
     ("validation", "songs"): "validation_songs",
