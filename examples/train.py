@@ -114,6 +114,7 @@ def main() -> None:
     arguments = parse_arguments()
     configuration = read_configuration(arguments.configuration)
     settings = settings_from(configuration)
+    configuration.pop("lora", None)  # not read here, so the checkpoints of this run do not have it
     data = arguments.data or [arguments.songs / "train"]
     songs = find_data(settings.dataset_type, data, settings.instruments, settings.sample_rate)
     validation_folder = arguments.valid or (arguments.songs / "test" if arguments.songs is not None else None)

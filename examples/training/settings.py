@@ -330,7 +330,7 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
         If a setting is missing, or has a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    unused: list[str] = []
+    unused: dict[str, Any] = {}
     for section, content in configuration.items():
         if section in ("model", "upstream"):
             continue
@@ -343,7 +343,7 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
             }
             continue
         if not isinstance(content, Mapping):
-            unused.append(section)
+            unused[section] = content
             continue
         known = SECTIONS.get(section, ())
         for name, value in content.items():
@@ -352,9 +352,9 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
             elif name in known:
                 values[FIELDS.get((section, name), name)] = value
             else:
-                unused.append(f"{section}.{name}")
-    if lines := explain(unused):
-        warnings.warn("These settings have no effect here:\n" + "\n".join(lines), stacklevel=2)
+                unused[f"{section}.{name}"] = value
+    for name, instead in explain(unused).items():
+        warnings.warn(f"{name:.80} has no effect here: {instead}", stacklevel=2)
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
