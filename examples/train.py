@@ -25,10 +25,11 @@ from tqdm import tqdm
 from training.adapters import add_adapters
 from training.datasets import find_data
 from training.engine import STRATEGIES, make_fabric
-from training.run import Run, claim
+from training.run import Run
 from training.segments import Song, find_songs
 from training.settings import Settings, settings_from
 from training.starting import describe, freeze, start_from
+from training.states import StoppedError, claim
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
@@ -160,4 +161,4 @@ def main() -> None:
 if __name__ == "__main__":
     from endings import run
 
-    run(main)
+    run(main, StoppedError)

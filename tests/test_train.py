@@ -6,6 +6,7 @@ import fcntl
 import math
 import multiprocessing
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ from training.averaging import AveragedWeights, copy_weights  # noqa: E402
 from training.engine import compile_transformers, make_fabric  # noqa: E402
 from training.optimizers import make_optimizer  # noqa: E402
 from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.run import Run, newest_state  # noqa: E402
+from training.run import Run  # noqa: E402
 from training.schedules import learning_rate_factor  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
 from training.settings import Settings, settings_from  # noqa: E402
+from training.states import StoppedError, newest_state  # noqa: E402
 from training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
@@ -579,18 +582,6 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in
     assert {tensor.dtype for tensor in (*gradients, *run.model.parameters())} == {torch.float32}
 
 
-def test_gradients_that_overflow_stop_a_run_unless_a_scaler_takes_care_of_them(
-    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = in_this_process(tmp_path)
-    for parameter in run.model.parameters():
-        parameter.grad = torch.full_like(parameter, math.inf)
-    with pytest.raises(RuntimeError, match="non-finite"):
-        run.clip()
-    monkeypatch.setattr(Run, "precision", "16-mixed")
-    assert not math.isfinite(float(run.clip()))
-
-
 def test_checkpoints_hold_the_averaged_weights(songs: Path, tmp_path: Path) -> None:
     run = in_this_process(tmp_path, ema_momentum=0.9)
     batches = run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate))
@@ -723,6 +714,13 @@ def test_log_has_sound_and_pictures(whole_run: Path) -> None:
         picture = imread(io.BytesIO(events.Images(name)[-1].encoded_image_string))
         assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
     assert {f"sdr/{stem}" for stem in (*stems, "mean")} <= set(events.Tags()["scalars"])
+
+
+@pytest.fixture(scope="module")
+def sharded_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("sharded")
+    Launched(configured(output), songs, output, "--strategy", "fsdp2", processes=2).finish()
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -998,37 +996,94 @@ def states(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "resume").iterdir())
 
 
-def test_two_states_are_kept_and_a_damaged_one_is_passed_over(songs: Path, tmp_path: Path) -> None:
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"no weights" * 100)
+
+
+def turn_a_bit(path: Path) -> None:
+    """Change one weight, which PyTorch loads as if nothing were wrong."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, empty, overwrite, turn_a_bit])
+def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
+    damage: Callable[[Path], None], songs: Path, tmp_path: Path
+) -> None:
     updated_and_saved(in_this_process(tmp_path), songs, 3)
     assert states(tmp_path) == [2, 3]
-    newest = newest_state(tmp_path)
-    assert newest is not None
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    damage(tmp_path / "resume" / "000000003")
     run = in_this_process(tmp_path)
     with pytest.warns(UserWarning, match=r"000000003 is damaged, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 2
-    (tmp_path / "resume" / "000000002").write_bytes(b"")
+    damage(tmp_path / "resume" / "000000002")
     message = r"no state in .*resume can be read: start again from the weights, with --checkpoint .*last\.ckpt"
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(RuntimeError, match=message):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(StoppedError, match=message):
         in_this_process(tmp_path).resume()
+    # What the message proposes works.
+    assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
 
 
-def test_a_full_disk_leaves_the_states_before(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(Version(torch.__version__).release < (2, 7), reason="FSDP2 on a CPU")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (".metadata", overwrite),
+        ("__0_0.distcp", cut_off),
+        *(pytest.param(".metadata", damage, marks=pytest.mark.slow) for damage in (cut_off, empty)),
+        *(pytest.param("__0_0.distcp", damage, marks=pytest.mark.slow) for damage in (empty, overwrite)),
+    ],
+)
+def test_a_damaged_sharded_state_is_passed_over(
+    damage: Callable[[Path], None], file: str, sharded_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(sharded_run, tmp_path / "run")
+    damage(output / "resume" / "000000012" / file)
+    report = Launched(output / "train.yaml", songs, output, "--strategy", "fsdp2", processes=2).finish()
+    assert "000000012 is damaged, so the state before it is tried" in report
+    assert "continuing after update 10 of 12" in report
+
+
+def size_of_files_limited(limit: int) -> AbstractContextManager[None]:
+    """Let writing fail after so many bytes, as on a full disk."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_full_disk_leaves_the_states_before(share: float, songs: Path, tmp_path: Path) -> None:
     run = in_this_process(tmp_path)
     updated_and_saved(run, songs, 2)
-    checkpoint = (tmp_path / "last.ckpt").read_bytes()
-
-    def full(path: Path, _state: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run.fabric, "save", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    newest = newest_state(tmp_path)
+    assert newest is not None
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run.update(run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate)))
+    message = r"000000003 cannot be written: .*\. What was saved before is as it was: make room on the disk"
+    with size_of_files_limited(int(share * newest.stat().st_size)), pytest.raises(StoppedError, match=message):
         run.save()
-    assert states(tmp_path) == [1, 2]
-    assert (tmp_path / "last.ckpt").read_bytes() == checkpoint
-    assert in_this_process(tmp_path).resume()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = in_this_process(tmp_path)
+    assert again.resume()
+    assert again.updates == 2
 
 
 def test_a_state_is_on_the_disk_before_it_gets_its_name(
@@ -1037,19 +1092,19 @@ def test_a_state_is_on_the_disk_before_it_gets_its_name(
     import os
 
     done: list[tuple[str, str]] = []
-    sync, rename = os.fsync, Path.rename
+    sync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
         done.append(("sync", Path(f"/proc/self/fd/{descriptor}").resolve().name))
         sync(descriptor)
 
-    def renamed(path: Path, target: Path) -> Path:
+    def replaced(path: Path, target: Path) -> Path:
         done.append(("rename", path.name))
-        return rename(path, target)
+        return replace(path, target)
 
     run = in_this_process(tmp_path)
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
     updated_and_saved(run, songs, 1)
     name = "000000001.unfinished"
     assert [each for each in done if each[1] in (name, "resume")] == [
@@ -1067,9 +1122,66 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_update_files_and_scal
     run = in_this_process(tmp_path)
     with_a_loss_that_is_not_finite(run, 1)
     message = r"the loss of update 2 is nan in process 0, with a scale of 1\.0, of .*/vocals\.wav, .*/drums\.wav"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(StoppedError, match=message):
         updated_and_saved(run, songs, 2)
     assert states(tmp_path) == [1]
+
+
+def test_what_stops_a_run_is_printed_in_one_line(songs: Path, tmp_path: Path) -> None:
+    configuration = configured(tmp_path, training={"lr": 1e30, "warmup_steps": 0})
+    launched = Launched(configuration, songs, tmp_path)
+    launched.processes[0].join(300)
+    assert launched.processes[0].exitcode == 1
+    report = launched.log.read_text()
+    assert "Traceback" not in report
+    (line,) = re.findall("^train.py: error: (.*)$", report, re.MULTILINE)
+    assert re.match(r"the (loss|norm of the gradient) of update \d+ is (nan|inf) in process 0, with a scale of 1", line)
+
+
+@pytest.mark.parametrize("precision", [None, "16-mixed"])
+def test_a_gradient_that_is_not_finite_stops_the_run_unless_a_scaler_takes_care_of_it(
+    precision: str | None, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = in_this_process(tmp_path, grad_clip=1.0)
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    if precision is None:
+        message = r"the norm of the gradient of update 1 is (inf|nan) in process 0, with a scale of 1\.0, of .*\.wav"
+        with pytest.raises(StoppedError, match=message):
+            updated_and_saved(run, songs, 1)
+        return
+    monkeypatch.setattr(Run, "precision", precision)
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    updated_and_saved(run, songs, 1)
+    assert run.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory. You tried to allocate 20 bytes."),
+    ],
+)
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_too_little_memory_at_the_first_step_says_what_to_lower(
+    where: str, error: Exception, songs: Path, tmp_path: Path
+) -> None:
+    run = in_this_process(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    if where == "forward":
+        run.model.register_forward_pre_hook(fail)
+    else:
+        run.optimizer.optimizer.register_step_pre_hook(fail)
+    message = (
+        r"too little memory for training\.batch_size=2 segments of audio\.chunk_size=4096 samples: lower the first, "
+        "and raise training.gradient_accumulation_steps as much; say model.use_torch_checkpoint: true; train with "
+        "precision: bf16-mixed; or lower the second"
+    )
+    with pytest.raises(StoppedError, match=message):
+        updated_and_saved(run, songs, 1)
 
 
 def test_or_is_skipped_and_counted(songs: Path, tmp_path: Path) -> None:
