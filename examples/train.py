@@ -25,6 +25,7 @@ from tqdm import tqdm
 from training.adapters import add_adapters
 from training.datasets import find_data
 from training.engine import STRATEGIES, make_fabric
+from training.msst import read_last
 from training.run import Run
 from training.segments import Song, find_songs
 from training.settings import Settings, settings_from
@@ -46,6 +47,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--valid", type=Path, help="with --data: folder of songs to validate on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; an existing run is continued")
     parser.add_argument("--checkpoint", type=Path, help="start from these weights instead of random ones")
+    parser.add_argument(
+        "--load-optimizer", action="store_true", help="go on where --checkpoint, MSST's last_*.ckpt, was"
+    )
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
     parser.add_argument("--num-nodes", type=int, default=1, help="machines")
@@ -55,6 +59,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("give either --songs or --data")
     if parsed.valid is not None and parsed.songs is not None:
         parser.error("--valid belongs to --data: with --songs the songs to validate on are in its folder test")
+    if parsed.load_optimizer and parsed.checkpoint is None:
+        parser.error("--load-optimizer belongs to --checkpoint: name the last_*.ckpt to go on from")
     return parsed
 
 
@@ -137,6 +143,8 @@ def main() -> None:
     model, adapted, description = build_model(configuration, settings, arguments.checkpoint)
     run = Run(fabric, model, settings, configuration, arguments.output, adapted)
     resumed = run.resume()
+    if arguments.load_optimizer and not resumed:
+        run.take_over(read_last(arguments.checkpoint, model))
     writer: SummaryWriter | None = None
     if fabric.is_global_zero:
         # What a killed process logged after the state it left is taken back.
@@ -146,10 +154,10 @@ def main() -> None:
         print(
             f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
             f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
-            f"{'continuing after' if resumed else 'starting at'} update {run.updates} of {settings.updates}",
+            f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {settings.updates}",
             flush=True,
         )
-    if arguments.checkpoint is not None and not run.updates:
+    if arguments.checkpoint is not None and not resumed:
         validate(run, validation_songs, writer, "before")
     train(run, songs, validation_songs, writer)
     if writer is not None:

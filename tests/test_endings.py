@@ -27,6 +27,10 @@ WRONG = {
     ),
     "quickstart.py": (["--minutes", "many"], "argument --minutes: invalid float value: 'many' (--help explains)"),
     "separate_onnx.py": (["o.onnx", "nowhere.wav"], "nowhere.wav: No such file or directory"),
+    "to_msst.py": (
+        ["--run", "nowhere", "--output", "x.ckpt"],
+        "nowhere/resume has no state, or a sharded one: choose the folder of another run",
+    ),
     "train.py": (
         ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],
         "nowhere.yaml: No such file or directory",

@@ -25,6 +25,7 @@ from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
 from training.engine import compile_transformers
 from training.losses import Losses
+from training.msst import Last
 from training.optimizers import make_optimizer
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
@@ -155,6 +156,24 @@ class Run:
         self.skipped = progress.get("skipped", 0)
         if "plateau" in progress:
             self.plateau.load_state_dict(progress["plateau"])
+
+    def take_over(self, last: Last) -> None:
+        """Go on where a run of Music-Source-Separation-Training was, whose weights the model has.
+
+        Raises
+        ------
+        ValueError
+            If it had another optimizer, or weights are sharded here.
+        """
+        if last.name != self.settings.optimizer or self.sharded:
+            raise ValueError(
+                f"--load-optimizer takes over the state of {last.name}, and training.optimizer is "
+                f"{self.settings.optimizer}{', sharded' if self.sharded else ''}: change that, or leave out the option"
+            )
+        load_named_state(self.optimizer.optimizer, self.model, last.optimizer)
+        batches = last.epochs * self.settings.num_steps
+        self.updates = min(batches // self.settings.gradient_accumulation_steps, self.settings.updates)
+        self.plateau.start_at(last.lr / self.rates[0])
 
     def save(self) -> None:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
