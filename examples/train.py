@@ -35,6 +35,9 @@ from training.states import StoppedError, claim
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 
+REMARKS = 20
+"""Remarks on the songs that are printed."""
+
 NAMES_AND_UNITS = {"sdr": ("SDR", " dB"), "si_sdr": ("SI-SDR", " dB"), "museval_sdr": ("SDR of museval", " dB")}
 
 
@@ -116,6 +119,17 @@ def validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when
             tqdm.write(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
 
 
+def report(remarks: Sequence[str], pathFilename: Path) -> None:
+    """Print what is wrong with the songs, or the first of it, and write all of it to a file."""
+    if not remarks:
+        return
+    pathFilename.write_text("".join(f"{remark}\n" for remark in remarks), encoding="utf-8")
+    for remark in remarks[:REMARKS]:
+        print(f"check: {remark}")
+    more = f"the first {REMARKS} above; " if len(remarks) > REMARKS else ""
+    print(f"check: {len(remarks)} remarks on the songs, {more}all in {pathFilename}", flush=True)
+
+
 def main() -> None:
     """Train as the command line says."""
     arguments = parse_arguments()
@@ -157,6 +171,9 @@ def main() -> None:
             f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {settings.updates}",
             flush=True,
         )
+    remarks = run.prepare([*songs, *validation_songs])
+    if writer is not None:
+        report(remarks, arguments.output / "check.txt")
     if arguments.checkpoint is not None and not resumed:
         validate(run, validation_songs, writer, "before")
     train(run, songs, validation_songs, writer)

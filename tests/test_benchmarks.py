@@ -16,7 +16,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.
 
-from benchmarks import compare, gpu, launches, measure, models, plot, report, sweep  # noqa: E402
+from benchmarks import compare, curves, gpu, launches, measure, models, plot, report, sweep  # noqa: E402
 from hunterFormsBS.kernels import seam  # noqa: E402
 
 TINY = ["--tiny", "--rounds", "2", "--threads", "1"]
@@ -302,6 +302,49 @@ def test_a_compiled_variant_runs_its_compiled_mask_estimation(monkeypatch: pytes
     gpu._accelerate(model, gpu.Variant(run="compiled"), audio, "a backend")  # type: ignore[arg-type]
     torch.testing.assert_close(models.inference(model, audio)(), 2 * expected)
     assert [spectrum.shape for spectrum in spectra] == [(1, 2, 1025, 21, 2)]
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("layout", models.LAYOUTS)
+def test_losses_of_a_training_stay_with_those_of_upstream(layout: models.Layout) -> None:
+    setting = replace(models.TINY, layout=layout, stems=2)
+    theirs, with_other_threads, ours = curves.train(setting, 10, 0.2, 1e-2, threads=1)
+    assert (theirs.name, with_other_threads.name) == ("BS-RoFormer, 1 thread", "BS-RoFormer, 2 threads")
+    assert ours.name == "hunterFormsBS, 1 thread"
+    assert theirs.losses[-1] < 0.9 * theirs.losses[0]
+    # A few units in the last place of float32, ten steps later too.
+    assert max(ours.differences(theirs)) < 2e-6
+    # Other steps would be seen.
+    with models.peers_quiet():
+        model = models.matched([models.REFERENCE, models.OURS], setting)[models.OURS]
+    other = curves.Curve(models.OURS, 1, curves.losses_of(model, setting, 10, 0.2, 1.01e-2))
+    assert max(other.differences(theirs)) > 1e-4
+
+
+def test_segments_are_the_same_every_time_and_stems_differ() -> None:
+    first, again = (list(curves.segments(2, 0.1, 3)) for _ in range(2))
+    assert [segment.shape for segment in first] == [(1, 2, 2, 4410)] * 3
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert not torch.allclose(first[0], first[1])
+    assert all(float(stem.abs().max()) > 0.01 for segment in first for stem in segment[0])
+
+
+def test_curves_have_a_row_each_and_a_picture(tmp_path: Path) -> None:
+    content = tables(
+        curves.main, tmp_path / "it.json", "--layouts", "bs", "--steps", "3", "--picture", str(tmp_path / "it.png")
+    )
+    rows = content["bs: 3 steps of Adam, 0.2 s of 2 stems"]["rows"]
+    assert [row["run"] for row in rows] == [
+        "BS-RoFormer, 1 thread",
+        "BS-RoFormer, 2 threads",
+        "hunterFormsBS, 1 thread",
+    ]
+    assert rows[0]["largest"] == "0.0e+00"
+    picture = tmp_path / "it-bs.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 10_000
 
 
 def test_plot_draws_the_sweep_of_lengths(tmp_path: Path) -> None:

@@ -638,16 +638,71 @@ def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_killed_run_continues_with_the_same_loss_curve(whole_run: Path, songs: Path, tmp_path: Path) -> None:
-    updates = Launched(whole_run / "train.yaml", songs, tmp_path).kill()
+@pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
+def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_workers(
+    workers: tuple[int, int], whole_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    configurations = []
+    for number in workers:
+        configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+        configuration["training"]["num_workers"] = number
+        configurations.append(tmp_path / f"workers{number}.yaml")
+        configurations[-1].write_text(yaml.safe_dump(configuration))
+    updates = Launched(configurations[0], songs, tmp_path).kill()
     assert 0 < updates < 12
-    report = Launched(whole_run / "train.yaml", songs, tmp_path).finish()
+    report = Launched(configurations[1], songs, tmp_path).finish()
     assert f"continuing after update {updates} of 12" in report
     for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     assert list(curve(tmp_path)) == list(range(1, 13))
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Path, tmp_path: Path) -> None:
+    configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+    configuration["training"]["cache"] = str(tmp_path / "cache")
+    (tmp_path / "cached.yaml").write_text(yaml.safe_dump(configuration))
+    Launched(tmp_path / "cached.yaml", songs, tmp_path).finish()
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 10  # four stems and the mixture, twice
+    assert curve(tmp_path) == curve(whole_run)
+
+
+def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(songs, tmp_path / "songs")
+    silent = mine / "train" / "Falcon 69" / "bass.wav"
+    soundfile.write(str(silent), np.zeros((44100, 2)), 44100)
+    configuration = configured(tmp_path, training={"num_steps": 2, "batch_size": 1})
+    report = Launched(configuration, mine, tmp_path, processes=2).finish()
+    said = re.findall(r"^check: (/.*|\d+ remarks.*)$", report, re.MULTILINE)
+    remarks = (tmp_path / "check.txt").read_text().splitlines()
+    assert said == [*remarks, f"{len(remarks)} remarks on the songs, all in {tmp_path / 'check.txt'}"]
+    assert [remark.partition(": ")[0] for remark in remarks] == [
+        f"{silent} is 3.00 s shorter than the longest stem of the song",
+        f"{silent} is silent throughout",
+        f"{silent.with_name('mixture.wav')} is not the sum of the stems",
+    ]
+    # A run that goes on does not read everything again.
+    assert "remarks on the songs" not in Launched(configuration, mine, tmp_path, processes=2).finish()
+
+
+def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(songs, tmp_path / "songs")
+    for path in mine.rglob("*.wav"):
+        audio, rate = soundfile.read(str(path))
+        path.unlink()
+        soundfile.write(str(path.with_suffix(".flac")), audio, rate)
+    damaged = mine / "test" / "Falcon 69" / "drums.flac"
+    damaged.write_bytes(damaged.read_bytes()[:-20000])
+    launched = Launched(configured(tmp_path), mine, tmp_path, processes=2)
+    for process in launched.processes:
+        process.join(300)
+    assert [process.exitcode for process in launched.processes] == [1, 1]
+    report = launched.log.read_text()
+    errors = re.findall(r"^train\.py: error: (.*)$", report, re.MULTILINE)
+    assert len(errors) == 2
+    assert all(str(damaged) in error and "replace or remove these files" in error for error in errors)
+    assert "Traceback" not in report
 
 
 def test_the_learning_rate_of_a_run_follows_its_schedule(whole_run: Path) -> None:

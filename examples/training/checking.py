@@ -1,7 +1,7 @@
 """What is wrong with songs, by reading all of them once before the first step.
 
-    for remark in check_songs(songs, 44100):
-        print(remark)
+    remarks, damages = check_songs(songs, 44100)
+    refuse(damages)
 
 Nothing here depends on the rest of the trainer but the reader of songs.
 """
@@ -59,17 +59,14 @@ def _runs(full: NDArray[np.bool_]) -> int:
 
 def check_songs(
     songs: Sequence[Song], sample_rate: int, *, reading: Read = read, workers: int = 1, progress: bool = False
-) -> list[str]:
-    """Read songs from beginning to end, and return a remark for each thing that is wrong, with the file's name.
-
-    These are stems that differ in length, are silent throughout or clipped, and mixtures that are another thing than
-    the sum of the stems. Other sample rates are refused where songs are listed.
+) -> tuple[list[str], list[str]]:
+    """Read songs from beginning to end, and say what is wrong, with the names of files.
 
     Parameters
     ----------
     songs : sequence of Song
     sample_rate : int
-        Hz.
+        Hz. Songs of other rates are refused where they are listed.
     reading : callable
         How files are read.
     workers : int
@@ -77,26 +74,33 @@ def check_songs(
     progress : bool
         Show a bar.
 
-    Raises
-    ------
-    ValueError
-        If files are damaged, or hold samples that are not finite: these would end the training.
+    Returns
+    -------
+    remarks : list of str
+        Stems that differ in length, are silent throughout or clipped, and mixtures that are another thing than the sum
+        of the stems.
+    damages : list of str
+        Files that cannot be read, or hold samples that are not finite: these would end the training. See `refuse`.
     """
     remarks: list[str] = []
-    damaged: list[str] = []
+    damages: list[str] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
         checked = pool.map(lambda song: _check(song, sample_rate, reading), songs)
-        for found, broken in tqdm(
+        for found, damaged in tqdm(
             checked, desc="check", unit="song", total=len(songs), leave=False, disable=not progress
         ):
             remarks += found
-            damaged += broken
-    if damaged:
+            damages += damaged
+    return remarks, damages
+
+
+def refuse(damages: Sequence[str]) -> None:
+    """Raise a ValueError if there is any damage."""
+    if damages:
         raise ValueError(
-            f"the data have {len(damaged)} files that cannot be trained on: {'; '.join(damaged[:10])}"
-            f"{'; …' if len(damaged) > 10 else ''}: replace or remove them"
+            f"the data have {len(damages)} songs that cannot be trained on: {'; '.join(damages[:10])}"
+            f"{'; …' if len(damages) > 10 else ''}: replace or remove these files"
         )
-    return remarks
 
 
 def _check(song: Song, sample_rate: int, reading: Read) -> tuple[list[str], list[str]]:

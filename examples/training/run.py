@@ -23,14 +23,16 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
-from training.engine import compile_transformers
+from training.cache import Cache, files_of
+from training.checking import check_songs, refuse
+from training.engine import compile_transformers, gather
 from training.losses import Losses
 from training.msst import Last
 from training.optimizers import make_optimizer
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
 from training.schedules import Plateau, learning_rate_factor
-from training.segments import Positions, Segments, Song, read_song
+from training.segments import Positions, Read, Segments, Song, read, read_song
 from training.settings import Settings
 from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, remove_unfinished, replace
 from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
@@ -239,6 +241,43 @@ class Run:
         copy_weights(weights, model)
         return adapted
 
+    def prepare(self, songs: Sequence[Song]) -> list[str]:
+        """Decode songs into the cache, and before the first update look for what is wrong with them.
+
+        The processes share the songs out.
+
+        Returns
+        -------
+        list of str
+            A remark for each thing that is wrong, the same in every process.
+
+        Raises
+        ------
+        ValueError
+            If files are damaged.
+        """
+        mine = songs[self.fabric.global_rank :: self.fabric.world_size]
+        workers, progress = max(1, self.settings.num_workers), self.fabric.is_global_zero
+        remarks: list[str] = []
+        damages: list[str] = []
+        try:
+            if self.settings.cache is not None:
+                Cache(Path(self.settings.cache)).fill(files_of(mine), workers=workers, progress=progress)
+            if self.settings.check and not self.updates:
+                remarks, damages = check_songs(
+                    mine, self.settings.sample_rate, reading=self.reading, workers=workers, progress=progress
+                )
+        except ValueError as error:
+            damages = [str(error)]
+        found = gather(self.fabric, (remarks, damages))
+        refuse([damage for _, each in found for damage in each])
+        return [remark for each, _ in found for remark in each]
+
+    @property
+    def reading(self) -> Read:
+        """How songs are read."""
+        return read if self.settings.cache is None else Cache(Path(self.settings.cache)).read
+
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
         """Yield this process's batches, from where the run is to its end."""
         settings = self.settings
@@ -259,6 +298,7 @@ class Run:
             own_mixture=settings.own_mixture,
             lengths=settings.lengths,
             batch=settings.batch_size * self.fabric.world_size,
+            reading=self.reading,
         )
         positions = Positions(
             self.updates * settings.gradient_accumulation_steps,

@@ -42,6 +42,8 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "q",
         "coarse_loss_clip",
         "num_workers",
+        "cache",
+        "check",
         "seed",
         "log_every",
         "checkpoint_every",
@@ -144,6 +146,10 @@ class Settings:
         The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
         Processes that read songs, for each process that trains.
+    cache : str, optional
+        Folder for decoded audio; see `training.cache`. None: files are decoded again and again.
+    check : bool
+        Look for what is wrong with the songs before the first update; see `training.checking`.
     seed : int
         Of everything random.
     log_every, checkpoint_every, validation_every : int
@@ -207,6 +213,8 @@ class Settings:
     mp3_compression_on_mixture_bitrate_min: float = 32.0
     mp3_compression_on_mixture_bitrate_max: float = 320.0
     num_workers: int = 2
+    cache: str | None = None
+    check: bool = True
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500

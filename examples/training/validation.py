@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.separation import separate
+from training.engine import gather
 from training.metrics import measure
 from training.segments import Song, read_song
 from training.settings import Settings
@@ -59,10 +60,7 @@ def score_songs(
         measured = measure(settings.metrics, *on_device, settings.sample_rate)
         name = songs[number].folder.name
         mine.append((number, [Score(name, *each) for each in zip(settings.stems, measured, strict=True)]))
-    everyone: list[Any] = [mine]
-    if fabric.world_size > 1:
-        everyone = [None] * fabric.world_size
-        torch.distributed.all_gather_object(everyone, mine)
+    everyone = gather(fabric, mine)
     return [score for _, scores in sorted(pair for each in everyone for pair in each) for score in scores]
 
 
