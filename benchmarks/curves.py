@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for layout in options.layouts:
         setting = replace(TINY if options.tiny else Setting(dim=64, depth=2, heads=4, dim_head=32), layout=layout)
         setting = replace(setting, stems=2)
-        curves = train(setting, options.steps, options.seconds, options.lr, threads=options.threads)
+        runs: list[tuple[Package, int]] = [(REFERENCE, n) for n in (options.threads, *options.other_threads)]
+        curves = train(setting, options.steps, options.seconds, options.lr, [*runs, (OURS, options.threads)])
+        torch.set_num_threads(options.threads)
         report.table(
             f"{layout}: {options.steps} steps of Adam, {options.seconds:g} s of 2 stems",
             rows(curves),
@@ -91,24 +93,26 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a segment (default %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default %(default)s)")
     parser.add_argument(
+        "--other-threads", type=int, nargs="+", default=[1, 3, 4], help="of more runs of BS-RoFormer (default 1 3 4)"
+    )
+    parser.add_argument(
         "--picture", type=Path, nargs="?", const=ROOT / "docs" / "curves.png", help="draw NAME-LAYOUT.png"
     )
     options = parser.parse_args(argv)
     if options.tiny:
         options.steps, options.seconds = min(options.steps, 8), min(options.seconds, 0.2)
+        options.other_threads = options.other_threads[:1]
     return options
 
 
-def train(setting: Setting, steps: int, seconds: float, lr: float, *, threads: int) -> list[Curve]:
-    """Train the reference, the reference with another number of threads, and hunterFormsBS, from equal weights."""
+def train(setting: Setting, steps: int, seconds: float, lr: float, runs: Sequence[tuple[Package, int]]) -> list[Curve]:
+    """Train models of packages, each with a number of threads, from equal weights."""
+    curves = []
     with peers_quiet():
         models = matched([REFERENCE, OURS], setting)
-        runs: list[tuple[Package, int]] = [(REFERENCE, threads), (REFERENCE, 1 if threads > 1 else 2), (OURS, threads)]
-        curves = []
-        for package, number in runs:
-            torch.set_num_threads(number)
-            curves.append(Curve(package, number, losses_of(deepcopy(models[package]), setting, steps, seconds, lr)))
-        torch.set_num_threads(threads)
+        for package, threads in runs:
+            torch.set_num_threads(threads)
+            curves.append(Curve(package, threads, losses_of(deepcopy(models[package]), setting, steps, seconds, lr)))
     return curves
 
 
@@ -153,9 +157,9 @@ def segments(stems: int, seconds: float, steps: int, *, batch: int = 1) -> Itera
 
 
 def rows(curves: Sequence[Curve]) -> list[dict[str, object]]:
-    """Return a line for each curve: its losses, and how far it is from the first one, early and late."""
+    """Return a line for each curve but the first: how far it is from that, early and late, and how fast that grows."""
     lines: list[dict[str, object]] = []
-    for curve in curves:
+    for curve in curves[1:]:
         apart = curve.differences(curves[0])
         tenth = max(1, len(apart) // 10)
         lines.append(
@@ -163,13 +167,20 @@ def rows(curves: Sequence[Curve]) -> list[dict[str, object]]:
                 "run": curve.name,
                 "first loss": f"{curve.losses[0]:.4f}",
                 "last loss": f"{curve.losses[-1]:.4f}",
-                "apart, first step": f"{apart[0]:.1e}",
                 "first tenth, median": f"{statistics.median(apart[:tenth]):.1e}",
                 "last tenth, median": f"{statistics.median(apart[-tenth:]):.1e}",
                 "largest": f"{max(apart):.1e}",
+                "decades in 100 steps": f"{growth(apart):.2f}",
             }
         )
     return lines
+
+
+def growth(apart: Sequence[float]) -> float:
+    """Return by how many powers of ten differences grow in 100 steps, along the line that fits them best."""
+    # What is less than half a unit in the last place is not seen.
+    logarithms = [math.log10(max(each, 2**-24)) for each in apart]
+    return 100 * statistics.linear_regression(range(len(apart)), logarithms).slope
 
 
 def draw(curves: Sequence[Curve], pathFilename: Path) -> None:
@@ -179,15 +190,18 @@ def draw(curves: Sequence[Curve], pathFilename: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = range(1, len(curves[0].losses) + 1)
-    for curve, style, width in zip(curves, ("-", "--", ":"), (4, 2, 2), strict=True):
-        left.plot(steps, curve.losses, style, linewidth=width, label=curve.name)
-    for number, curve in enumerate(curves[1:], start=1):
-        right.semilogy(steps, curve.differences(curves[0]), ".", color=f"C{number}", markersize=3, label=curve.name)
-    left.set(xlabel="step", ylabel="loss", xlim=(0, None))
-    right.set(xlabel="step", ylabel=f"difference from {curves[0].name}, relative", xlim=(0, None))
-    left.legend()
-    right.legend()
-    figure.savefig(pathFilename, dpi=100)
+    # Wide lines below narrow ones: all of them are seen where they lie on one another.
+    widths = [4.0, *[2.5] * (len(curves) - 2), 1.0]
+    for number, (curve, width) in enumerate(zip(curves, widths, strict=True)):
+        color = "black" if curve.package == OURS else f"C{number}"
+        left.plot(steps, curve.losses, linewidth=width, color=color, label=curve.name)
+        if number:
+            right.semilogy(steps, curve.differences(curves[0]), ".", color=color, markersize=3, label=curve.name)
+    left.set(title="loss", xlabel="step", xlim=(0, None))
+    right.set(title=f"difference from {curves[0].name}, relative", xlabel="step", xlim=(0, None))
+    left.legend(fontsize="small")
+    right.legend(fontsize="small")
+    figure.savefig(pathFilename, dpi=80)
 
 
 if __name__ == "__main__":

@@ -317,9 +317,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", models.LAYOUTS)
 def test_losses_of_a_training_stay_with_those_of_upstream(layout: models.Layout) -> None:
     setting = replace(models.TINY, layout=layout, stems=2)
-    theirs, with_other_threads, ours = curves.train(setting, 8, 0.2, 3e-3, threads=1)
-    assert (theirs.name, with_other_threads.name) == ("BS-RoFormer, 1 thread", "BS-RoFormer, 2 threads")
-    assert ours.name == "hunterFormsBS, 1 thread"
+    theirs, ours = curves.train(setting, 8, 0.2, 3e-3, [(models.REFERENCE, 1), (models.OURS, 2)])
+    assert (theirs.name, ours.name) == ("BS-RoFormer, 1 thread", "hunterFormsBS, 2 threads")
     assert theirs.losses[-1] < 0.97 * theirs.losses[0]
     # Some units in the last place of float32.
     assert max(ours.differences(theirs)) < 5e-6
@@ -328,6 +327,11 @@ def test_losses_of_a_training_stay_with_those_of_upstream(layout: models.Layout)
         model = models.matched([models.REFERENCE, models.OURS], setting)[models.OURS]
     other = curves.Curve(models.OURS, 1, curves.losses_of(model, setting, 8, 0.2, 3.03e-3))
     assert max(other.differences(theirs)) > 5e-5
+
+
+def test_growth_is_the_slope_of_the_logarithm() -> None:
+    assert curves.growth([1e-6 * 10 ** (step / 50) for step in range(20)]) == pytest.approx(2)
+    assert curves.growth([0.0] * 20) == 0
 
 
 def test_segments_are_the_same_every_time_and_stems_differ() -> None:
@@ -352,7 +356,7 @@ def test_curves_have_a_row_each_and_a_picture(tmp_path: Path) -> None:
     assert rows[0]["largest"] == "0.0e+00"
     picture = tmp_path / "it-bs.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 10_000
+    assert picture.stat().st_size > 5_000
 
 
 def test_segments_a_second_are_measured_for_every_format_and_number_of_workers(tmp_path: Path) -> None:
