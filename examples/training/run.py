@@ -413,7 +413,7 @@ class Run:
         weights = self.average.gather()
         model = self.whole_model(weights).to(self.fabric.device)
         dtype = DTYPES.get(self.precision)
-        table = score_songs(self.fabric, model, songs, self.settings, dtype)
+        table = score_songs(self.fabric, model, songs, self.settings, dtype, self.reading)
         scores = means(table, self.settings.metric_for_best)
         mean = sum(scores.values()) / len(scores) if scores else -math.inf
         if self.updates:
@@ -438,7 +438,7 @@ class Run:
     ) -> None:
         settings = self.settings
         targets = [settings.instruments.index(stem) for stem in settings.stems]
-        mixture, truth = read_song(song, targets, channels_of(model))
+        mixture, truth = read_song(song, targets, channels_of(model), self.reading)
         # From a third on: songs seldom begin with everyone.
         length = min(mixture.shape[-1], round(settings.validation_excerpt * settings.sample_rate))
         start = (mixture.shape[-1] - length) // 3

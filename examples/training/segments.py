@@ -333,9 +333,9 @@ class Positions(Sampler[list[int]]):
             yield list(range(start, start + self.batch_size))
 
 
-def read_song(song: Song, targets: Sequence[int], channels: int) -> tuple[Tensor, Tensor]:
+def read_song(song: Song, targets: Sequence[int], channels: int, reading: Read = read) -> tuple[Tensor, Tensor]:
     """Read a whole song: the mixture, `(s, t)`, from its own file where there is one, and stems, `(n, s, t)`."""
-    stems = np.stack([read_parts(paths, 0, song.length, channels) for paths in song.parts])
+    stems = np.stack([read_parts(paths, 0, song.length, channels, reading) for paths in song.parts])
     path = song.mixture
-    mixture = stems.sum(0) if path is None else read(path, 0, song.length, channels)
+    mixture = stems.sum(0) if path is None else reading(path, 0, song.length, channels)
     return torch.from_numpy(mixture), torch.from_numpy(stems[list(targets)])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hunterFormsBS.separation import separate
 from training.engine import gather
 from training.metrics import measure
-from training.segments import Song, read_song
+from training.segments import Read, Song, read, read_song
 from training.settings import Settings
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -31,7 +31,12 @@ class Score(NamedTuple):
 
 
 def score_songs(
-    fabric: Fabric, model: nn.Module, songs: Sequence[Song], settings: Settings, dtype: torch.dtype | None
+    fabric: Fabric,
+    model: nn.Module,
+    songs: Sequence[Song],
+    settings: Settings,
+    dtype: torch.dtype | None,
+    reading: Read = read,
 ) -> list[Score]:
     """Separate songs, shared out among the processes, and measure each stem of each song.
 
@@ -44,6 +49,8 @@ def score_songs(
     settings : Settings
     dtype : torch.dtype, optional
         See `separate`.
+    reading : callable
+        How songs are read.
 
     Returns
     -------
@@ -54,7 +61,7 @@ def score_songs(
     mine: list[tuple[int, list[Score]]] = []
     numbers = range(fabric.global_rank, len(songs), fabric.world_size)
     for number in tqdm(numbers, desc="validation", unit="song", leave=False, disable=fabric.global_rank > 0):
-        mixture, truth = read_song(songs[number], targets, channels_of(model))
+        mixture, truth = read_song(songs[number], targets, channels_of(model), reading)
         estimates = separate_with(model, mixture, settings, dtype)
         on_device = [each.float().to(fabric.device) for each in (estimates, truth, mixture)]
         measured = measure(settings.metrics, *on_device, settings.sample_rate)
