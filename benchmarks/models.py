@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 SAMPLE_RATE = 44100
 _MODULES = {REFERENCE: "bs_roformer", "pymss-core": "pymss_core"}
+LATER = {"zero_dc", "num_residual_streams", "add_value_residual"}
+"""Arguments that older versions of BS-RoFormer lack: what they switch off is not in there."""
+
 _CLASSES = {"bs": "BSRoformer", "mel": "MelBandRoformer"}
 
 
@@ -119,7 +123,11 @@ def build(package: Package, setting: Setting) -> nn.Module:
         path = "pymss_core.modules.bs_roformer" + (".bs_roformer" if setting.layout == "bs" else ".mel_band_roformer")
         arguments["mask_estimator_depth"] = 2  # One hidden layer: it counts the output layer too.
     with peers_quiet():
-        model = cast(nn.Module, getattr(importlib.import_module(path), _CLASSES[setting.layout])(**arguments))
+        kind = getattr(importlib.import_module(path), _CLASSES[setting.layout])
+        known = inspect.signature(kind).parameters
+        for name in LATER & arguments.keys() - known.keys():
+            del arguments[name]
+        model = cast(nn.Module, kind(**arguments))
     if package == REFERENCE and setting.layout == "bs":
         _remove_value_residuals(model)
     return model.eval()
@@ -144,10 +152,10 @@ def _remove_value_residuals(model: nn.Module) -> None:
 def plain_state_dict(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Return a BS-RoFormer model's weights under the keys that the other two packages use; change no plain keys."""
     plain: dict[str, Tensor] = {}
-    foreign = any(".branch." in key for key in state_dict)
+    shifted = layout == "mel" and not any(key.startswith("layers.0.0.") for key in state_dict)
     for key, tensor in state_dict.items():
         parts = key.replace(".branch.", ".").split(".")
-        if foreign and layout == "mel" and parts[0] == "layers":
+        if shifted and parts[0] == "layers":
             parts[2] = str(int(parts[2]) - 1)  # There the linear transformer keeps its number when it is absent.
         plain[".".join(parts)] = tensor
     return plain

@@ -25,13 +25,18 @@ from tqdm import tqdm
 from training.adapters import add_adapters
 from training.datasets import find_data
 from training.engine import STRATEGIES, make_fabric
-from training.run import Run, claim
+from training.msst import read_last
+from training.run import Run
 from training.segments import Song, find_songs
 from training.settings import Settings, settings_from
 from training.starting import describe, freeze, start_from
+from training.states import StoppedError, claim
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
+
+REMARKS = 20
+"""Remarks on the songs that are printed."""
 
 NAMES_AND_UNITS = {"sdr": ("SDR", " dB"), "si_sdr": ("SI-SDR", " dB"), "museval_sdr": ("SDR of museval", " dB")}
 
@@ -45,6 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--valid", type=Path, help="with --data: folder of songs to validate on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; an existing run is continued")
     parser.add_argument("--checkpoint", type=Path, help="start from these weights instead of random ones")
+    parser.add_argument(
+        "--load-optimizer", action="store_true", help="go on where --checkpoint, MSST's last_*.ckpt, was"
+    )
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
     parser.add_argument("--num-nodes", type=int, default=1, help="machines")
@@ -54,6 +62,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("give either --songs or --data")
     if parsed.valid is not None and parsed.songs is not None:
         parser.error("--valid belongs to --data: with --songs the songs to validate on are in its folder test")
+    if parsed.load_optimizer and parsed.checkpoint is None:
+        parser.error("--load-optimizer belongs to --checkpoint: name the last_*.ckpt to go on from")
     return parsed
 
 
@@ -109,11 +119,23 @@ def validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when
             tqdm.write(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
 
 
+def report(remarks: Sequence[str], pathFilename: Path) -> None:
+    """Print what is wrong with the songs, or the first of it, and write all of it to a file."""
+    if not remarks:
+        return
+    pathFilename.write_text("".join(f"{remark}\n" for remark in remarks), encoding="utf-8")
+    for remark in remarks[:REMARKS]:
+        print(f"check: {remark}")
+    more = f"the first {REMARKS} above; " if len(remarks) > REMARKS else ""
+    print(f"check: {len(remarks)} remarks on the songs, {more}all in {pathFilename}", flush=True)
+
+
 def main() -> None:
     """Train as the command line says."""
     arguments = parse_arguments()
     configuration = read_configuration(arguments.configuration)
     settings = settings_from(configuration)
+    configuration.pop("lora", None)  # not read here, so the checkpoints of this run do not have it
     data = arguments.data or [arguments.songs / "train"]
     songs = find_data(settings.dataset_type, data, settings.instruments, settings.sample_rate)
     validation_folder = arguments.valid or (arguments.songs / "test" if arguments.songs is not None else None)
@@ -135,6 +157,8 @@ def main() -> None:
     model, adapted, description = build_model(configuration, settings, arguments.checkpoint)
     run = Run(fabric, model, settings, configuration, arguments.output, adapted)
     resumed = run.resume()
+    if arguments.load_optimizer and not resumed:
+        run.take_over(read_last(arguments.checkpoint, model))
     writer: SummaryWriter | None = None
     if fabric.is_global_zero:
         # What a killed process logged after the state it left is taken back.
@@ -144,10 +168,13 @@ def main() -> None:
         print(
             f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
             f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
-            f"{'continuing after' if resumed else 'starting at'} update {run.updates} of {settings.updates}",
+            f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {settings.updates}",
             flush=True,
         )
-    if arguments.checkpoint is not None and not run.updates:
+    remarks = run.prepare([*songs, *validation_songs])
+    if writer is not None:
+        report(remarks, arguments.output / "check.txt")
+    if arguments.checkpoint is not None and not resumed:
         validate(run, validation_songs, writer, "before")
     train(run, songs, validation_songs, writer)
     if writer is not None:
@@ -159,4 +186,4 @@ def main() -> None:
 if __name__ == "__main__":
     from endings import run
 
-    run(main)
+    run(main, StoppedError)

@@ -2,15 +2,18 @@
 
     python examples/validate.py --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
 
-A song is a folder with a file for each stem. Processes that `--devices 4` or torchrun starts share the songs out.
+A song is a folder with a file for each stem. What is not stated comes from the configuration: of `--configuration`, or
+within the checkpoint. Processes that `--devices 4` or torchrun starts share the songs out.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from training.engine import make_fabric
 from training.metrics import NAMES
@@ -18,7 +21,8 @@ from training.segments import find_songs
 from training.settings import Settings
 from training.validation import DTYPES, means, score_songs, write_table
 
-from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
+from hunterFormsBS.checkpoint.weightsFile import read_file
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,32 +31,51 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--configuration", type=Path, help="YAML or JSON that belongs to the checkpoint")
     parser.add_argument("--songs", type=Path, required=True, help="folder of songs")
-    parser.add_argument(
-        "--stems", nargs="+", required=True, help="names of the stems, in the order of the model's heads"
-    )
+    parser.add_argument("--stems", nargs="+", help="names of the stems, in the order of the model's heads")
     parser.add_argument("--metrics", nargs="+", default=["sdr"], choices=NAMES)
     parser.add_argument("--output", type=Path, help="CSV file with a line for each stem of each song")
-    parser.add_argument("--sample-rate", type=int, default=44100)
-    parser.add_argument("--chunk-size", type=int, default=352800, help="samples that the model sees at a time")
-    parser.add_argument("--num-overlap", type=int, default=2)
+    parser.add_argument("--sample-rate", type=int, help="Hz (default: 44100)")
+    parser.add_argument("--chunk-size", type=int, help="samples that the model sees at a time (default: 352800)")
+    parser.add_argument("--num-overlap", type=int, help="chunks that cover each sample (default: 2)")
     parser.add_argument("--precision", default="32-true", choices=sorted(DTYPES))
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
     return parser.parse_args(arguments)
 
 
+def stated_in(configuration: Path | None, checkpoint: Path) -> Mapping[str, Any]:
+    """Return the configuration, that of a file or else that within a checkpoint; without both it is empty."""
+    if configuration is not None:
+        return read_configuration(configuration)
+    # On the meta device none of the tensors is read.
+    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
+    within = content.get("configuration") if isinstance(content, Mapping) else None
+    return within if isinstance(within, Mapping) else {}
+
+
+def settings_of(arguments: argparse.Namespace, configuration: Mapping[str, Any]) -> Settings:
+    """Return what the command line says, or else the configuration."""
+    training, audio, inference = (configuration.get(name) or {} for name in ("training", "audio", "inference"))
+    target = training.get("target_instrument")
+    stems = arguments.stems or ([target] if target else training.get("instruments"))
+    if not stems:
+        sys.exit("the configuration names no stems: name them in --stems, in the order of the model's heads")
+    return Settings(
+        instruments=tuple(stems),
+        sample_rate=arguments.sample_rate or audio.get("sample_rate") or 44100,
+        chunk_size=arguments.chunk_size or audio.get("chunk_size") or 352800,
+        num_steps=1,
+        lr=0.0,
+        num_overlap=arguments.num_overlap or inference.get("num_overlap") or 2,
+        metrics=tuple(arguments.metrics),
+        metric_for_best=arguments.metrics[0],
+    )
+
+
 def main() -> None:
     """Measure."""
     arguments = parse_arguments()
-    settings = Settings(
-        instruments=tuple(arguments.stems),
-        sample_rate=arguments.sample_rate,
-        chunk_size=arguments.chunk_size,
-        num_steps=1,
-        lr=0.0,
-        num_overlap=arguments.num_overlap,
-        metrics=tuple(arguments.metrics),
-    )
+    settings = settings_of(arguments, stated_in(arguments.configuration, arguments.checkpoint))
     songs = find_songs(arguments.songs, settings.instruments, settings.sample_rate)
     model = from_checkpoint(arguments.checkpoint, arguments.configuration)
     heads = model.configuration["num_stems"]

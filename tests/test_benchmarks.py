@@ -16,7 +16,21 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.
 
-from benchmarks import compare, gpu, heads, launches, measure, models, plot, report, songs, sweep  # noqa: E402
+from benchmarks import (  # noqa: E402
+    compare,
+    curves,
+    gpu,
+    heads,
+    launches,
+    loading,
+    measure,
+    models,
+    plot,
+    report,
+    songs,
+    step,
+    sweep,
+)
 from hunterFormsBS.kernels import seam  # noqa: E402
 
 TINY = ["--tiny", "--rounds", "2", "--threads", "1"]
@@ -311,6 +325,97 @@ def test_heads_are_compared_with_the_plain_one_and_with_their_formulas(tmp_path:
     assert [[row["head"] for row in rows] for rows in (time, kernels, memory)] == [names] * 3
     assert int(time[2]["parameters of heads"].replace(",", "")) > int(time[0]["parameters of heads"].replace(",", ""))
     assert all(float(row["apart"]) < 0.05 for row in kernels)
+
+
+# ---- training
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let threads be: two of them wait for each other on a machine that has other things to do."""
+    monkeypatch.setattr(curves.torch, "set_num_threads", lambda _number: None)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("layout", models.LAYOUTS)
+def test_losses_of_a_training_stay_with_those_of_upstream(layout: models.Layout) -> None:
+    setting = replace(models.TINY, layout=layout, stems=2)
+    theirs, ours = curves.train(setting, 8, 0.2, 3e-3, [(models.REFERENCE, 1), (models.OURS, 2)])
+    assert (theirs.name, ours.name) == ("BS-RoFormer, 1 thread", "hunterFormsBS, 2 threads")
+    assert theirs.losses[-1] < 0.97 * theirs.losses[0]
+    # Some units in the last place of float32.
+    assert max(ours.differences(theirs)) < 5e-6
+    # Other steps would be seen.
+    with models.peers_quiet():
+        model = models.matched([models.REFERENCE, models.OURS], setting)[models.OURS]
+    other = curves.Curve(models.OURS, 1, curves.losses_of(model, setting, 8, 0.2, 3.03e-3))
+    assert max(other.differences(theirs)) > 5e-5
+
+
+def test_growth_is_the_slope_of_the_logarithm() -> None:
+    assert curves.growth([1e-6 * 10 ** (step / 50) for step in range(20)]) == pytest.approx(2)
+    assert curves.growth([0.0] * 20) == 0
+
+
+def test_segments_are_the_same_every_time_and_stems_differ() -> None:
+    first, again = (list(curves.segments(2, 0.1, 3)) for _ in range(2))
+    assert [segment.shape for segment in first] == [(1, 2, 2, 4410)] * 3
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert not torch.allclose(first[0], first[1])
+    assert all(float(stem.abs().max()) > 0.01 for segment in first for stem in segment[0])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_curves_have_a_row_each_and_a_picture(tmp_path: Path) -> None:
+    content = tables(
+        curves.main, tmp_path / "it.json", "--layouts", "bs", "--steps", "3", "--picture", str(tmp_path / "it.png")
+    )
+    rows = content["bs: 3 steps of Adam, 0.2 s of 2 stems"]["rows"]
+    assert [row["run"] for row in rows] == [
+        "BS-RoFormer, 1 thread",
+        "BS-RoFormer, 2 threads",
+        "hunterFormsBS, 1 thread",
+    ]
+    assert rows[0]["largest"] == "0.0e+00"
+    picture = tmp_path / "it-bs.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 5_000
+
+
+def test_segments_a_second_are_measured_for_every_format_and_number_of_workers(tmp_path: Path) -> None:
+    content = tables(loading.main, tmp_path / "it.json", "--workers", "1")
+    (table,) = content.values()
+    assert [row["read from"] for row in table["rows"]] == list(loading.FORMATS)
+    assert all(len(rates) == 2 for by_workers in table["numbers"].values() for rates in by_workers.values())
+
+
+def test_a_rate_counts_what_is_read_between_two_looks_at_the_clock(tmp_path: Path) -> None:
+    ((_, segments), *_) = loading.sources(tmp_path, 1, 2.0, 0.1)
+    ticks = iter((10.0, 12.0))
+    assert loading.rate(segments, 1, 6, clock=lambda: next(ticks)) == 3.0
+
+
+def test_the_parts_of_a_step_are_those_of_the_example_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+    content = tables(step.main, tmp_path / "it.json")
+    (table,) = content.values()
+    assert [row["part"] for row in table["rows"]] == [*step.MODEL, *step.OTHERS, "all but the model", "step"]
+    seconds = table["numbers"]
+    assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
+    assert sum(float(row["share"].split()[0]) for row in table["rows"][:-2]) == pytest.approx(100, abs=10)
+
+
+def test_time_within_another_part_is_not_counted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(step.time, "perf_counter", lambda: now[0])
+
+    def work(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = step.Clock(torch.device("cpu"))
+    inner = clock.timed("inner", work)
+    outer = clock.timed("outer", lambda: (work(1), inner(2), inner(4), work(8)))
+    clock.timed("outermost", lambda: (outer(), work(16)))()
+    assert clock.seconds == {"inner": 6, "outer": 9, "outermost": 16}
 
 
 def test_plot_draws_the_sweep_of_lengths(tmp_path: Path) -> None:

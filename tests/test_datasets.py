@@ -12,12 +12,14 @@ import pytest
 import soundfile
 import torch
 
+from hunterFormsBS.checkpoint import read_configuration
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from training.augmentations import Augmentations, MixtureCodec
 from training.datasets import KINDS, find_data
 from training.segments import Segments
-from training.settings import settings_from
+from training.settings import Settings, settings_from
 from training.unread import INSTEAD, explain
 
 RATE = 8000
@@ -171,28 +173,42 @@ def test_settings_that_cannot_be_used_are_refused(configuration: dict[str, Any],
 
 
 def test_what_is_not_read_is_named_with_what_to_do_instead() -> None:
-    assert explain(["audio.dim_t", "training.augmentation_mix"]) == []
-    assert explain(["inference.normalize", "training.foo"]) == [
-        f"  inference.normalize: {INSTEAD['inference.normalize']}",
-        "  training.foo: it is unknown: see docs/training.md",
-    ]
+    assert explain({"audio.dim_t": 256, "training.augmentation_mix": True, "training.other_fix": False}) == {}
+    assert explain({"inference.normalize": True, "lora.r": 8, "lora.enable_lora": [True], "training.foo": False}) == {
+        "inference.normalize": INSTEAD["inference.normalize"],
+        "lora": INSTEAD["lora"],
+        "training.foo": "it is unknown: see docs/training.md",
+    }
 
 
 PUBLIC = Path(__file__).resolve().parent.parent / "shared" / "configs_public"
 PUBLIC = PUBLIC if PUBLIC.is_dir() else PUBLIC.parent.parent.parent / "shared" / "configs_public"
+needs_public = pytest.mark.skipif(not PUBLIC.is_dir(), reason="public configurations are not part of the repository")
 
 
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason="public configurations are not part of the repository")
-@pytest.mark.parametrize("name", ["bs_roformer_with_lora", "mel_band_roformer_all_stems"])
-def test_all_that_matters_of_public_configurations_with_augmentations_is_read(name: str) -> None:
-    from hunterFormsBS.checkpoint import read_configuration
-
-    configuration = read_configuration(PUBLIC / f"ZFTurbo_Music-Source-Separation-Training__config_musdb18_{name}.yaml")
+def said_about(name: str) -> tuple[Settings | None, list[str]]:
+    """Return the settings of a public configuration, if it is one for training, and what was said about it."""
+    configuration = read_configuration(PUBLIC / name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settings = settings_from(configuration)
-    named = [line.strip().partition(":")[0] for each in caught for line in str(each.message).splitlines()[1:]]
-    assert [each for each in named if each != "training.other_fix" and not each.startswith("lora.")] == []
-    assert (settings.augment() is not None) is configuration["augmentations"]["enable"]
+        # Those of pure inference programs have no learning rate.
+        settings = settings_from(configuration) if "lr" in configuration.get("training", {}) else None
+    return settings, [str(each.message) for each in caught]
+
+
+@needs_public
+@pytest.mark.parametrize("name", [path.name for path in sorted(PUBLIC.glob("*.yaml"))])
+def test_every_line_about_a_public_configuration_says_what_to_do(name: str) -> None:
+    settings, lines = said_about(name)
+    assert all(" has no effect here: " in line and "it is unknown" not in line for line in lines)
+    assert settings is None or settings.schedule == "ReduceLROnPlateau"
+
+
+@needs_public
+@pytest.mark.parametrize(("name", "named"), [("bs_roformer_with_lora", ["lora"]), ("mel_band_roformer_all_stems", [])])
+def test_all_that_matters_of_public_configurations_with_augmentations_is_read(name: str, named: list[str]) -> None:
+    settings, lines = said_about(f"ZFTurbo_Music-Source-Separation-Training__config_musdb18_{name}.yaml")
+    assert [line.partition(" has no effect")[0] for line in lines] == named
+    assert settings is not None
+    assert settings.augment() is not None
     assert settings.mixup_probs == (0.2, 0.02)
-    assert settings.schedule == "ReduceLROnPlateau"

@@ -31,6 +31,10 @@ WRONG = {
         "nowhere holds no audio files: pass a folder that does, or a table",
     ),
     "separate_onnx.py": (["o.onnx", "nowhere.wav"], "nowhere.wav: No such file or directory"),
+    "to_msst.py": (
+        ["--run", "nowhere", "--output", "x.ckpt"],
+        "nowhere/resume has no state, or a sharded one: choose the folder of another run",
+    ),
     "train.py": (
         ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],
         "nowhere.yaml: No such file or directory",

@@ -192,11 +192,11 @@ def test_every_recipe_of_the_page_ends_with_scores_before_and_after(
     assert done.returncode == 0, done.stderr[-3000:]
     before = [scores(line) for line in re.findall("^SDR before.*", done.stdout, re.MULTILINE)]
     after = [scores(line) for line in re.findall("^SDR after.*", done.stdout, re.MULTILINE)][1:]
-    assert len(before) == len(after) == 5
+    assert len(before) == len(after) == 6
     means = [[sum(each.values()) / len(each) for each in group] for group in (before, after)]
     assert all(second > first for first, second in zip(*means, strict=True))
-    everything, heads, lora, two, new = after
-    assert everything.keys() == heads.keys() == lora.keys()
+    everything, heads, part, lora, two, new = after
+    assert everything.keys() == heads.keys() == part.keys() == lora.keys()
     assert two.keys() == {"vocals", "other"}
     assert {stem: new[stem] for stem in two} == {stem: before[-1][stem] for stem in two}  # frozen
     assert {path.stem for path in (tmp_path / "separated" / "mixture").iterdir()} == lora.keys()

@@ -111,18 +111,20 @@ def test_log_wmse_judges_silence_too(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[Any] = []
 
     class LogWMSE:
-        def __init__(self, **keywords: Any) -> None:
-            assert keywords == {"audio_length": 1.0, "sample_rate": RATE, "return_as_loss": False}
+        """Takes what torch-log-wmse 1 takes: audio channels before stems."""
 
-        def __call__(self, *audio: torch.Tensor) -> torch.Tensor:
-            shapes.append([tuple(each.shape) for each in audio])
+        def __init__(self, *, sample_rate: int) -> None:
+            assert sample_rate == RATE
+
+        def __call__(self, mixture: torch.Tensor, estimates: torch.Tensor, stems: torch.Tensor) -> torch.Tensor:
+            shapes.append([tuple(each.shape) for each in (mixture, estimates, stems)])
             return torch.tensor(7.0)
 
     monkeypatch.setitem(sys.modules, "torch_log_wmse", SimpleNamespace(LogWMSE=LogWMSE))
     estimates, truth = example()
     truth[:] = 0
     assert scores("log_wmse", "sdr", estimates=estimates, truth=truth) == [{"log_wmse": 7.0}] * 2
-    assert shapes == [[(1, 2, RATE), (1, 1, 2, RATE), (1, 1, 2, RATE)]] * 2
+    assert shapes == [[(1, 2, RATE), (1, 2, 1, RATE), (1, 2, 1, RATE)]] * 2
 
 
 @pytest.mark.parametrize(("name", "module"), [("log_wmse", "torch_log_wmse"), ("museval_sdr", "museval.metrics")])

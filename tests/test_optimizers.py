@@ -78,11 +78,20 @@ def test_an_optimizer_lowers_the_loss_and_goes_on_the_same_after_its_state_was_s
     torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
 
 
+def test_arguments_of_prodigy_may_have_the_names_of_prodigyopt() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    arguments = {"d_coef": 2.0, "decouple": False, "use_bias_correction": True, "safeguard_warmup": True}
+    (group,) = make_optimizer(nn.Linear(2, 2, bias=False), "prodigy", lr=1.0, arguments=arguments).param_groups
+    assert group["d_coef"] == 2
+    assert [group[name] for name in ("weight_decouple", "bias_correction", "safeguard_warmup")] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         ("sgd", {}, "'sgd' is unknown: choose one of adam, adamw"),
-        ("adamw", {"momentum": 1}, "momentum"),
+        ("adamw", {"momentum": 1}, "optimizer has 'momentum', which adamw does not: choose from lr, betas"),
+        ("prodigy", {"slice_p": 11}, "optimizer has 'slice_p', which prodigy does not: choose from lr, betas"),
         ("muon", {"momentum": 1}, "Muon takes its arguments in muon_group and adam_group"),
     ],
 )

@@ -6,6 +6,7 @@ import fcntl
 import math
 import multiprocessing
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from packaging.version import Version
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
+from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -35,10 +37,11 @@ from training.averaging import AveragedWeights, copy_weights  # noqa: E402
 from training.engine import compile_transformers, make_fabric  # noqa: E402
 from training.optimizers import make_optimizer  # noqa: E402
 from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.run import Run, newest_state  # noqa: E402
+from training.run import Run  # noqa: E402
 from training.schedules import learning_rate_factor  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
-from training.settings import Settings, settings_from  # noqa: E402
+from training.settings import SECTIONS, Settings, settings_from  # noqa: E402
+from training.states import StoppedError, newest_state  # noqa: E402
 from training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
@@ -267,14 +270,14 @@ inference: {batch_size: 8, dim_t: 256, num_overlap: 4}
 def test_settings_of_an_upstream_configuration_are_taken_and_those_without_effect_named() -> None:
     with pytest.warns(UserWarning, match="no effect here:") as caught:
         settings = settings_from(yaml.safe_load(MSST))
+    said = [str(each.message).partition(" has no effect here: ") for each in caught]
     assert settings.stems == ("vocals",)
     assert (settings.batch_size, settings.inference_batch_size, settings.num_overlap) == (3, 8, 4)
     assert settings.updates == 10
     assert settings.gains == (0.5, 1.5)
     assert settings.lr == 5e-5
-    unused = [line.strip() for line in str(caught[0].message).splitlines()[1:]]
-    assert [line.partition(":")[0] for line in unused] == ["audio.x", "training.other_fix"]
-    assert all(line.partition(": ")[2] for line in unused)
+    assert [name for name, _, _ in said] == ["audio.x", "training.other_fix"]
+    assert all(instead for _, _, instead in said)
     assert (settings.schedule, settings.patience, settings.mixup) == ("ReduceLROnPlateau", 2, True)
 
 
@@ -289,7 +292,7 @@ def test_settings_of_an_upstream_configuration_are_taken_and_those_without_effec
         ({"gradient_accumulation_steps": 21}, "there would be no update"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:These settings have no effect")
+@pytest.mark.filterwarnings("ignore:.* has no effect here")
 def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], message: str) -> None:
     configuration = yaml.safe_load(MSST)
     configuration["training"] |= change
@@ -298,14 +301,21 @@ def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], messag
 
 
 def test_example_configuration_is_complete_and_its_model_can_be_built() -> None:
-    from hunterFormsBS.checkpoint import from_configuration, read_configuration
-
     configuration = read_configuration(EXAMPLES / "train.yaml")
     settings = settings_from(configuration)
     configuration["model"] |= {"dim": 8, "depth": 1}
     model = from_configuration(configuration, upstream=configuration["upstream"])
     assert model.num_stems == len(settings.stems) == 4
     assert model.stereo
+
+
+def test_every_setting_is_explained_in_the_example_or_on_the_page() -> None:
+    explained = (EXAMPLES / "train.yaml").read_text()
+    for page in ("training.md", "finetuning.md"):
+        explained += (EXAMPLES.parent / "docs" / page).read_text()
+    words = set(re.findall(r"\w+", explained))
+    unexplained = {name for names in SECTIONS.values() for name in names} - words
+    assert unexplained == set()
 
 
 def some_settings(**changes: Any) -> Settings:
@@ -581,18 +591,6 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in
     assert {tensor.dtype for tensor in (*gradients, *run.model.parameters())} == {torch.float32}
 
 
-def test_gradients_that_overflow_stop_a_run_unless_a_scaler_takes_care_of_them(
-    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = in_this_process(tmp_path)
-    for parameter in run.model.parameters():
-        parameter.grad = torch.full_like(parameter, math.inf)
-    with pytest.raises(RuntimeError, match="non-finite"):
-        run.clip()
-    monkeypatch.setattr(Run, "precision", "16-mixed")
-    assert not math.isfinite(float(run.clip()))
-
-
 def test_checkpoints_hold_the_averaged_weights(songs: Path, tmp_path: Path) -> None:
     run = in_this_process(tmp_path, ema_momentum=0.9)
     batches = run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate))
@@ -649,16 +647,72 @@ def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_killed_run_continues_with_the_same_loss_curve(whole_run: Path, songs: Path, tmp_path: Path) -> None:
-    updates = Launched(whole_run / "train.yaml", songs, tmp_path).kill()
+@pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
+def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_workers(
+    workers: tuple[int, int], whole_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    configurations = []
+    for number in workers:
+        configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+        configuration["training"]["num_workers"] = number
+        configurations.append(tmp_path / f"workers{number}.yaml")
+        configurations[-1].write_text(yaml.safe_dump(configuration))
+    updates = Launched(configurations[0], songs, tmp_path).kill()
     assert 0 < updates < 12
-    report = Launched(whole_run / "train.yaml", songs, tmp_path).finish()
+    report = Launched(configurations[1], songs, tmp_path).finish()
     assert f"continuing after update {updates} of 12" in report
     for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     assert list(curve(tmp_path)) == list(range(1, 13))
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Path, tmp_path: Path) -> None:
+    configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+    configuration["training"]["cache"] = str(tmp_path / "cache")
+    (tmp_path / "cached.yaml").write_text(yaml.safe_dump(configuration))
+    Launched(tmp_path / "cached.yaml", songs, tmp_path).finish()
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 10  # four stems and the mixture, twice
+    for tag in ("loss/total", "sdr/mean"):
+        assert curve(tmp_path, tag) == curve(whole_run, tag)
+
+
+def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(songs, tmp_path / "songs")
+    silent = mine / "train" / "Falcon 69" / "bass.wav"
+    soundfile.write(str(silent), np.zeros((44100, 2)), 44100)
+    configuration = configured(tmp_path, training={"num_steps": 2, "batch_size": 1})
+    report = Launched(configuration, mine, tmp_path, processes=2).finish()
+    said = re.findall(r"^check: (/.*|\d+ remarks.*)$", report, re.MULTILINE)
+    remarks = (tmp_path / "check.txt").read_text().splitlines()
+    assert said == [*remarks, f"{len(remarks)} remarks on the songs, all in {tmp_path / 'check.txt'}"]
+    assert [remark.partition(": ")[0] for remark in remarks] == [
+        f"{silent} is 3.00 s shorter than the longest stem of the song",
+        f"{silent} is silent throughout",
+        f"{silent.with_name('mixture.wav')} is not the sum of the stems",
+    ]
+    # A run that goes on does not read everything again.
+    assert "remarks on the songs" not in Launched(configuration, mine, tmp_path, processes=2).finish()
+
+
+def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(songs, tmp_path / "songs")
+    for path in mine.rglob("*.wav"):
+        audio, rate = soundfile.read(str(path))
+        path.unlink()
+        soundfile.write(str(path.with_suffix(".flac")), audio, rate)
+    damaged = mine / "test" / "Falcon 69" / "drums.flac"
+    damaged.write_bytes(damaged.read_bytes()[:-20000])
+    launched = Launched(configured(tmp_path), mine, tmp_path, processes=2)
+    for process in launched.processes:
+        process.join(300)
+    assert [process.exitcode for process in launched.processes] == [1, 1]
+    report = launched.log.read_text()
+    errors = re.findall(r"^train\.py: error: (.*)$", report, re.MULTILINE)
+    assert len(errors) == 2
+    assert all(str(damaged) in error and "replace or remove these files" in error for error in errors)
+    assert "Traceback" not in report
 
 
 def test_the_learning_rate_of_a_run_follows_its_schedule(whole_run: Path) -> None:
@@ -728,6 +782,13 @@ def test_log_has_sound_and_pictures(whole_run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def sharded_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("sharded")
+    Launched(configured(output), songs, output, "--strategy", "fsdp2", processes=2).finish()
+    return output
+
+
+@pytest.fixture(scope="module")
 def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train without dropout in one process, with the double batch of the runs in two."""
     output = tmp_path_factory.mktemp("one")
@@ -765,11 +826,112 @@ def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_
     path.write_text(yaml.safe_dump(configuration))
     report = Launched(path, songs, tmp_path).finish()
     assert "1 processes on cpu, bf16-mixed" in report
-    assert "training.early_stop: stop the run when you like" in report
+    assert "training.early_stop has no effect here: stop the run when you like" in report
     loaded = from_checkpoint(tmp_path / "best.ckpt")
     assert loaded.configuration["mask_estimator_depth"] == 1
     assert loaded(torch.randn(1, 2, 1000)).shape == (1, 1, 2, 1000)
     assert all(math.isfinite(loss) for loss in curve(tmp_path).values())
+
+
+# As one writes it for Music-Source-Separation-Training, whose losses are options of its command line.
+MSST_WITH_EVERYTHING = """
+audio: {chunk_size: 8192, dim_f: 1024, dim_t: 256, hop_length: 64, n_fft: 128, num_channels: 2, sample_rate: 44100,
+        min_mean_abs: 0.001}
+training:
+  batch_size: 2
+  gradient_accumulation_steps: 1
+  grad_clip: 1.0
+  instruments: [drums, bass, other, vocals]
+  target_instrument: null
+  lr: 1.0
+  patience: 2
+  reduce_factor: 0.95
+  num_epochs: 2
+  num_steps: 6
+  q: 0.95
+  coarse_loss_clip: true
+  ema_momentum: 0.9
+  optimizer: prodigy
+  use_amp: true
+  augmentation: false
+  augmentation_type: null
+  dataset_type: 1
+  log_every: 1
+optimizer: {weight_decay: 0.01, d_coef: 2.0, use_bias_correction: true}
+losses: {masked_loss: 1.0, multistft_loss: 0.01}
+loss_multistft: {fft_sizes: !!python/tuple [512, 128], hop_sizes: [128, 32], win_lengths: [512, 128]}
+augmentations:
+  enable: true
+  loudness: true
+  loudness_min: 0.5
+  loudness_max: 1.5
+  mixup: true
+  mixup_probs: !!python/tuple [0.2, 0.02]
+  mixup_loudness_min: 0.5
+  mixup_loudness_max: 1.5
+  chunk_size_augm: true
+  chunk_size_min: 4096
+  chunk_size_max: 8192
+  mp3_compression_on_mixture: 0.2
+  mp3_compression_on_mixture_bitrate_min: 64
+  mp3_compression_on_mixture_bitrate_max: 320
+  all: {channel_shuffle: 0.5, random_inverse: 0.1, random_polarity: 0.5, mp3_compression: 0.2,
+        mp3_compression_min_bitrate: 64, mp3_compression_max_bitrate: 320, mp3_compression_backend: lameenc}
+  vocals: {pitch_shift: 0.5, pitch_shift_min_semitones: -3, pitch_shift_max_semitones: 3,
+           seven_band_parametric_eq: 0.5, seven_band_parametric_eq_min_gain_db: -6,
+           seven_band_parametric_eq_max_gain_db: 6}
+  drums: {pedalboard_reverb: 0.5, pedalboard_reverb_room_size_min: 0.1, pedalboard_reverb_room_size_max: 0.9,
+          pedalboard_reverb_damping_min: 0.1, pedalboard_reverb_damping_max: 0.9, pedalboard_reverb_wet_level_min: 0.1,
+          pedalboard_reverb_wet_level_max: 0.9, pedalboard_reverb_dry_level_min: 0.1,
+          pedalboard_reverb_dry_level_max: 0.9, pedalboard_reverb_width_min: 0.9, pedalboard_reverb_width_max: 1.0,
+          tanh_distortion: 0.3, tanh_distortion_min: 0.1, tanh_distortion_max: 0.7}
+inference: {batch_size: 4, dim_t: 256, num_overlap: 2}
+"""
+
+
+def test_a_configuration_of_msst_trains_with_augmentations_two_losses_and_prodigy(songs: Path, tmp_path: Path) -> None:
+    # Upstream counts one hidden layer more.
+    model = {**{name: value for name, value in TINY_RUN["model"].items() if name != "use_pope"}}
+    path = tmp_path / "msst.yaml"
+    path.write_text(MSST_WITH_EVERYTHING + yaml.safe_dump({"model": {**model, "mask_estimator_depth": 2}}))
+    report = Launched(path, songs, tmp_path).finish()
+    assert "no effect here" not in report
+    masked, spectra, total = (curve(tmp_path, f"loss/{name}") for name in ("masked_loss", "multistft_loss", "total"))
+    assert list(total) == list(range(1, 13))
+    assert all(math.isfinite(loss) for loss in total.values())
+    assert total == pytest.approx({update: masked[update] + 0.01 * spectra[update] for update in total}, rel=1e-4)
+    assert from_checkpoint(tmp_path / "best.ckpt").configuration["mask_estimator_depth"] == 1
+
+
+PUBLIC = EXAMPLES.parent / "shared" / "configs_public"
+PUBLIC = PUBLIC if PUBLIC.is_dir() else EXAMPLES.parent.parent / "shared" / "configs_public"
+
+
+@pytest.mark.skipif(not PUBLIC.is_dir(), reason="public configurations are not part of the repository")
+@pytest.mark.parametrize("name", ["bs_roformer_with_lora", "mel_band_roformer_all_stems"])
+def test_public_configurations_of_msst_train_with_their_augmentations_two_losses_and_prodigy(
+    name: str, songs: Path, tmp_path: Path
+) -> None:
+    configuration = read_configuration(PUBLIC / f"ZFTurbo_Music-Source-Separation-Training__config_musdb18_{name}.yaml")
+    # Smaller, and no longer: nothing else of what trains is changed.
+    configuration["model"] |= {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_expansion_factor": 1}
+    configuration["audio"] |= {"chunk_size": 16384}
+    configuration["training"] |= {"num_epochs": 1, "num_steps": 4}
+    # A comment of one of them proposes Prodigy; losses are options of the command line there.
+    configuration["training"] |= {"optimizer": "prodigy", "lr": 1.0}
+    configuration["losses"] = {"masked_loss": 1.0, "multistft_loss": 0.01}
+    path = tmp_path / "msst.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    report = Launched(path, songs, tmp_path).finish()
+    remarks = re.findall("^train.py: warning: (.*)", report, re.MULTILINE)
+    instead = "lora has no effect here: the section is fine_tuning.lora here, with arguments of peft.LoraConfig"
+    assert remarks == ([instead] if "lora" in configuration else [])
+    (started,) = re.findall(r"^1 songs to train on.*", report, re.MULTILINE)
+    assert started.endswith("1 processes on cpu, 32-true; starting at update 0 of 4")
+    (scores,) = re.findall(r"^SDR after 4 updates: (.*)$", report, re.MULTILINE)
+    assert re.findall(r"(\w+) -?[\d.]+ dB", scores) == configuration["training"]["instruments"]
+    assert [each for each in curve(tmp_path, "loss/total").values() if not math.isfinite(each)] == []
+    assert curve(tmp_path, "loss/masked_loss").keys() == curve(tmp_path, "loss/multistft_loss").keys() == {4}
 
 
 def commands_of_page() -> list[str]:
@@ -899,37 +1061,94 @@ def states(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "resume").iterdir())
 
 
-def test_two_states_are_kept_and_a_damaged_one_is_passed_over(songs: Path, tmp_path: Path) -> None:
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"no weights" * 100)
+
+
+def turn_a_bit(path: Path) -> None:
+    """Change one weight, which PyTorch loads as if nothing were wrong."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, empty, overwrite, turn_a_bit])
+def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
+    damage: Callable[[Path], None], songs: Path, tmp_path: Path
+) -> None:
     updated_and_saved(in_this_process(tmp_path), songs, 3)
     assert states(tmp_path) == [2, 3]
-    newest = newest_state(tmp_path)
-    assert newest is not None
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    damage(tmp_path / "resume" / "000000003")
     run = in_this_process(tmp_path)
     with pytest.warns(UserWarning, match=r"000000003 is damaged, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 2
-    (tmp_path / "resume" / "000000002").write_bytes(b"")
+    damage(tmp_path / "resume" / "000000002")
     message = r"no state in .*resume can be read: start again from the weights, with --checkpoint .*last\.ckpt"
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(RuntimeError, match=message):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(StoppedError, match=message):
         in_this_process(tmp_path).resume()
+    # What the message proposes works.
+    assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
 
 
-def test_a_full_disk_leaves_the_states_before(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(Version(torch.__version__).release < (2, 7), reason="FSDP2 on a CPU")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (".metadata", overwrite),
+        ("__0_0.distcp", cut_off),
+        *(pytest.param(".metadata", damage, marks=pytest.mark.slow) for damage in (cut_off, empty)),
+        *(pytest.param("__0_0.distcp", damage, marks=pytest.mark.slow) for damage in (empty, overwrite)),
+    ],
+)
+def test_a_damaged_sharded_state_is_passed_over(
+    damage: Callable[[Path], None], file: str, sharded_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(sharded_run, tmp_path / "run")
+    damage(output / "resume" / "000000012" / file)
+    report = Launched(output / "train.yaml", songs, output, "--strategy", "fsdp2", processes=2).finish()
+    assert "000000012 is damaged, so the state before it is tried" in report
+    assert "continuing after update 10 of 12" in report
+
+
+def size_of_files_limited(limit: int) -> AbstractContextManager[None]:
+    """Let writing fail after so many bytes, as on a full disk."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_full_disk_leaves_the_states_before(share: float, songs: Path, tmp_path: Path) -> None:
     run = in_this_process(tmp_path)
     updated_and_saved(run, songs, 2)
-    checkpoint = (tmp_path / "last.ckpt").read_bytes()
-
-    def full(path: Path, _state: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run.fabric, "save", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    newest = newest_state(tmp_path)
+    assert newest is not None
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run.update(run.batches(find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate)))
+    message = r"000000003 cannot be written: .*\. What was saved before is as it was: make room on the disk"
+    with size_of_files_limited(int(share * newest.stat().st_size)), pytest.raises(StoppedError, match=message):
         run.save()
-    assert states(tmp_path) == [1, 2]
-    assert (tmp_path / "last.ckpt").read_bytes() == checkpoint
-    assert in_this_process(tmp_path).resume()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = in_this_process(tmp_path)
+    assert again.resume()
+    assert again.updates == 2
 
 
 def test_a_state_is_on_the_disk_before_it_gets_its_name(
@@ -938,19 +1157,19 @@ def test_a_state_is_on_the_disk_before_it_gets_its_name(
     import os
 
     done: list[tuple[str, str]] = []
-    sync, rename = os.fsync, Path.rename
+    sync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
         done.append(("sync", Path(f"/proc/self/fd/{descriptor}").resolve().name))
         sync(descriptor)
 
-    def renamed(path: Path, target: Path) -> Path:
+    def replaced(path: Path, target: Path) -> Path:
         done.append(("rename", path.name))
-        return rename(path, target)
+        return replace(path, target)
 
     run = in_this_process(tmp_path)
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
     updated_and_saved(run, songs, 1)
     name = "000000001.unfinished"
     assert [each for each in done if each[1] in (name, "resume")] == [
@@ -968,9 +1187,66 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_update_files_and_scal
     run = in_this_process(tmp_path)
     with_a_loss_that_is_not_finite(run, 1)
     message = r"the loss of update 2 is nan in process 0, with a scale of 1\.0, of .*/vocals\.wav, .*/drums\.wav"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(StoppedError, match=message):
         updated_and_saved(run, songs, 2)
     assert states(tmp_path) == [1]
+
+
+def test_what_stops_a_run_is_printed_in_one_line(songs: Path, tmp_path: Path) -> None:
+    configuration = configured(tmp_path, training={"lr": 1e30, "warmup_steps": 0})
+    launched = Launched(configuration, songs, tmp_path)
+    launched.processes[0].join(300)
+    assert launched.processes[0].exitcode == 1
+    report = launched.log.read_text()
+    assert "Traceback" not in report
+    (line,) = re.findall("^train.py: error: (.*)$", report, re.MULTILINE)
+    assert re.match(r"the (loss|norm of the gradient) of update \d+ is (nan|inf) in process 0, with a scale of 1", line)
+
+
+@pytest.mark.parametrize("precision", [None, "16-mixed"])
+def test_a_gradient_that_is_not_finite_stops_the_run_unless_a_scaler_takes_care_of_it(
+    precision: str | None, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = in_this_process(tmp_path, grad_clip=1.0)
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    if precision is None:
+        message = r"the norm of the gradient of update 1 is (inf|nan) in process 0, with a scale of 1\.0, of .*\.wav"
+        with pytest.raises(StoppedError, match=message):
+            updated_and_saved(run, songs, 1)
+        return
+    monkeypatch.setattr(Run, "precision", precision)
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    updated_and_saved(run, songs, 1)
+    assert run.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory. You tried to allocate 20 bytes."),
+    ],
+)
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_too_little_memory_at_the_first_step_says_what_to_lower(
+    where: str, error: Exception, songs: Path, tmp_path: Path
+) -> None:
+    run = in_this_process(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    if where == "forward":
+        run.model.register_forward_pre_hook(fail)
+    else:
+        run.optimizer.optimizer.register_step_pre_hook(fail)
+    message = (
+        r"too little memory for training\.batch_size=2 segments of audio\.chunk_size=4096 samples: lower the first, "
+        "and raise training.gradient_accumulation_steps as much; say model.use_torch_checkpoint: true; train with "
+        "precision: bf16-mixed; or lower the second"
+    )
+    with pytest.raises(StoppedError, match=message):
+        updated_and_saved(run, songs, 1)
 
 
 def test_or_is_skipped_and_counted(songs: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.separation import separate
 from tests.conftest import TINY
 
@@ -69,6 +72,49 @@ def test_the_table_has_the_scores_of_each_stem_of_each_song(
         assert float(row["sdr"]) == pytest.approx(float(ratio), abs=1e-3)
     assert all(0 < float(row["l1_freq"]) < 100 for row in rows)
     assert capsys.readouterr().out.startswith("sdr: vocals ")
+
+
+def test_what_is_not_stated_comes_from_the_configuration(
+    songs: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {"training": {"instruments": list(STEMS)}, "audio": {"chunk_size": CHUNK, "sample_rate": 44100}}
+    inside = tmp_path / "inside.ckpt"
+    save_checkpoint(inside, from_checkpoint(checkpoint), configuration={**sections, "inference": {"num_overlap": 1}})
+    stated = ("--stems", *STEMS, "--chunk-size", CHUNK, "--num-overlap", 1)
+    printed = []
+    for arguments in (("--checkpoint", checkpoint, *stated), ("--checkpoint", inside)):
+        run(monkeypatch, *arguments, "--songs", songs, "--metrics", "si_sdr", "--accelerator", "cpu")
+        printed.append(capsys.readouterr().out)
+    assert printed[0].startswith("si_sdr: vocals ")
+    assert printed[1] == printed[0]
+
+
+def test_without_names_of_stems_it_ends_in_one_line(
+    songs: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="the configuration names no stems: name them in --stems"):
+        run(monkeypatch, "--checkpoint", checkpoint, "--songs", songs, "--accelerator", "cpu")
+
+
+def test_processes_that_torchrun_starts_share_the_songs_out(songs: Path, checkpoint: Path, tmp_path: Path) -> None:
+    several = tmp_path / "songs"
+    for name in ("A", "B", "C"):
+        shutil.copytree(next(songs.iterdir()), several / name)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    arguments = ["--checkpoint", checkpoint, "--songs", several, "--stems", *STEMS, "--chunk-size", CHUNK]
+    tables = []
+    for processes in ("1", "2"):
+        output = tmp_path / f"{processes}.csv"
+        command = [*torchrun, processes, EXAMPLES / "validate.py", *arguments, "--output", output]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*map(str, command), "--accelerator", "cpu"], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("sdr: vocals ") == 1
+        tables.append(output.read_text())
+    assert tables[0].count("\n") == 1 + 3 * len(STEMS)
+    assert tables[1] == tables[0]
 
 
 @pytest.mark.parametrize(

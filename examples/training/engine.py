@@ -90,6 +90,15 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
+def gather(fabric: Fabric, mine: Any) -> list[Any]:
+    """Return what each process has, in their order, whatever it is."""
+    if fabric.world_size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
+
+
 def compile_transformers(model: nn.Module, backend: bool | str) -> None:
     """Compile each transformer in place: keys of the state dict stay as they are, and all strategies allow it."""
     if not backend:

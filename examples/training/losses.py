@@ -1,6 +1,6 @@
 """Losses by the names of Music-Source-Separation-Training, several at once, each with a weight.
 
-    compute = Losses({"model": 1.0, "l1_loss": 0.5}, sample_rate=44100, chunk_size=131072)
+    compute = Losses({"model": 1.0, "l1_loss": 0.5}, sample_rate=44100)
     total, terms = compute(model, mixture, estimates, stems)
 
 `model` is the loss of the model itself. Those of spectra are auraloss's, log-WMSE is torch-log-wmse's, and those of
@@ -44,8 +44,8 @@ class Losses:
     ----------
     weights : mapping of str to float
         For each of the losses, of `NAMES`, its weight.
-    sample_rate, chunk_size : int
-        Of the audio, in Hz and in samples.
+    sample_rate : int
+        Hz.
     quantile : float
         The masked losses leave out what is above this quantile of the squared errors: outliers.
     coarse : bool
@@ -66,7 +66,6 @@ class Losses:
         weights: Mapping[str, float],
         *,
         sample_rate: int,
-        chunk_size: int,
         quantile: float = 0.95,
         coarse: bool = False,
         multi_stft: Mapping[str, Any] | None = None,
@@ -83,15 +82,13 @@ class Losses:
             elif name == "masked_loss":
                 self.terms[name] = lambda estimates, stems, _: masked_mse(estimates, stems, quantile, coarse)
             elif name == "spec_masked_loss":
-                self.terms[name] = lambda estimates, stems, _: masked_mse(
-                    spectrum(estimates), spectrum(stems), quantile, coarse
-                )
+                self.terms[name] = lambda estimates, stems, _: spec_masked_mse(estimates, stems, quantile, coarse)
             elif name == "spec_rmse_loss":
                 self.terms[name] = lambda estimates, stems, _: root_mse(spectrum(estimates), spectrum(stems))
             elif name == "multistft_loss":
                 self.terms[name] = _multi_stft(dict(multi_stft or {}))
             elif name == "log_wmse_loss":
-                self.terms[name] = _log_wmse(chunk_size, sample_rate)
+                self.terms[name] = _log_wmse(sample_rate)
             elif name in L1_SNR:
                 self.terms[name] = _of_two(_load(name, "torch_l1_snr", L1_SNR[name])(name=name))
 
@@ -127,14 +124,34 @@ def masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: bool) 
     Parameters
     ----------
     estimates, stems : Tensor
-        `(b, n, s, …)`.
+        `(b, n, s, t)`.
     quantile : float
         In (0, 1].
     coarse : bool
-        Take the means of audio channels and everything after them first.
+        Take the means of audio channels and samples first.
     """
     errors = functional.mse_loss(estimates, stems, reduction="none").transpose(0, 1)
-    errors = errors.flatten(2).mean(-1) if coarse else errors.flatten(1)
+    return _below_quantile(errors.mean((-1, -2)) if coarse else errors.flatten(1), quantile)
+
+
+def spec_masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: bool) -> Tensor:
+    """Average squared errors of spectra, those above a quantile of each song's counted as zero.
+
+    Parameters
+    ----------
+    estimates, stems : Tensor
+        `(b, n, s, t)`.
+    quantile : float
+        In (0, 1].
+    coarse : bool
+        Take the means of bins and frames first.
+    """
+    errors = functional.mse_loss(spectrum(estimates), spectrum(stems), reduction="none")
+    return _below_quantile((errors.mean((-3, -2)) if coarse else errors).flatten(1), quantile)
+
+
+def _below_quantile(errors: Tensor, quantile: float) -> Tensor:
+    """Average errors, those at or above the quantile of their row counted as zero."""
     limits = _quantile(errors.detach(), quantile)
     return (errors * (errors < limits)).mean()
 
@@ -156,7 +173,8 @@ def root_mse(estimates: Tensor, stems: Tensor) -> Tensor:
 
 def spectrum(audio: Tensor) -> Tensor:
     """Return real and imaginary parts of the STFT of `(b, n, s, t)`, `(b, n, s, bin, frame, 2)`."""
-    window = torch.hann_window(4096, device=audio.device)
+    # A window of ones, as MSST has it.
+    window = torch.ones(4096, device=audio.device)
     transformed = torch.stft(
         audio.flatten(0, 2), 4096, hop_length=1024, window=window, normalized=True, return_complex=True
     )
@@ -173,13 +191,12 @@ def _multi_stft(arguments: dict[str, Any]) -> Loss:
     return loss
 
 
-def _log_wmse(chunk_size: int, sample_rate: int) -> Loss:
-    compare = _load("log_wmse_loss", "torch_log_wmse", "LogWMSE")(
-        audio_length=chunk_size / sample_rate, sample_rate=sample_rate, return_as_loss=True, bypass_filter=False
-    )
+def _log_wmse(sample_rate: int) -> Loss:
+    compare = _load("log_wmse_loss", "torch_log_wmse", "LogWMSELoss")(sample_rate=sample_rate)
 
     def loss(estimates: Tensor, stems: Tensor, mixture: Tensor) -> Tensor:
-        value: Tensor = compare(mixture, estimates, stems)
+        # It has audio channels before stems.
+        value: Tensor = compare(mixture, estimates.transpose(1, 2), stems.transpose(1, 2))
         return value
 
     return loss

@@ -99,8 +99,8 @@ def fullness(estimate: Tensor, stem: Tensor, _mixture: Tensor, rate: int) -> flo
 def log_wmse(estimate: Tensor, stem: Tensor, mixture: Tensor, rate: int) -> float:
     """Return the logarithmic, frequency-weighted mean squared error relative to the mixture."""
     kind = _load("log_wmse", "torch_log_wmse", "LogWMSE")
-    compare = kind(audio_length=stem.shape[-1] / rate, sample_rate=rate, return_as_loss=False)
-    return float(compare(mixture[None], estimate[None, None], stem[None, None]))
+    # It has audio channels before stems: one song, and one stem of it.
+    return float(kind(sample_rate=rate)(mixture[None], estimate[None, :, None], stem[None, :, None]))
 
 
 def museval_sdr(estimates: Tensor, stems: Tensor, sample_rate: int) -> list[float]:

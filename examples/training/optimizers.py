@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,9 @@ TORCH: Final = {
 }
 ELSEWHERE: Final = {"prodigy": ("pytorch_optimizer", "Prodigy"), "adamw8bit": ("bitsandbytes.optim", "AdamW8bit")}
 NAMES: Final = (*TORCH, *ELSEWHERE, "muon")
+
+OF_PRODIGYOPT: Final = {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}
+"""What prodigyopt, the package that Music-Source-Separation-Training takes, calls arguments, and their names here."""
 
 GAINS: Final = ("bias", "static_alpha", "temperature")
 """Last names of parameters that have two axes or three and are no matrices: the angles of PoPE, the gains of residual
@@ -70,12 +74,15 @@ def make_optimizer(
         kind = _load(name, *ELSEWHERE[name])
     else:
         raise ValueError(f"training.optimizer={name!r} is unknown: choose one of {', '.join(NAMES)}")
+    if name == "prodigy":
+        given = {OF_PRODIGYOPT.get(each, each): value for each, value in given.items()}
+    # Optimizers of pytorch-optimizer take any further argument and leave it unused.
+    known = [each for each, one in signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    if unknown := [each for each in given if each not in known]:
+        raise ValueError(f"optimizer has {unknown[0]!r:.80}, which {name} does not: choose from {', '.join(known[1:])}")
     decay = given.pop("weight_decay", weight_decay)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    try:
-        optimizer: Optimizer = kind([group for group in groups if group["params"]], lr=lr, **given)
-    except TypeError as error:
-        raise ValueError(f"optimizer={given}: {error}") from error
+    optimizer: Optimizer = kind([group for group in groups if group["params"]], lr=lr, **given)
     return optimizer
 
 

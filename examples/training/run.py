@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,20 +23,24 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights, copy_weights
-from training.engine import compile_transformers
+from training.cache import Cache, files_of
+from training.checking import check_songs, refuse
+from training.engine import compile_transformers, gather
 from training.losses import Losses
+from training.msst import Last
 from training.optimizers import make_optimizer
 from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from training.pictures import log_excerpt
 from training.schedules import Plateau, learning_rate_factor
-from training.segments import Positions, Segments, Song, read_song
+from training.segments import Positions, Read, Segments, Song, read, read_song
 from training.settings import Settings
+from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, remove_unfinished, replace
 from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
 
 Batch = tuple[Tensor, Tensor]
 
-KEPT = 2
-"""States in the folder of a run: the newest, and the one before in case that is damaged."""
+DAMAGES = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, BadZipFile, CheckpointException)
+"""What a damaged state raises while it is read."""
 
 
 class Run:
@@ -98,7 +102,6 @@ class Run:
             self.losses = Losses(
                 settings.losses,
                 sample_rate=settings.sample_rate,
-                chunk_size=settings.chunk_size,
                 quantile=settings.q,
                 coarse=settings.coarse_loss_clip,
                 multi_stft=settings.loss_multistft,
@@ -112,19 +115,21 @@ class Run:
 
         Raises
         ------
-        RuntimeError
+        StoppedError
             If there are states, and all are damaged.
         """
         states = complete_states(self.folder)
         for path in states:
             try:
                 self._load(path)
-            except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:
-                warnings.warn(f"{path} is damaged, so the state before it is tried: {error}", stacklevel=2)
+            except DAMAGES as error:
+                # Of sharded states there is a report from each process.
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"{path} is damaged, so the state before it is tried: {reason}", stacklevel=2)
             else:
                 return True
         if states:
-            raise RuntimeError(
+            raise StoppedError(
                 f"no state in {self.folder / 'resume'} can be read: start again from the weights, with "
                 f"--checkpoint {self.folder / 'last.ckpt'} and another --output"
             )
@@ -132,6 +137,7 @@ class Run:
 
     def _load(self, path: Path) -> None:
         state: dict[str, Any] = {"progress": {}}
+        refuse_damaged(path)
         if self.sharded:
             state |= {"model": self.wrapped, "optimizer": self.optimizer}
             self.fabric.load(path, state)
@@ -153,6 +159,24 @@ class Run:
         if "plateau" in progress:
             self.plateau.load_state_dict(progress["plateau"])
 
+    def take_over(self, last: Last) -> None:
+        """Go on where a run of Music-Source-Separation-Training was, whose weights the model has.
+
+        Raises
+        ------
+        ValueError
+            If it had another optimizer, or weights are sharded here.
+        """
+        if last.name != self.settings.optimizer or self.sharded:
+            raise ValueError(
+                f"--load-optimizer takes over the state of {last.name}, and training.optimizer is "
+                f"{self.settings.optimizer}{', sharded' if self.sharded else ''}: change that, or leave out the option"
+            )
+        load_named_state(self.optimizer.optimizer, self.model, last.optimizer)
+        batches = last.epochs * self.settings.num_steps
+        self.updates = min(batches // self.settings.gradient_accumulation_steps, self.settings.updates)
+        self.plateau.start_at(last.lr / self.rates[0])
+
     def save(self) -> None:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
         average = self.average.gather()
@@ -169,34 +193,34 @@ class Run:
         path = self.folder / "resume" / f"{self.updates:09}"
         unfinished = path.with_suffix(".unfinished")
         if self.fabric.is_global_zero:
-            remove(unfinished)
+            remove_unfinished(self.folder)
             path.parent.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
         # PyTorch itself saves sharded optimizers by names.
         optimizer = self.optimizer if self.sharded else named_state(self.optimizer.optimizer, self.model)
         try:
             self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
-        except (OSError, RuntimeError):  # the disk is full: the states before stay
+            self.fabric.barrier()
+            if self.fabric.is_global_zero:
+                replace(unfinished, path)
+                for older in complete_states(self.folder)[KEPT:]:
+                    remove(older)
+                self.write_checkpoint("last", average)
+        except (OSError, RuntimeError, CheckpointException) as error:
             remove(unfinished)
-            raise
-        self.fabric.barrier()
-        if self.fabric.is_global_zero:
-            remove(path)
-            write_through(unfinished)
-            unfinished.rename(path)
-            write_through(path.parent)
-            for older in complete_states(self.folder)[KEPT:]:
-                remove(older)
-            self.write_checkpoint("last", average)
+            raise StoppedError(
+                f"{path} cannot be written: {str(error).partition(chr(10))[0]}. What was saved before is as it was: "
+                "make room on the disk, and give the same command again"
+            ) from error
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
         if self.adapted is not None:
             folder = self.folder / f"{name}.lora"
             unfinished = folder.with_suffix(".unfinished")
+            remove(unfinished)
             self.with_adapters(weights).save_pretrained(str(unfinished))
-            remove(folder)
-            unfinished.rename(folder)
+            replace(unfinished, folder)
             return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
         save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)
@@ -216,6 +240,43 @@ class Run:
         adapted = add_adapters(model, self.settings.lora or {})
         copy_weights(weights, model)
         return adapted
+
+    def prepare(self, songs: Sequence[Song]) -> list[str]:
+        """Decode songs into the cache, and before the first update look for what is wrong with them.
+
+        The processes share the songs out.
+
+        Returns
+        -------
+        list of str
+            A remark for each thing that is wrong, the same in every process.
+
+        Raises
+        ------
+        ValueError
+            If files are damaged.
+        """
+        mine = songs[self.fabric.global_rank :: self.fabric.world_size]
+        workers, progress = max(1, self.settings.num_workers), self.fabric.is_global_zero
+        remarks: list[str] = []
+        damages: list[str] = []
+        try:
+            if self.settings.cache is not None:
+                Cache(Path(self.settings.cache)).fill(files_of(mine), workers=workers, progress=progress)
+            if self.settings.check and not self.updates:
+                remarks, damages = check_songs(
+                    mine, self.settings.sample_rate, reading=self.reading, workers=workers, progress=progress
+                )
+        except ValueError as error:
+            damages = [str(error)]
+        found = gather(self.fabric, (remarks, damages))
+        refuse([damage for _, each in found for damage in each])
+        return [remark for each, _ in found for remark in each]
+
+    @property
+    def reading(self) -> Read:
+        """How songs are read."""
+        return read if self.settings.cache is None else Cache(Path(self.settings.cache)).read
 
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
         """Yield this process's batches, from where the run is to its end."""
@@ -237,6 +298,7 @@ class Run:
             own_mixture=settings.own_mixture,
             lengths=settings.lengths,
             batch=settings.batch_size * self.fabric.world_size,
+            reading=self.reading,
         )
         positions = Positions(
             self.updates * settings.gradient_accumulation_steps,
@@ -258,36 +320,49 @@ class Run:
         settings = self.settings
         # Dropout: different in each process and update, the same when the update is repeated.
         torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
-        sums: dict[str, Tensor] = {}
         self.wrapped.train()
         factor = learning_rate_factor(self.updates, settings) * self.plateau.factor
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        for batch in range(settings.gradient_accumulation_steps):
-            mixture, stems = self.fabric.to_device(next(batches))
-            last = batch + 1 == settings.gradient_accumulation_steps
-            with self.fabric.no_backward_sync(self.wrapped, enabled=not last), _out_of_memory_explained(settings):
-                terms = self.loss_terms(mixture, stems)
-                self.fabric.backward(terms["total"] / settings.gradient_accumulation_steps)
-            for name, term in terms.items():
-                share = term.detach().float() / settings.gradient_accumulation_steps
-                sums[name] = sums[name] + share if name in sums else share
-        loss = sums["total"]
-        logged = {f"loss/{name}": value for name, value in sums.items()}
-        logged["learning_rate"] = loss.new_tensor(self.optimizer.param_groups[0]["lr"])
-        if self._is_finite(loss):
-            if settings.grad_clip:
-                logged["gradient_norm"] = self.clip()
-            self.optimizer.step()
-        elif settings.not_finite == "stop":
-            raise RuntimeError(self._report(float(loss)))
-        else:
-            self.skipped += 1
-        logged["skipped"] = loss.new_tensor(self.skipped)
+        with _out_of_memory_explained(settings):
+            terms = self._accumulate(batches)
+            logged = {f"loss/{name}": value for name, value in terms.items()}
+            logged["learning_rate"] = terms["total"].new_tensor(self.optimizer.param_groups[0]["lr"])
+            wrong = self._step(terms["total"], logged)
+        if wrong and settings.not_finite == "stop":
+            raise StoppedError(self._report(wrong))
+        self.skipped += bool(wrong)
+        logged["skipped"] = terms["total"].new_tensor(self.skipped)
         self.optimizer.zero_grad()
         self.updates += 1
         self.average.update(self.updates)
         return logged
+
+    def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Add up the gradients of an update, and return the means of the losses."""
+        steps = self.settings.gradient_accumulation_steps
+        sums: dict[str, Tensor] = {}
+        for batch in range(steps):
+            mixture, stems = self.fabric.to_device(next(batches))
+            with self.fabric.no_backward_sync(self.wrapped, enabled=batch + 1 < steps):
+                terms = self.loss_terms(mixture, stems)
+                self.fabric.backward(terms["total"] / steps)
+            for name, term in terms.items():
+                share = term.detach().float() / steps
+                sums[name] = sums[name] + share if name in sums else share
+        return sums
+
+    def _step(self, loss: Tensor, logged: dict[str, Tensor]) -> str:
+        """Change the weights, unless loss or gradient is not finite: then say which."""
+        if not self._is_finite(loss):
+            return f"loss of update {self.updates + 1} is {float(loss)}"
+        if self.settings.grad_clip:
+            logged["gradient_norm"] = norm = self.clip()
+            # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
+            if self.precision != "16-mixed" and not torch.isfinite(norm):
+                return f"norm of the gradient of update {self.updates + 1} is {float(norm)}"
+        self.optimizer.step()
+        return ""
 
     def loss_terms(self, mixture: Tensor, stems: Tensor) -> dict[str, Tensor]:
         """Return the loss of a batch, `total`, and what it is made of."""
@@ -303,8 +378,8 @@ class Run:
         finite: Any = self.fabric.all_reduce(torch.isfinite(loss).float(), reduce_op="mean")
         return float(finite) == 1
 
-    def _report(self, loss: float) -> str:
-        """Say all there is to know about a loss that is not finite."""
+    def _report(self, wrong: str) -> str:
+        """Say all there is to know about a loss, or a gradient, that is not finite in some process."""
         batches = Positions(
             self.updates * self.settings.gradient_accumulation_steps,
             (self.updates + 1) * self.settings.gradient_accumulation_steps,
@@ -315,19 +390,15 @@ class Run:
         files = {str(path): None for batch in batches for index in batch for path in self.segments.files(index)}
         scale = self.fabric.strategy.precision.state_dict().get("scale", 1.0)
         return (
-            f"the loss of update {self.updates + 1} is {loss} in process {self.fabric.global_rank}, with a scale of "
-            f"{scale}, of {', '.join(files)}. Look for damaged files, lower training.lr, train with precision: "
-            "32-true, or skip such updates with training.not_finite: skip"
+            f"the {wrong} in process {self.fabric.global_rank}, with a scale of {scale}, of {', '.join(files)}. Look "
+            "for damaged files, lower training.lr, train with precision: 32-true, or skip such updates with "
+            "training.not_finite: skip"
         )
 
     def clip(self) -> Tensor:
         """Limit the norm of the gradient, and return what it was."""
         norm: Any = self.fabric.clip_gradients(
-            self.wrapped,
-            self.optimizer,
-            max_norm=self.settings.grad_clip,
-            # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
-            error_if_nonfinite=self.precision != "16-mixed",
+            self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
         )
         whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return whole
@@ -342,7 +413,7 @@ class Run:
         weights = self.average.gather()
         model = self.whole_model(weights).to(self.fabric.device)
         dtype = DTYPES.get(self.precision)
-        table = score_songs(self.fabric, model, songs, self.settings, dtype)
+        table = score_songs(self.fabric, model, songs, self.settings, dtype, self.reading)
         scores = means(table, self.settings.metric_for_best)
         mean = sum(scores.values()) / len(scores) if scores else -math.inf
         if self.updates:
@@ -367,7 +438,7 @@ class Run:
     ) -> None:
         settings = self.settings
         targets = [settings.instruments.index(stem) for stem in settings.stems]
-        mixture, truth = read_song(song, targets, channels_of(model))
+        mixture, truth = read_song(song, targets, channels_of(model), self.reading)
         # From a third on: songs seldom begin with everyone.
         length = min(mixture.shape[-1], round(settings.validation_excerpt * settings.sample_rate))
         start = (mixture.shape[-1] - length) // 3
@@ -383,69 +454,13 @@ def _out_of_memory_explained(settings: Settings) -> Iterator[None]:
     """Say what to lower when the memory of a device does not suffice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RuntimeError(
+    except RuntimeError as error:
+        # That of a CPU has no class of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise StoppedError(
             f"the device has too little memory for training.batch_size={settings.batch_size} segments of "
             f"audio.chunk_size={settings.chunk_size} samples: lower the first, and raise "
             "training.gradient_accumulation_steps as much; say model.use_torch_checkpoint: true; train with precision: "
             f"bf16-mixed; or lower the second ({str(error).partition('. ')[0]})"
         ) from error
-
-
-def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
-    """Make sure that no other run writes to this folder, for as long as the process lives and keeps what is returned.
-
-    Processes can outlive the program that started them: killed with SIGKILL, `torchrun` takes none of its own along.
-
-    Raises
-    ------
-    RuntimeError
-        In every process, if the folder is taken.
-    """
-    lock: IO[str] | None = None
-    free = True
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-        try:
-            import fcntl
-
-            # Unlike flock, this is not inherited by the processes that read songs.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError:
-            free = False
-    if not fabric.broadcast(free):
-        raise RuntimeError(f"another process trains in {folder}: end it, or choose another --output")
-    return lock
-
-
-def complete_states(folder: Path) -> list[Path]:
-    """Return the complete states, the one with the most updates first."""
-    return sorted((path for path in (folder / "resume").glob("*") if path.name.isdigit()), reverse=True)
-
-
-def newest_state(folder: Path) -> Path | None:
-    """Return the complete state with the most updates, if there is one."""
-    return next(iter(complete_states(folder)), None)
-
-
-def write_through(path: Path) -> None:
-    """Have a file, or a folder and the files in it, on the disk and not only in the system's memory."""
-    for each in (*(path.iterdir() if path.is_dir() else ()), path):
-        if each.is_dir() and os.name == "nt":
-            continue  # Windows opens no folders
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -46,6 +46,11 @@ class Plateau:
         """What to multiply the learning rate by."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    def start_at(self, factor: float) -> None:
+        """Take over what an earlier run had come down to."""
+        if self.on:
+            self.optimizer.param_groups[0]["lr"] = factor
+
     def step(self, metric: float) -> None:
         """Take in the metric of a validation."""
         if self.on:

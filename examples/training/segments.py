@@ -8,7 +8,7 @@ Axis letters: b batch, n stem, s audio channel, t sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,10 @@ from torch.utils.data import Dataset, Sampler
 from training.augmentations import Augmentations, MixtureCodec
 
 Audio = NDArray[np.float32]
+Read = Callable[[Path, int, int, int], Audio]
+"""Reads from a file: where, from which sample on, how many samples, how many channels. See `read`."""
 
-SUFFIXES = (".wav", ".flac")
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 TAKES_THE_REST = ("other", "instrumental")
 DRAWS = 10
 
@@ -97,10 +99,26 @@ def read(path: Path, start: int, length: int, channels: int) -> Audio:
     """Read `length` samples from `start` on, `(s, t)`, with silence after the end of the file.
 
     A stereo file becomes mono by the mean of its channels, a mono file stereo by repetition.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
     """
-    with soundfile.SoundFile(str(path)) as file:
-        file.seek(min(start, file.frames))
-        samples = file.read(length, dtype="float32", always_2d=True)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            file.seek(min(start, file.frames))
+            samples = file.read(length, dtype="float32", always_2d=True)
+            missing = min(length, file.frames - min(start, file.frames)) - len(samples)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if missing:
+        raise ValueError(f"{path} cannot be read: {missing} samples less than its header says")
+    return fitted(samples, length, channels)
+
+
+def fitted(samples: Audio, length: int, channels: int) -> Audio:
+    """Turn `(t, s)` into `(s, t)` with this length, by silence at the end, and this number of channels."""
     audio: Audio = np.pad(samples, ((0, length - len(samples)), (0, 0))).T
     if audio.shape[0] == channels:
         return audio
@@ -108,9 +126,9 @@ def read(path: Path, start: int, length: int, channels: int) -> Audio:
     return matched
 
 
-def read_parts(paths: Sequence[Path], start: int, length: int, channels: int) -> Audio:
+def read_parts(paths: Sequence[Path], start: int, length: int, channels: int, reading: Read = read) -> Audio:
     """Read and sum files, `(s, t)`."""
-    total: Audio = np.sum([read(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
+    total: Audio = np.sum([reading(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
     return total
 
 
@@ -169,6 +187,8 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         Bounds of a random length of segments, in samples, `chunk_size` at most.
     batch : int
         Segments of a batch, all processes together: they have the same length.
+    reading : callable
+        How files are read: `read`, or that of a `training.cache.Cache`.
     """
 
     def __init__(
@@ -190,6 +210,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         own_mixture: bool = False,
         lengths: tuple[int, int] | None = None,
         batch: int = 1,
+        reading: Read = read,
     ) -> None:
         self.songs = songs
         self.chunk_size = chunk_size
@@ -207,6 +228,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         self.own_mixture = own_mixture
         self.lengths = lengths
         self.batch = batch
+        self.reading = reading
         self.opened: dict[Path, None] = {}  # files of the last segment, in order
         self.places = [_Places(songs)]
         for part in range(max(len(song.parts) for song in songs)):
@@ -227,7 +249,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
             mixture = np.sum(stems, axis=0, dtype=np.float32)
         else:
             self.opened[own] = None
-            mixture = read(own, start, self.chunk_size, self.channels)
+            mixture = self.reading(own, start, self.chunk_size, self.channels)
         if self.mixture_codec is not None:
             mixture = self.mixture_codec(mixture, random)
         chosen = np.stack([stems[target] for target in self.targets])
@@ -279,7 +301,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         if not paths:
             return np.zeros((self.channels, self.chunk_size), np.float32)
         self.opened.update(dict.fromkeys(paths))
-        return read_parts(paths, start, self.chunk_size, self.channels)
+        return read_parts(paths, start, self.chunk_size, self.channels, self.reading)
 
 
 class Positions(Sampler[list[int]]):
@@ -311,9 +333,9 @@ class Positions(Sampler[list[int]]):
             yield list(range(start, start + self.batch_size))
 
 
-def read_song(song: Song, targets: Sequence[int], channels: int) -> tuple[Tensor, Tensor]:
+def read_song(song: Song, targets: Sequence[int], channels: int, reading: Read = read) -> tuple[Tensor, Tensor]:
     """Read a whole song: the mixture, `(s, t)`, from its own file where there is one, and stems, `(n, s, t)`."""
-    stems = np.stack([read_parts(paths, 0, song.length, channels) for paths in song.parts])
+    stems = np.stack([read_parts(paths, 0, song.length, channels, reading) for paths in song.parts])
     path = song.mixture
-    mixture = stems.sum(0) if path is None else read(path, 0, song.length, channels)
+    mixture = stems.sum(0) if path is None else reading(path, 0, song.length, channels)
     return torch.from_numpy(mixture), torch.from_numpy(stems[list(targets)])

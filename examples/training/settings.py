@@ -26,6 +26,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "optimizer",
         "lr",
         "warmup_steps",
+        "num_warmup_steps",
         "scheduler",
         "patience",
         "reduce_factor",
@@ -41,6 +42,8 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "q",
         "coarse_loss_clip",
         "num_workers",
+        "cache",
+        "check",
         "seed",
         "log_every",
         "checkpoint_every",
@@ -68,6 +71,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """The settings of each section of a configuration. Fields of `Settings` have the same names but for `FIELDS`."""
 
 FIELDS: Final[Mapping[tuple[str, str], str]] = {
+    ("training", "num_warmup_steps"): "warmup_steps",
     ("inference", "batch_size"): "inference_batch_size",
     ("validation", "every"): "validation_every",
     ("validation", "songs"): "validation_songs",
@@ -142,6 +146,10 @@ class Settings:
         The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
         Processes that read songs, for each process that trains.
+    cache : str, optional
+        Folder for decoded audio; see `training.cache`. None: files are decoded again and again.
+    check : bool
+        Look for what is wrong with the songs before the first update; see `training.checking`.
     seed : int
         Of everything random.
     log_every, checkpoint_every, validation_every : int
@@ -205,6 +213,8 @@ class Settings:
     mp3_compression_on_mixture_bitrate_min: float = 32.0
     mp3_compression_on_mixture_bitrate_max: float = 320.0
     num_workers: int = 2
+    cache: str | None = None
+    check: bool = True
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
@@ -328,7 +338,7 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
         If a setting is missing, or has a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    unused: list[str] = []
+    unused: dict[str, Any] = {}
     for section, content in configuration.items():
         if section in ("model", "upstream"):
             continue
@@ -341,7 +351,7 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
             }
             continue
         if not isinstance(content, Mapping):
-            unused.append(section)
+            unused[section] = content
             continue
         known = SECTIONS.get(section, ())
         for name, value in content.items():
@@ -350,9 +360,9 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
             elif name in known:
                 values[FIELDS.get((section, name), name)] = value
             else:
-                unused.append(f"{section}.{name}")
-    if lines := explain(unused):
-        warnings.warn("These settings have no effect here:\n" + "\n".join(lines), stacklevel=2)
+                unused[f"{section}.{name}"] = value
+    for name, instead in explain(unused).items():
+        warnings.warn(f"{name:.80} has no effect here: {instead}", stacklevel=2)
     needed = ("instruments", "chunk_size", "num_steps", "lr")
     if missing := [name for name in needed if values.get(name) is None]:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 OF_OTHER_MODELS: Final = (
     "audio.dim_f",
@@ -11,7 +11,9 @@ OF_OTHER_MODELS: Final = (
     "audio.hop_length",
     "audio.n_fft",
     "audio.num_channels",
+    "audio.stereo",
     "inference.dim_t",
+    "type",
 )
 """Written into every configuration, and read by other architectures only: not worth a warning."""
 
@@ -30,33 +32,38 @@ READ_BY_NOBODY: Final = (
 INSTEAD: Final[Mapping[str, str]] = {
     "training.other_fix": "name `other` or `instrumental` in training.instruments: it takes whatever has no name there",
     "training.early_stop": "stop the run when you like: best.ckpt is there, and the same command goes on",
-    "training.num_warmup_steps": "say training.warmup_steps",
+    "training.bypass_filter": "nothing: log-WMSE weighs frequencies as ears do",
+    "training.max_class_presence_ratio": "nothing: it belongs to training.dataset_type 7, which is not read",
+    "training.model_type": "nothing: the section model says which layout it is",
+    "training.num_precompute_chunks": "say audio.min_mean_abs: stems that are too quiet are drawn again",
+    "training.precompute_batch_for_chunks": "say audio.min_mean_abs: stems that are too quiet are drawn again",
     "training.precompute_chunks": "say audio.min_mean_abs: stems that are too quiet are drawn again",
     "training.read_metadata_procs": "nothing: only headers are read",
     "training.normalize": "scale the audio files, or say augmentations.loudness",
     "inference.normalize": "scale the audio files: a model is given them as they are",
     "inference.use_autocast_dtype": "say training.precision",
+    "inference.max_valid_tracks": "say validation.songs",
     "inference.chunk_size": "segments to separate are those of audio.chunk_size",
     "augmentations.mp3_compression_on_mixture_backend": "nothing: there is one encoder",
-    "lora.r": "write the section as fine_tuning.lora, with arguments of peft.LoraConfig",
+    "lora": "the section is fine_tuning.lora here, with arguments of peft.LoraConfig",
 }
 
 
-def explain(names: Iterable[str]) -> list[str]:
-    """Return a line for each setting that is not read, but for those that nobody would miss.
+def explain(unread: Mapping[str, Any]) -> dict[str, str]:
+    """Return what to do instead for each setting that is not read, but for those that nobody would miss.
 
     Parameters
     ----------
-    names : iterable of str
-        `section.name`.
+    unread : mapping
+        Values by `section.name`. A setting that is listed in `INSTEAD` and switched off is left out.
     """
-    lines: list[str] = []
-    for name in names:
-        if name in OF_OTHER_MODELS or name in READ_BY_NOBODY:
+    instead: dict[str, str] = {}
+    for name, value in unread.items():
+        section, _, setting = name.partition(".")
+        known = section if section in INSTEAD else name
+        if known in OF_OTHER_MODELS or known in READ_BY_NOBODY or (known in INSTEAD and value in (False, None, 0)):
             continue
-        section = name.partition(".")[0]
-        instead = INSTEAD.get(name) or (
-            INSTEAD["lora.r"] if section == "lora" else "it is unknown: see docs/training.md"
-        )
-        lines.append(f"  {name:.80}: {instead}")
-    return lines
+        instead[known] = INSTEAD.get(known) or "it is unknown: see docs/training.md"
+        if section == "audio" and setting.startswith("stft_"):
+            instead[known] = "the same setting in the section model counts"
+    return instead

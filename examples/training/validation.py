@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.separation import separate
+from training.engine import gather
 from training.metrics import measure
-from training.segments import Song, read_song
+from training.segments import Read, Song, read, read_song
 from training.settings import Settings
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -30,7 +31,12 @@ class Score(NamedTuple):
 
 
 def score_songs(
-    fabric: Fabric, model: nn.Module, songs: Sequence[Song], settings: Settings, dtype: torch.dtype | None
+    fabric: Fabric,
+    model: nn.Module,
+    songs: Sequence[Song],
+    settings: Settings,
+    dtype: torch.dtype | None,
+    reading: Read = read,
 ) -> list[Score]:
     """Separate songs, shared out among the processes, and measure each stem of each song.
 
@@ -43,6 +49,8 @@ def score_songs(
     settings : Settings
     dtype : torch.dtype, optional
         See `separate`.
+    reading : callable
+        How songs are read.
 
     Returns
     -------
@@ -53,16 +61,13 @@ def score_songs(
     mine: list[tuple[int, list[Score]]] = []
     numbers = range(fabric.global_rank, len(songs), fabric.world_size)
     for number in tqdm(numbers, desc="validation", unit="song", leave=False, disable=fabric.global_rank > 0):
-        mixture, truth = read_song(songs[number], targets, channels_of(model))
+        mixture, truth = read_song(songs[number], targets, channels_of(model), reading)
         estimates = separate_with(model, mixture, settings, dtype)
         on_device = [each.float().to(fabric.device) for each in (estimates, truth, mixture)]
         measured = measure(settings.metrics, *on_device, settings.sample_rate)
         name = songs[number].folder.name
         mine.append((number, [Score(name, *each) for each in zip(settings.stems, measured, strict=True)]))
-    everyone: list[Any] = [mine]
-    if fabric.world_size > 1:
-        everyone = [None] * fabric.world_size
-        torch.distributed.all_gather_object(everyone, mine)
+    everyone = gather(fabric, mine)
     return [score for _, scores in sorted(pair for each in everyone for pair in each) for score in scores]
 
 
