@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.songs.batch import FAILURES, separate_all
 from hunterFormsBS.songs.commandLine import PROGRAM, UsageError, parse
-from hunterFormsBS.songs.console import Console, one_line
 from hunterFormsBS.songs.information import show_information
 from hunterFormsBS.songs.signals import ending_on_signals
 

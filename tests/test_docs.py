@@ -170,6 +170,7 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "__main__",
         "blocks",
         "checks",
+        "console",
         "estimates",
         "installation",
         "kernels",

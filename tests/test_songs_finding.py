@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hunterFormsBS.console import Console
 from hunterFormsBS.songs.commandLine import UsageError
-from hunterFormsBS.songs.console import Console
 from hunterFormsBS.songs.finding import STANDARD_INPUT, Song, find_songs
 
 

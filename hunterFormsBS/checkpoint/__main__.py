@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast, get_args
 
@@ -18,7 +16,7 @@ from hunterFormsBS.checkpoint.families import CheckpointError, Upstream
 from hunterFormsBS.checkpoint.loading import configuration_within, from_checkpoint
 from hunterFormsBS.checkpoint.saving import Layout, save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
-from hunterFormsBS.printable import say
+from hunterFormsBS.console import Console, one_line
 
 PROGRAM: Final = "hunterFormsBS.checkpoint"
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +55,7 @@ class _Options(argparse.Namespace):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with status 2."""
-        _tell(f"error: {message} (--help explains the options)")
+        Console(PROGRAM).tell(f"error: {message} (--help explains the options)")
         self.exit(2)
 
 
@@ -117,15 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = reader.parse_args(argv, _Options())
     if options.output.suffix.lower() in (".yaml", ".yml", ".json"):
         reader.error(f"--output {options.output} is the name of a configuration: name the file of weights")
-    with _one_line_warnings():
+    console = Console(PROGRAM)
+    with console.showing_warnings():
         try:
             for path in _write(options):
-                say(path, sys.stdout)
+                console.show(path)
         except KeyboardInterrupt:
-            _tell("interrupted")
+            console.tell("interrupted")
             return INTERRUPTED
         except FAILURES as error:
-            _tell(f"error: {_one_line(error)}")
+            console.tell(f"error: {one_line(error)}")
             return 1
     return 0
 
@@ -167,28 +166,6 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"must be names with commas between them, but is {text!r}")
     return names
-
-
-@contextmanager
-def _one_line_warnings() -> Generator[None]:
-    """Show warnings without the line of code that gave them."""
-    with warnings.catch_warnings():
-
-        def show(message: object, *_position: object, **_stream: object) -> None:
-            _tell(f"warning: {_one_line(message)}")
-
-        warnings.showwarning = show
-        yield
-
-
-def _one_line(message: object) -> str:
-    if isinstance(message, OSError) and message.filename is not None and message.strerror:
-        return f"{message.filename}: {message.strerror}"
-    return " ".join(str(message).split()) or type(message).__name__
-
-
-def _tell(text: str) -> None:
-    say(f"{PROGRAM}: {text}", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import merge_adapters
+from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
-from hunterFormsBS.songs.console import Console, one_line
 from hunterFormsBS.songs.finding import Song, find_songs
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
 from hunterFormsBS.songs.progress import SongProgress

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, NamedTuple
 
+from hunterFormsBS.console import Console
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
-from hunterFormsBS.songs.console import Console
 from hunterFormsBS.songs.names import song_name
 
 __all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs"]

@@ -11,9 +11,9 @@ from typing import cast
 from hunterFormsBS.checkpoint import from_checkpoint, read_state_dict
 from hunterFormsBS.checkpoint.configuration import to_plain_values
 from hunterFormsBS.checkpoint.families import recognise
+from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.printable import printable, say
 from hunterFormsBS.songs.commandLine import Options, UsageError
-from hunterFormsBS.songs.console import Console, one_line
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 
 __all__ = ["show_information"]

@@ -8,8 +8,8 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+from hunterFormsBS.console import Console
 from hunterFormsBS.printable import say
-from hunterFormsBS.songs.console import Console
 
 __all__ = ["SongProgress"]
 
