@@ -30,7 +30,7 @@ FOR_CPU = "https://download.pytorch.org/whl/cpu"
 PROGRAMS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
     "listen": ("listen", ["examples/listen.py"]),
-    "test": ("testing", ["-m", "pytest"]),
+    "test": ("testing,bench", ["-m", "pytest"]),
 }
 SEPARATION = ("separation", ["-m", "hunterFormsBS"])
 

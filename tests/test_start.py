@@ -68,7 +68,7 @@ def copy(tmp_path: Path) -> Copy:
         ([], "examples", "{}/examples/quickstart.py"),
         (["quickstart", "--minutes", "1"], "examples", "{}/examples/quickstart.py --minutes 1"),
         (["listen"], "listen", "{}/examples/listen.py"),
-        (["test", "-k", "name"], "testing", "-m pytest -k name"),
+        (["test", "-k", "name"], "testing,bench", "-m pytest -k name"),
         (["a song.mp3", "--checkpoint", "c"], "separation", "-m hunterFormsBS a song.mp3 --checkpoint c"),
     ],
 )
@@ -120,7 +120,7 @@ def test_pytorch_comes_from_its_index_first(copy: Copy) -> None:
     assert done.returncode == 0
     first, second = copy.installs()
     assert first.endswith(f"torch --index-url {index}")
-    assert second.endswith(".[testing]")
+    assert second.endswith(".[testing,bench]")
 
 
 def test_a_failing_installer_ends_with_one_line_and_is_tried_again(copy: Copy) -> None:
