@@ -109,26 +109,3 @@ def test_a_configuration_that_switches_the_head_on_gets_the_published_one(switch
         assert from_configuration({"model": model | switch}).configuration["mask_fno_modes"] == 33
         off = from_configuration({"model": model | dict.fromkeys(switch, False)})
     assert off.configuration["mask_fno_modes"] == 0
-
-
-def test_operator_is_that_of_neuraloperator() -> None:
-    models = pytest.importorskip("neuralop.models", reason="neuraloperator is not among the packages of the tests")
-    theirs = models.FNO(
-        n_modes=(8,),
-        hidden_channels=6,
-        in_channels=6,
-        out_channels=10,
-        lifting_channel_ratio=2,
-        projection_channel_ratio=2,
-        n_layers=3,
-        separable=True,
-    )
-    state_dict = {key: value for key, value in theirs.state_dict().items() if key != "_metadata"}
-    own = FourierOperator(6, 10, modes=5, depth=3)
-    pairs = {
-        key.removesuffix(".tensor"): torch.view_as_real(v) if v.is_complex() else v for key, v in state_dict.items()
-    }
-    own.load_state_dict(pairs)
-    x = torch.randn(2, 6, 40)
-    with torch.no_grad():
-        torch.testing.assert_close(own(x), theirs(x), rtol=1e-4, atol=1e-5)
