@@ -182,11 +182,8 @@ def change_last_bits(model: nn.Module) -> None:
             parameter.copy_(torch.nextafter(parameter, where))
 
 
-def segments(stems: int, seconds: float, steps: int, *, batch: int = 1) -> Iterator[Tensor]:
-    """Yield batches of stems, `(b, n, s, t)`, the same ones every time: notes of as many instruments, and some hiss.
-
-    Where stems are digitally silent, the gradient of a mean absolute difference is the sign of rounding.
-    """
+def segments(stems: int, seconds: float, steps: int) -> Iterator[Tensor]:
+    """Yield batches of one segment, `(b, n, s, t)`, the same ones every time: notes of as many instruments."""
     generator = torch.Generator().manual_seed(0)
     t = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
 
@@ -205,10 +202,7 @@ def segments(stems: int, seconds: float, steps: int, *, batch: int = 1) -> Itera
         return torch.stack([pan * harmonics * envelope, (1 - pan) * harmonics * envelope])
 
     for _ in range(steps):
-        chords = [
-            [0.2 * note(instrument) + 0.2 * note(instrument) for instrument in range(stems)] for _ in range(batch)
-        ]
-        yield torch.stack([torch.stack(chord) for chord in chords])
+        yield torch.stack([0.2 * note(instrument) + 0.2 * note(instrument) for instrument in range(stems)])[None]
 
 
 def rows(curves: Sequence[Curve]) -> list[dict[str, object]]:
