@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 workers: [rate(segments, workers, options.segments) for _ in range(options.rounds)]
                 for workers in options.workers
             }
-            by_workers = {f"{number} workers": str(summary(rates)) for number, rates in numbers[name].items()}
+            by_workers = {
+                f"{number} worker{'s' if number > 1 else ''}": str(summary(rates))
+                for number, rates in numbers[name].items()
+            }
             rows.append({"read from": name, **by_workers})
     report.table(f"Segments of {len(STEMS)} stems, {options.seconds:g} s, read in a second", rows, numbers)
     report.finish()
@@ -102,7 +106,10 @@ def repeated(samples: np.ndarray, seconds: float) -> np.ndarray:
 def rate(segments: Segments, workers: int, count: int, *, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return how many segments a second a loader yields while as many are under way at the end as at the beginning."""
     positions = Positions(0, count + 4 * workers, batch_size=1, rank=0, world_size=1)
-    batches = iter(DataLoader(segments, batch_sampler=positions, num_workers=workers))
+    with warnings.catch_warnings():
+        # More workers than cores are what is measured.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        batches = iter(DataLoader(segments, batch_sampler=positions, num_workers=workers))
     for _ in range(2 * workers):
         next(batches)
     start = clock()

@@ -1192,6 +1192,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_update_files_and_scal
     assert states(tmp_path) == [1]
 
 
+def test_a_process_whose_own_loss_is_finite_says_that_another_one_is_not(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "_is_finite", lambda _run, _loss: False)
+    message = r"the loss of update 1 is not finite in another process, and \d+\.\d+ in process 0, with a scale of 1\.0"
+    with pytest.raises(StoppedError, match=message):
+        updated_and_saved(in_this_process(tmp_path), songs, 1)
+
+
 def test_what_stops_a_run_is_printed_in_one_line(songs: Path, tmp_path: Path) -> None:
     configuration = configured(tmp_path, training={"lr": 1e30, "warmup_steps": 0})
     launched = Launched(configuration, songs, tmp_path)

@@ -355,7 +355,8 @@ class Run:
     def _step(self, loss: Tensor, logged: dict[str, Tensor]) -> str:
         """Change the weights, unless loss or gradient is not finite: then say which."""
         if not self._is_finite(loss):
-            return f"loss of update {self.updates + 1} is {float(loss)}"
+            elsewhere = "not finite in another process, and " if math.isfinite(loss) else ""
+            return f"loss of update {self.updates + 1} is {elsewhere}{float(loss)}"
         if self.settings.grad_clip:
             logged["gradient_norm"] = norm = self.clip()
             # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
