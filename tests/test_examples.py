@@ -22,7 +22,7 @@ from hunterFormsBS.__main__ import main as command_line
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.mel_band_roformer import MelBandRoformer
 from hunterFormsBS.separation import separate
-from hunterFormsBS.songs.commandLine import Options, parser
+from hunterFormsBS.songs.commandLine import parse, parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -159,9 +159,10 @@ def test_the_page_gives_the_defaults_of_the_code(column: int, kind: type) -> Non
 
 def test_readme_commands_are_understood_by_the_command_line() -> None:
     commands = re.findall(r"^python3? (?:-m hunterFormsBS|start\.py) (\S+ .*)$", README, re.MULTILINE)
-    assert len(commands) == 2
+    commands += re.findall(r"^torchrun .* -m hunterFormsBS (\S+ .*)$", README, re.MULTILINE)
+    assert len(commands) == 4
     for command in commands:
-        assert parser().parse_args(shlex.split(command), Options()).output is not None
+        assert parse(shlex.split(command))[0].output is not None
 
 
 @pytest.mark.parametrize("program", ["msst", "uvr", "demucs", "splifft", "pymss"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
@@ -132,7 +132,6 @@ def write_last(
     state = {numbers[parameter]: values for parameter, values in optimizer["state"].items()}
     # The pair of files that Music-Source-Separation-Training takes, of which the first is then replaced.
     save_checkpoint(pathFilename, model, configuration=configuration, layout="msst")
-    weights: dict[str, Tensor] = torch.load(pathFilename, weights_only=True)
     unfinished = pathFilename.with_name(f"{pathFilename.name}.unfinished")
     torch.save(
         {
@@ -142,7 +141,7 @@ def write_last(
             "best_metric": best,
             "all_metrics": {},
             "all_losses": {},
-            "model_state_dict": weights,
+            "model_state_dict": model.state_dict(),
         },
         unfinished,
     )
