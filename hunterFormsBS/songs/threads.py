@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,7 +16,7 @@ __all__ = ["Behind", "side_by_side"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-WORKERS = 8
+WORKERS = min(8, os.cpu_count() or 1)
 WAITING = 2
 """Blocks that wait to be written, at most."""
 

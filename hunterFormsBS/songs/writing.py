@@ -33,7 +33,7 @@ __all__ = [
 Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-FRAMES_PER_WRITE = 1 << 18
+FRAMES_PER_WRITE = 1 << 15
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.
 
 SUBTYPES: dict[tuple[str, int | None], str] = {
@@ -184,8 +184,9 @@ class StemFile:
         WritingError
             If they cannot be written.
         """
-        block = block.float()
-        self._write(block if self._convert is None else self._convert(block))
+        # Piece by piece: what is made of a block on the way to the file is small, and its memory used again.
+        for piece in torch.split(block.float(), FRAMES_PER_WRITE, dim=-1):
+            self._write(piece if self._convert is None else self._convert(piece))
 
     def close(self) -> None:
         """End the file.
