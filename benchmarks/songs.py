@@ -122,9 +122,12 @@ def overhead(options: argparse.Namespace, report: Report) -> None:
 
 def _write_model(path: Path, *, small: bool) -> None:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"dim": 8, "heads": 1, "dim_head": 8} if small else {"dim": 64, "heads": 8, "dim_head": 32}
+    sizes: dict[str, Any] = (
+        {"dim": 8, "depth": 1, "heads": 1, "dim_head": 8}
+        if small
+        else {"dim": 128, "depth": 2, "heads": 8, "dim_head": 32}
+    )
     model = BandSplitRotator(
-        depth=1,
         time_transformer_depth=1,
         freq_transformer_depth=1,
         num_stems=len(STEMS),

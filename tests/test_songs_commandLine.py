@@ -35,6 +35,11 @@ def test_the_options_have_the_documented_defaults() -> None:
         assert getattr(options, name) is False
 
 
+def test_a_model_of_the_catalogue_may_be_called_a_model() -> None:
+    options, _ = parse(["song.wav", "--model", "one", "--checkpoint", "two.ckpt", "--output", "out"])
+    assert options.checkpoint == [Path("one"), Path("two.ckpt")]
+
+
 def test_stems_are_given_with_commas() -> None:
     assert parse([*REQUIRED, "--stems", "vocals, bass"])[0].stems == ["vocals", "bass"]
 

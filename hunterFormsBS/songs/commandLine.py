@@ -208,6 +208,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--checkpoint",
+        "--model",
+        dest="checkpoint",
         action="append",
         default=[],
         type=Path,

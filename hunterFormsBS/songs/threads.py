@@ -17,7 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKERS = min(8, os.cpu_count() or 1)
-WAITING = 2
+WAITING = 1
 """Blocks that wait to be written, at most."""
 
 
