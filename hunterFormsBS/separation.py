@@ -20,7 +20,10 @@ from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
 from hunterFormsBS.printable import short_repr
 
-__all__ = ["Progress", "separate", "separate_stream"]
+__all__ = ["LARGEST", "Progress", "separate", "separate_stream"]
+
+LARGEST = 10**12
+"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
 
 
 class Progress(Protocol):
@@ -282,12 +285,12 @@ def _check_window(model: object, chunk_size: int) -> None:
 
 
 def _check_positive_integer(name: str, value: object) -> None:
-    """Raise unless the value is an integer above zero."""
+    """Raise unless the value is an integer above zero, and of a size that something can have."""
     if isinstance(value, bool) or not isinstance(value, int):
         message = f"`{name}` must be an integer: received {value!r}."
         raise TypeError(message)
-    if value < 1:
-        message = f"`{name}` must be at least 1: received {value}."
+    if not 1 <= value <= LARGEST:
+        message = f"`{name}` must be from 1 to {LARGEST}: received {short_repr(value)}."
         raise ValueError(message)
 
 

@@ -115,3 +115,12 @@ def test_rf64_has_no_tags_and_stays_as_it_is(tmp_path: Path) -> None:
     content = path.read_bytes()
     write_tags(Tags(TEXTS, [picture()]), [path])
     assert path.read_bytes() == content
+
+
+def test_a_cover_that_is_too_large_is_left_out_with_a_warning_and_the_texts_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", "flac")
+    large = picture()
+    large.data = bytes(1 << 24)
+    with pytest.warns(UserWarning, match="the pictures of the song cannot be written to flac"):
+        write_tags(Tags(TEXTS, [large]), [path])
+    assert read_tags(path) == Tags(TEXTS, [])

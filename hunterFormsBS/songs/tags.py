@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -95,6 +96,8 @@ def read_tags(pathFilename: Path) -> Tags:
 def write_tags(tags: Tags, places: Sequence[Path]) -> None:
     """Put tags into files of any kind that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
 
+    What a kind of file cannot hold, such as a picture of more than 16 MiB in FLAC, is left out with a warning.
+
     Raises
     ------
     OSError
@@ -107,15 +110,17 @@ def write_tags(tags: Tags, places: Sequence[Path]) -> None:
         with place.open("rb") as file:
             if file.read(4) == b"RF64":
                 continue
-        try:
-            if (song := mutagen.File(place)) is not None:
-                _put(tags, song)
-                song.save()
-        except mutagen.MutagenError as error:
-            cause = error.__cause__ or error.__context__
-            if isinstance(cause, OSError):
-                raise OSError(cause.errno, cause.strerror, str(place)) from error
-            raise OSError(f"the tags of the song cannot be written to {place}: {error}") from error
+        for fewer, lost in ((tags, "pictures"), (tags._replace(pictures=[]), "tags"), (None, "")):
+            try:
+                if fewer is not None and (song := mutagen.File(place)) is not None:
+                    _put(fewer, song)
+                    song.save()
+                break
+            except mutagen.MutagenError as error:
+                cause = error.__cause__ or error.__context__
+                if isinstance(cause, OSError):
+                    raise OSError(cause.errno, cause.strerror, str(place)) from error
+                warnings.warn(f"the {lost} of the song cannot be written to {place.suffix[1:]}: {error}", stacklevel=2)
 
 
 def _put(tags: Tags, song: Any) -> None:
