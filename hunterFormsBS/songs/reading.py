@@ -16,7 +16,7 @@ from torch import Tensor
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.ffmpeg import NotDecodableError, decode_with_ffmpeg, probe_with_ffmpeg
 from hunterFormsBS.songs.headers import Header, read_header
-from hunterFormsBS.songs.writing import soundfile_module
+from hunterFormsBS.songs.writing import Sound, soundfile_module
 
 __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
 
@@ -94,11 +94,11 @@ class AudioFile(NamedTuple):
 
     def _by_libsndfile(self, frames: int) -> Iterator[Tensor]:
         soundfile = soundfile_module()
-        with _PatchedFile(self.pathFilename, self.header.unsized) as file, soundfile.SoundFile(file) as sound:
+        with _PatchedFile(self.pathFilename, self.header.unsized) as file, Sound(file) as sound:
             place = 0
             while True:
                 try:
-                    samples = sound.read(frames, dtype="float32", always_2d=True)
+                    samples = sound.read(frames)
                 except (soundfile.SoundFileError, AssertionError) as error:
                     if (
                         file.ended
@@ -234,8 +234,8 @@ def _probe_libsndfile(pathFilename: Path, name: str) -> AudioFile | None:
     soundfile = soundfile_module()
     header = read_header(pathFilename)
     try:
-        with _PatchedFile(pathFilename, header.unsized) as file, soundfile.SoundFile(file) as sound:
-            length, sample_rate, channels = int(sound.frames), int(sound.samplerate), int(sound.channels)
+        with _PatchedFile(pathFilename, header.unsized) as file, Sound(file) as sound:
+            (length, channels), sample_rate = sound.shape, sound.sample_rate
     # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
     except (soundfile.SoundFileError, TypeError):
         return None
