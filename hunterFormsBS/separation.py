@@ -20,7 +20,7 @@ from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
 from hunterFormsBS.printable import short_repr
 
-__all__ = ["LARGEST", "Progress", "separate", "separate_stream"]
+__all__ = ["LARGEST", "Progress", "iter_blocks", "separate", "separate_stream"]
 
 LARGEST = 10**12
 """Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
@@ -161,8 +161,19 @@ def separate_stream(
         passes through.
     """
     yield from _separated(
-        model, iter(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
+        model, iter_blocks(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
     )
+
+
+def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Return an iterator over blocks, unless they are one tensor, whose channels would be taken for blocks."""
+    if isinstance(blocks, Tensor):
+        message = (
+            f"`blocks` must be an iterable of tensors: received one tensor of shape {tuple(blocks.shape)}. Pass it in "
+            "a list, or use `separate`."
+        )
+        raise TypeError(message)
+    return iter(blocks)
 
 
 def _separated(

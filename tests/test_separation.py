@@ -626,6 +626,7 @@ def test_what_the_source_of_blocks_raises_passes_through() -> None:
         ([torch.zeros(5), torch.tensor([0.0, math.nan])], ValueError, "`block`.*index 6"),
         ([torch.zeros(5), torch.zeros(5, dtype=torch.int16)], TypeError, "`block`.*int16"),
         ([torch.zeros(5), b"abc"], TypeError, "`block`.*bytes"),
+        (torch.zeros(2, 5), TypeError, r"one tensor of shape \(2, 5\). Pass it in a list"),
     ],
 )
 def test_bad_blocks_are_refused_with_their_place(blocks: Any, error: type[Exception], message: str) -> None:

@@ -93,6 +93,17 @@ def test_tags_of_other_programs_are_read(make: Any, tmp_path: Path) -> None:
     assert [(one.data, one.mime) for one in tags.pictures] == [(COVER, "image/png")]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mka", "pcm_s16le"), ("a.caf", "pcm_s16be")])
+def test_what_mutagen_does_not_know_is_read_by_ffmpeg(name: str, codec: str, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        container.metadata.update({"title": "Dédé", "artist": "One", "comment": "none of ours"})
+        stream = container.add_stream(codec, rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), "int16"), "s16", "mono")
+        frame.sample_rate = RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert read_tags(tmp_path / name) == Tags({"title": ["Dédé"], "artist": ["One"]}, [])
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"RIFF", b"fLaC" + bytes(99), b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + bytes(50), b"OggS" * 99]
 )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import merge_adapters
+from hunterFormsBS.checkpoint.adapters import check_adapters, merge_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
@@ -326,6 +326,8 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
     if count > 1 and options.lora is not None:
         raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
+    if options.lora is not None:
+        check_adapters(options.lora)
     if options.weights is not None:
         if len(options.weights) != count:
             raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")

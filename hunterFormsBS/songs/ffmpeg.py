@@ -18,7 +18,7 @@ from torch import Tensor
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable
 
-__all__ = ["Decoded", "NotDecodableError", "decode_with_ffmpeg", "probe_with_ffmpeg"]
+__all__ = ["Decoded", "NotDecodableError", "decode_with_ffmpeg", "probe_with_ffmpeg", "texts_by_ffmpeg"]
 
 FORMATS = (
     "aac,ac3,aiff,alac,amr,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,iff,ircam,matroska,mlp,mov,mp2,mp3,mpc,mpc8,"
@@ -66,6 +66,20 @@ def probe_with_ffmpeg(pathFilename: Path, number: int = 1, *, name: object = Non
                 duration = container.duration / 1e6
         context = stream.codec_context
         return Decoded(int(context.sample_rate or 0), int(context.channels or 0), duration)
+
+
+def texts_by_ffmpeg(pathFilename: Path) -> dict[str, str]:
+    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it.
+
+    Raises
+    ------
+    ImportError
+        If PyAV is not installed.
+    """
+    with ExitStack() as stack, suppress(NotDecodableError, OSError):
+        container, stream = _open(pathFilename, 1, stack)
+        return {str(name).lower(): str(text) for name, text in {**stream.metadata, **container.metadata}.items()}
+    return {}
 
 
 def decode_with_ffmpeg(

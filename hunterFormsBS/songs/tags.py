@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from hunterFormsBS.songs.ffmpeg import texts_by_ffmpeg
+
 __all__ = ["Tags", "read_tags", "write_tags"]
 
 FRAMES = {
@@ -28,8 +30,14 @@ FRAMES = {
 }
 """Frames of ID3 for the names that Vorbis comments have; they go into every container that has tags."""
 
-ALIASES = {"track": "tracknumber", "year": "date", "disc": "discnumber", "album artist": "albumartist"}
-"""What APEv2, the tags of WavPack, calls them."""
+ALIASES = {
+    "track": "tracknumber",
+    "year": "date",
+    "disc": "discnumber",
+    "album artist": "albumartist",
+    "album_artist": "albumartist",
+}
+"""What APEv2, the tags of WavPack, and FFmpeg call them."""
 
 ATOMS = {
     "album": "\xa9alb",
@@ -68,13 +76,23 @@ class Tags(NamedTuple):
 
 
 def read_tags(pathFilename: Path) -> Tags:
-    """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed."""
+    """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed.
+
+    What mutagen does not know, such as INFO in WAV, Matroska and CAF, is read by FFmpeg, if that is here.
+    """
+    tags = Tags({}, [])
+    with suppress(ImportError):
+        tags = _tags_by_mutagen(pathFilename)
+        if not tags.texts:
+            told = {ALIASES.get(name, name): [text] for name, text in texts_by_ffmpeg(pathFilename).items()}
+            tags = tags._replace(texts={name: told[name] for name in FRAMES if name in told})
+    return tags
+
+
+def _tags_by_mutagen(pathFilename: Path) -> Tags:
+    mutagen = import_module("mutagen")
     texts: dict[str, list[str]] = {}
     pictures: list[Any] = []
-    try:
-        mutagen = import_module("mutagen")
-    except ImportError:
-        return Tags(texts, pictures)
     with suppress(mutagen.MutagenError, OSError, ValueError), pathFilename.open("rb") as file:
         song = mutagen.File(file)
         tags: Any = getattr(song, "tags", None)
