@@ -428,6 +428,16 @@ def test_processes_of_one_job_share_the_songs_out(
     assert len(written(tmp_path / "out")) == 8
 
 
+def test_processes_of_one_job_cannot_share_a_pipe(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("-")
+    assert "several processes cannot share what comes out of a pipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_process_that_fails_as_a_whole_waits_for_the_others(
     fails: bool, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

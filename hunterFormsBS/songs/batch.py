@@ -17,7 +17,7 @@ from hunterFormsBS.checkpoint.adapters import check_adapters, merge_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
-from hunterFormsBS.songs.finding import Song, find_songs
+from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
@@ -68,6 +68,8 @@ def separate_all(options: Options, console: Console) -> int:
 
 
 def _separate_share(options: Options, console: Console, place: Place) -> int:
+    if place.size > 1 and any(map(is_pipe, options.mixtures)):
+        raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
     encoding = _encoding(options)
     device = _device(options.device, place)
     sources, names = _sources(options, console)

@@ -17,7 +17,7 @@ from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import song_name
 
-__all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs"]
+__all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs", "is_pipe"]
 
 STANDARD_INPUT = Path("-")
 
@@ -72,7 +72,7 @@ def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: 
     """
     songs: dict[Path, Song] = {}
     for path in _expanded(given):
-        if path == STANDARD_INPUT or _is_pipe(path):
+        if is_pipe(path):
             # Read once: a second time would wait for another writer.
             if (pipe := path if path == STANDARD_INPUT else path.resolve()) not in songs:
                 songs[pipe] = Song(path, _copy(path, copies, console))
@@ -123,9 +123,10 @@ def _was_written(file: Path, folder: Path, output: Path) -> bool:
     return folder in output.parents and output in file.resolve().parents
 
 
-def _is_pipe(path: Path) -> bool:
+def is_pipe(path: Path) -> bool:
+    """Tell whether a path is standard input or a named pipe, which can be read once."""
     try:
-        return stat.S_ISFIFO(path.stat().st_mode)
+        return path == STANDARD_INPUT or stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
         return False
 
