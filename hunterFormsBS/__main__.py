@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hunterFormsBS.console import Console, one_line
+from hunterFormsBS.console import Console, keep_standard_streams, one_line
 from hunterFormsBS.songs.batch import FAILURES, separate_all
 from hunterFormsBS.songs.commandLine import PROGRAM, UsageError, parse
 from hunterFormsBS.songs.information import show_information
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Be the program of this process."""
+    keep_standard_streams()
     with ending_on_signals():
         sys.exit(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Generator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 from hunterFormsBS.printable import say
 
-__all__ = ["Console", "one_line"]
+__all__ = ["Console", "keep_standard_streams", "one_line"]
 
 
 class Console:
@@ -70,6 +71,19 @@ class Console:
 
             warnings.showwarning = show
             yield
+
+
+def keep_standard_streams() -> None:
+    """Lead standard streams that are closed to nowhere.
+
+    The next file that is opened would have the number of one, and get the messages that libraries in C print there: a
+    stem would hold what libmpg123 says about a damaged song.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free, which is this one.
 
 
 def one_line(message: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.printable import short_repr
-from hunterFormsBS.separation import separate_stream
+from hunterFormsBS.separation import iter_blocks, separate_stream
 
 __all__ = ["ENSEMBLES", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
 
@@ -112,7 +112,7 @@ def separate_ensemble_stream(
         As `combine_streams` and `separate_stream`.
     """
     _check(len(models), kind, weights)
-    copies = itertools.tee((block.clone() for block in blocks), len(models))
+    copies = itertools.tee((block.clone() for block in iter_blocks(blocks)), len(models))
     streams = [
         separate_stream(
             model,

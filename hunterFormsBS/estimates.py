@@ -17,7 +17,7 @@ from hunterFormsBS.kernels.internals import multiplies_bfloat16
 from hunterFormsBS.overlapAdd import Chunks, Stream
 from hunterFormsBS.printable import printable, short_repr
 
-__all__ = ["Estimator", "is_finite", "model_within"]
+__all__ = ["Estimator", "is_finite", "model_within", "unusable"]
 
 _MARKS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
@@ -41,7 +41,8 @@ class Estimator:
         if device is None:
             device = device_song if reference is None else reference.device
         else:
-            _check_device(device)
+            if (reason := unusable(device)) is not None:
+                raise ValueError(f"`device={short_repr(str(device))}` cannot be used here: {reason}")
             if isinstance(model, nn.Module):
                 model.to(device)
         self.model = model
@@ -174,15 +175,13 @@ def _check_estimates(estimates: object, size: tuple[int, ...], num_stems: int | 
     raise RuntimeError(message)
 
 
-def _check_device(device: torch.device | str) -> None:
-    """Raise unless a tensor can be made there."""
+def unusable(device: torch.device | str) -> str | None:
+    """Return why nothing can be computed on a device, in one short line; None if it can."""
     try:
         kind = torch.empty(0, device=device).device.type
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"`device={short_repr(str(device))}` cannot be used here: {printable(reason, 200)}") from error
-    if kind == "meta":
-        raise ValueError("`device='meta'` does not compute: pass 'cpu', 'cuda' or 'mps'.")
+    except (AssertionError, ImportError, RuntimeError) as error:
+        return printable(str(error).strip().splitlines()[0].split(". ")[0], 200)
+    return "it does not compute: use cpu, cuda or mps" if kind == "meta" else None
 
 
 def _reference_tensor(model: object) -> Tensor | None:

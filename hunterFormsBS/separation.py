@@ -20,7 +20,10 @@ from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
 from hunterFormsBS.printable import short_repr
 
-__all__ = ["Progress", "separate", "separate_stream"]
+__all__ = ["LARGEST", "Progress", "iter_blocks", "separate", "separate_stream"]
+
+LARGEST = 10**12
+"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
 
 
 class Progress(Protocol):
@@ -158,8 +161,19 @@ def separate_stream(
         passes through.
     """
     yield from _separated(
-        model, iter(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
+        model, iter_blocks(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
     )
+
+
+def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Return an iterator over blocks, unless they are one tensor, whose channels would be taken for blocks."""
+    if isinstance(blocks, Tensor):
+        message = (
+            f"`blocks` must be an iterable of tensors: received one tensor of shape {tuple(blocks.shape)}. Pass it in "
+            "a list, or use `separate`."
+        )
+        raise TypeError(message)
+    return iter(blocks)
 
 
 def _separated(
@@ -282,12 +296,12 @@ def _check_window(model: object, chunk_size: int) -> None:
 
 
 def _check_positive_integer(name: str, value: object) -> None:
-    """Raise unless the value is an integer above zero."""
+    """Raise unless the value is an integer above zero, and of a size that something can have."""
     if isinstance(value, bool) or not isinstance(value, int):
         message = f"`{name}` must be an integer: received {value!r}."
         raise TypeError(message)
-    if value < 1:
-        message = f"`{name}` must be at least 1: received {value}."
+    if not 1 <= value <= LARGEST:
+        message = f"`{name}` must be from 1 to {LARGEST}: received {short_repr(value)}."
         raise ValueError(message)
 
 

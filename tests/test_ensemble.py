@@ -142,6 +142,11 @@ BAD: list[tuple[Callable[[], object], str]] = [
 ]
 
 
+def test_one_tensor_is_not_taken_for_blocks() -> None:
+    with pytest.raises(TypeError, match="Pass it in a list"):
+        list(separate_ensemble_stream([lambda audio: audio[:, None]], torch.zeros(2, 5)))
+
+
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_cannot_be_combined_is_refused_with_what_was_received(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -405,8 +405,9 @@ def usage_cases() -> list[tuple[tuple[object, ...], bool, str]]:
         (("--stems", "vocals"), False, "Pass --configuration, or call them stem_1"),
         (("--stems", "stem_0"), False, "Pass --configuration, or call them stem_1"),
         (("--device", "abacus"), True, "--device abacus cannot be used here"),
-        (("--device", "meta"), True, "--device meta does not compute"),
+        (("--device", "meta"), True, "--device meta cannot be used here: it does not compute"),
         (("--device", "cuda:99"), True, "--device cuda:99 cannot be used here"),
+        (("--device", "hpu"), True, "--device hpu cannot be used here"),
     ]
 
 

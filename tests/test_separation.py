@@ -441,7 +441,8 @@ def test_a_progress_bar_without_tqdm_names_the_extra_before_the_model_runs(monke
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1: received 0"),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` must be from 1 to .*: received 0"),
+        ({"chunk_size": 10**20}, ValueError, "`chunk_size` must be from 1 to .*: received 1000"),
         ({"chunk_size": 10.5}, TypeError, "`chunk_size` must be an integer: received 10.5"),
         ({"num_overlap": 0}, ValueError, "`num_overlap`.*received 0"),
         ({"num_overlap": True}, TypeError, "`num_overlap`.*received True"),
@@ -625,6 +626,7 @@ def test_what_the_source_of_blocks_raises_passes_through() -> None:
         ([torch.zeros(5), torch.tensor([0.0, math.nan])], ValueError, "`block`.*index 6"),
         ([torch.zeros(5), torch.zeros(5, dtype=torch.int16)], TypeError, "`block`.*int16"),
         ([torch.zeros(5), b"abc"], TypeError, "`block`.*bytes"),
+        (torch.zeros(2, 5), TypeError, r"one tensor of shape \(2, 5\). Pass it in a list"),
     ],
 )
 def test_bad_blocks_are_refused_with_their_place(blocks: Any, error: type[Exception], message: str) -> None:
@@ -736,9 +738,9 @@ def test_chunks_shorter_than_a_window_are_refused_before_anything_is_computed(wr
     separate(model, noise(1, 2 * window), chunk_size=window)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", "mps:7"])
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", "mps:7", "hpu"])
 def test_a_device_that_is_not_there_is_refused_with_a_sentence(device: str) -> None:
-    with pytest.raises(ValueError, match=r"`device='(cuda:99|meta|nonsense|mps:7)'`") as caught:
+    with pytest.raises(ValueError, match=r"`device='(cuda:99|meta|nonsense|mps:7|hpu)'`") as caught:
         separate(identity, noise(1, 10), device=device)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -305,7 +305,7 @@ def test_weights_belong_to_the_checkpoints_in_their_order(
         (("--chunk-size", "63"), "--chunk-size 63 is less than one window of the model's transform, 64 samples"),
         (("--num-overlap", "2001"), "--num-overlap 2001 is more than the 2000 samples of a chunk"),
         (("--residual", "Voice"), "--residual Voice would overwrite the stem"),
-        (("--audio-stream", "0"), "must be an integer of at least 1"),
+        (("--audio-stream", "0"), "must be an integer from 1 to"),
     ],
 )
 def test_options_that_cannot_work_together_are_status_2_before_a_model_is_loaded(
@@ -353,17 +353,30 @@ def test_adapters_are_merged_before_the_separation(run: Callable[..., int], mode
 
 
 def test_a_folder_without_adapters_is_one_line(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr(batch, "_load")  # Which would take long.
     assert run(write_song(tmp_path / "a.wav"), "--lora", tmp_path) == 1
     assert "holds no adapters: choose a folder with adapter_config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 192_000])
+@pytest.mark.parametrize("length", [1, 2, 10])
+def test_songs_of_a_few_samples_are_separated(
+    length: int, rate: int, run: Callable[..., int], models: Path, tmp_path: Path
+) -> None:
+    song = write_song(tmp_path / "a.wav", length, rate=rate)
+    both = ["--checkpoint", models / "other.ckpt", "--ensemble", "max_fft"]
+    assert run(song, "--residual", "--tta", *both) == 0
+    stems = [read_audio(tmp_path / "out" / "a" / f"{name}.wav")[0] for name in ("voice", "band", "residual")]
+    torch.testing.assert_close(sum(stems), read_audio(song)[0], rtol=0, atol=1e-6)
 
 
 # Nothing lost --------------------------------------------------------------------------------------------------------
 
 
 def test_existing_songs_are_left_out_also_where_only_the_model_tells_how_many_stems_there_are(
-    run: Callable[..., int], tmp_path: Path
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     songs = [write_song(tmp_path / name) for name in ("a.wav", "b.wav")]
     assert run(songs[0], model="nameless") == 0
@@ -371,7 +384,28 @@ def test_existing_songs_are_left_out_also_where_only_the_model_tells_how_many_st
     assert run(*songs, "--skip-existing", model="nameless") == 0
     assert (tmp_path / "out" / "a" / "stem_1.wav").stat().st_mtime_ns == before
     assert len(written(tmp_path / "out")) == 4
-    assert run(*songs, "--skip-existing", model="nameless") == 0
+    capsys.readouterr()
+    assert run(*songs, write_song(tmp_path / "c.wav"), "--skip-existing", "--json", model="nameless") == 0
+    became = [(Path(each["song"]).stem, each["status"]) for each in records(capsys.readouterr().out)]
+    assert became == [("a", "skipped"), ("b", "skipped"), ("c", "separated")]
+
+
+def test_a_song_that_another_process_has_separated_meanwhile_is_left_out(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs = [write_song(tmp_path / name) for name in ("a.wav", "b.wav")]
+    separate_song = batch.separate_song
+
+    def with_another(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(batch, "separate_song", separate_song)
+        assert run(songs[1]) == 0
+        capsys.readouterr()
+        return separate_song(*arguments, **keywords)
+
+    monkeypatch.setattr(batch, "separate_song", with_another)
+    assert run(*songs, "--skip-existing", "--json") == 0
+    became = [(Path(each["song"]).stem, each["status"]) for each in records(capsys.readouterr().out)]
+    assert became == [("a", "separated"), ("b", "skipped")]
 
 
 def test_processes_of_one_job_share_the_songs_out(
@@ -392,6 +426,31 @@ def test_processes_of_one_job_share_the_songs_out(
     assert list(shares[1]) == ["d", "c", "b"]  # the longest first, and together about as long as the other's
     assert sorted(statuses) == [0, 1]
     assert len(written(tmp_path / "out")) == 8
+
+
+def test_processes_of_one_job_cannot_share_a_pipe(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("-")
+    assert "several processes cannot share what comes out of a pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_that_fails_as_a_whole_waits_for_the_others(
+    fails: bool, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_arguments: object) -> None:
+        raise MemoryError
+
+    waited: list[bool] = []
+    monkeypatch.setattr(batch, "wait_for_others", lambda _place, *, failed: waited.append(failed))
+    if fails:
+        monkeypatch.setattr(batch, "_load", load)
+    assert run(write_song(tmp_path / "a.wav")) == int(fails)
+    assert waited == [fails]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PyTorch is built there without what torchrun needs")
@@ -415,13 +474,32 @@ def test_torchrun_lets_the_songs_of_the_others_end_although_one_process_failed(m
     assert len(written(tmp_path / "out")) == 4
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="shells are others there")
+@pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-"])
+def test_what_libraries_print_does_not_get_into_stems_where_streams_are_closed(
+    closed: str, models: Path, tmp_path: Path
+) -> None:
+    song = write_song(tmp_path / "a.mp3", 40_000)
+    song.write_bytes(song.read_bytes()[:-4000])  # of which libmpg123 says something on standard error
+    files = {}
+    for streams in ("", closed):
+        arguments = f"-m hunterFormsBS {song} --checkpoint {models / 'model.ckpt'} --output {tmp_path / 'out'}"
+        subprocess.run(
+            ["bash", "-c", f"{sys.executable} {arguments} --format flac --overwrite {streams}"],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+        files[streams] = [(tmp_path / "out" / "a" / name).read_bytes() for name in ("voice.flac", "band.flac")]
+    assert files[""] == files[closed]
+
+
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "opus"])
 def test_a_disk_that_is_full_stops_the_batch_and_loses_nothing(models: Path, tmp_path: Path, kind: str) -> None:
     resource = pytest.importorskip("resource")
     songs = [write_song(tmp_path / f"{name}.wav", 400_000) for name in "abc"]
     fixed = ["--checkpoint", models / "model.ckpt", "--output", tmp_path / "out", "--format", kind, "--stems", "band"]
     done = subprocess.run(
-        [sys.executable, "-m", "hunterFormsBS", *songs, *fixed, "--chunk-size", "50000", "--num-overlap", "1"],
+        [sys.executable, "-m", "hunterFormsBS", *songs, *fixed, "--chunk-size=50000", "--num-overlap=1", "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -431,6 +509,7 @@ def test_a_disk_that_is_full_stops_the_batch_and_loses_nothing(models: Path, tmp
     assert done.returncode == 1
     assert f"{tmp_path / 'out' / 'a' / 'band'}.{kind}: File too large: 2 more are not separated" in done.stderr
     assert "Traceback" not in done.stderr
+    assert [(each["song"], each["status"]) for each in records(done.stdout)] == [(str(one), "failed") for one in songs]
     assert not (tmp_path / "out").exists()
 
 

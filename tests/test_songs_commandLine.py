@@ -58,7 +58,9 @@ def test_information_needs_no_songs() -> None:
     [
         ([], "MIXTURE, --checkpoint, --output"),
         (["song.wav", "--output", "out"], "--checkpoint"),
-        ([*REQUIRED, "--chunk-size", "0"], "argument --chunk-size: must be an integer of at least 1, but is '0'"),
+        ([*REQUIRED, "--chunk-size", "0"], "argument --chunk-size: must be an integer from 1 to .*, but is '0'"),
+        ([*REQUIRED, "--chunk-size", "9" * 30], "argument --chunk-size: must be an integer from 1 to"),
+        ([*REQUIRED, "--batch-size", "9" * 5000], "argument --batch-size: must be an integer from 1 to"),
         ([*REQUIRED, "--num-overlap", "-2"], "argument --num-overlap: .*'-2'"),
         ([*REQUIRED, "--batch-size", "1.5"], "argument --batch-size: .*'1.5'"),
         ([*REQUIRED, "--dtype", "float64"], "argument --dtype: .*'float64'"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -64,8 +67,30 @@ def test_folders_keep_their_tree_and_leave_out_what_was_written_there_before(tmp
     touch(tmp_path / "out" / "a" / "vocals.wav")
     songs = found(copies, tmp_path, output=tmp_path / "out")
     assert [(song.path.name, str(song.folder)) for song in songs] == [("a.wav", "."), ("b.FLAC", "cd 1")]
-    # The output folder itself can be asked for.
-    assert [song.path.name for song in found(copies, tmp_path / "out", output=tmp_path / "out")] == ["vocals.wav"]
+
+
+def test_what_is_hidden_in_a_folder_is_no_song(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "a.wav", tmp_path / ".hidden.wav", tmp_path / ".trash" / "cd" / "b.wav", tmp_path / "c.wav" / "x")
+    assert [song.path.name for song in found(copies, tmp_path)] == ["a.wav"]
+    # A folder that is hidden can be asked for.
+    assert [song.path.name for song in found(copies, tmp_path / ".trash")] == ["b.wav"]
+
+
+def test_stems_cannot_be_written_among_the_songs_of_the_next_run(
+    tmp_path: Path, copies: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.wav")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"is the folder that songs are taken from.*stems"):
+        found(copies, tmp_path, output=Path())
+    assert found(copies, tmp_path / "a.wav", output=Path())
+
+
+def test_folders_that_a_pattern_matches_may_be_without_audio(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "in" / "a.wav", tmp_path / "in" / "scans" / "cover.jpg")
+    assert [song.path.name for song in found(copies, tmp_path / "in" / "*")] == ["a.wav"]
+    with pytest.raises(UsageError, match="only folders without audio files match"):
+        found(copies, tmp_path / "in" / "s*")
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path, copies: ExitStack) -> None:
@@ -95,9 +120,24 @@ def test_a_named_pipe_is_waited_for_with_a_word(
 ) -> None:
     pipe = tmp_path / "song.wav"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(b"music"))
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"music"), daemon=True)
     writer.start()
-    (song,) = found(copies, pipe)
+    (tmp_path / "x").mkdir()
+    (song,) = found(copies, pipe, tmp_path / "x" / ".." / "song.wav")  # which is not waited for again
     writer.join()
     assert (song.path, song.name, song.place.read_bytes()) == (pipe, "song", b"music")
     assert f"{pipe} is a named pipe: I wait until a program writes" in capsys.readouterr().err
+
+
+def test_a_temporary_folder_that_is_full_is_named(
+    tmp_path: Path, copies: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"music")))
+    with pytest.raises(OSError, match="No space left on device for what comes out of -") as caught:
+        found(copies, STANDARD_INPUT)
+    assert str(caught.value.filename).startswith(str(tmp_path))

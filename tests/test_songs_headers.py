@@ -24,6 +24,8 @@ KINDS = {
     "w64": ("W64", "PCM_16"),
     "rf64": ("RF64", "PCM_16"),
     "aiff": ("AIFF", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
+    "au": ("AU", "PCM_16"),
     "flac": ("FLAC", "PCM_16"),
     "mp3": ("MP3", "MPEG_LAYER_III"),
     "ogg": ("OGG", "VORBIS"),
@@ -74,14 +76,39 @@ def test_a_file_that_ends_before_its_header_says_is_read_so_far_with_a_warning(
         assert float(durations[1][:-2]) == pytest.approx(SECONDS, abs=0.06)
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF])
-@pytest.mark.parametrize("length", [len(NOISE), 3])
-def test_a_wav_whose_writer_could_not_go_back_is_read_to_its_end(size: int, length: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.wav"
-    soundfile.write(path, NOISE[:length], RATE, subtype="PCM_24")
-    content = bytearray(path.read_bytes())
+def without_sizes(kind: str, content: bytearray, size: int) -> None:
+    """Put a size into a header where the writer would have had to go back to state the right one."""
     place = content.index(b"data") + 4
-    content[4:8] = content[place : place + 4] = struct.pack("<I", size)
+    if kind == "w64":
+        content[16:24] = content[place + 12 : place + 20] = struct.pack("<Q", size)
+    elif kind == "rf64":
+        content[20:44] = struct.pack("<3Q", size, size, size)
+    else:
+        content[place : place + 4] = struct.pack("<I", size)
+        if kind == "wav":
+            content[4:8] = struct.pack("<I", size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("wav", 0),
+        ("wav", 0xFFFFFFFF),
+        ("wav", 0x7FFFFFFF),
+        ("wav with the size of the file", 0),
+        ("rf64", 0),
+        ("w64", 0x7FFFFFFFFFFFFFFF),
+        ("w64", 0xFFFFFFFFFFFFFFFF),
+    ],
+)
+@pytest.mark.parametrize("length", [len(NOISE), 3])
+def test_a_file_whose_writer_could_not_go_back_is_read_to_its_end(
+    kind: str, size: int, length: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{kind[:4].strip()}"
+    soundfile.write(path, NOISE[:length], RATE, subtype="PCM_24", format=kind[:4].strip().upper())
+    content = bytearray(path.read_bytes())
+    without_sizes(kind, content, size)
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -137,3 +164,13 @@ def test_headers_cut_off_anywhere_are_read_so_far_or_refused(kind: str, tmp_path
         with warnings.catch_warnings(), suppress(ValueError):
             warnings.simplefilter("ignore")
             read(probe_audio(path))
+
+
+def test_a_wav_of_no_samples_with_another_chunk_at_its_end_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((0, 2)), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content += b"LIST" + struct.pack("<I", 4) + b"INFO"
+    content[4:8] = struct.pack("<I", len(content) - 8)
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no samples"):
+        probe_audio(tmp_path / "a.wav")

@@ -5,9 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
+from hunterFormsBS.console import Console
+from hunterFormsBS.songs import reading, writing
+from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.signals import NUMBERS, ending_on_signals, uninterrupted
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows cannot send these to a process")
@@ -70,6 +79,20 @@ def test_a_signal_waits_for_the_end_of_what_is_not_interrupted() -> None:
     assert done == [1]
 
 
+def test_an_interruption_that_was_lost_comes_again_with_the_next_chunk() -> None:
+    before = {each: signal.getsignal(each) for each in NUMBERS}
+    try:
+        with ending_on_signals(), SongProgress(Console("test"), "song", 1) as progress:
+            progress(0, 1, 3)
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                progress(0, 2, 3)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def test_other_threads_change_no_handlers() -> None:
     failed: list[BaseException] = []
 
@@ -85,3 +108,35 @@ def test_other_threads_change_no_handlers() -> None:
     thread.start()
     thread.join()
     assert failed == []
+
+
+@pytest.mark.parametrize("moment", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("kind", "method"), [(reading._PatchedFile, "readinto"), (reading._PatchedFile, "seek"), (writing._File, "write")]
+)
+def test_a_signal_within_a_callback_of_libsndfile_is_not_lost(
+    kind: type[Any], method: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 20_000), 8000)
+    called: list[int] = []
+    original: Callable[..., Any] = getattr(kind, method)
+
+    def interrupted(*arguments: Any) -> Any:
+        called.append(1)
+        if len(called) == moment:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(kind, method, interrupted)
+
+    def copy() -> None:
+        audio, rate = reading.read_audio(path)
+        file = tmp_path / "out" / "b.flac"
+        with writing.writing_together(tmp_path / "out", {"b": file}, rate, writing.Encoding("flac", 24)) as folder:
+            folder.write("b", audio)
+
+    with pytest.raises(KeyboardInterrupt):
+        copy()
+    assert len(called) >= moment
+    assert not (tmp_path / "out").exists()

@@ -93,6 +93,17 @@ def test_tags_of_other_programs_are_read(make: Any, tmp_path: Path) -> None:
     assert [(one.data, one.mime) for one in tags.pictures] == [(COVER, "image/png")]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mka", "pcm_s16le"), ("a.caf", "pcm_s16be")])
+def test_what_mutagen_does_not_know_is_read_by_ffmpeg(name: str, codec: str, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        container.metadata.update({"title": "Dédé", "artist": "One", "comment": "none of ours"})
+        stream = container.add_stream(codec, rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), "int16"), "s16", "mono")
+        frame.sample_rate = RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert read_tags(tmp_path / name) == Tags({"title": ["Dédé"], "artist": ["One"]}, [])
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"RIFF", b"fLaC" + bytes(99), b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + bytes(50), b"OggS" * 99]
 )
@@ -115,3 +126,12 @@ def test_rf64_has_no_tags_and_stays_as_it_is(tmp_path: Path) -> None:
     content = path.read_bytes()
     write_tags(Tags(TEXTS, [picture()]), [path])
     assert path.read_bytes() == content
+
+
+def test_a_cover_that_is_too_large_is_left_out_with_a_warning_and_the_texts_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", "flac")
+    large = picture()
+    large.data = bytes(1 << 24)
+    with pytest.warns(UserWarning, match="the pictures of the song cannot be written to flac"):
+        write_tags(Tags(TEXTS, [large]), [path])
+    assert read_tags(path) == Tags(TEXTS, [])

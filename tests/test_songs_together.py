@@ -171,3 +171,13 @@ def test_songs_are_told_apart_by_what_they_are_and_not_by_their_names(tmp_path: 
     with pytest.raises(ValueError, match=r"link\.wav would be replaced by a stem"):
         check_targets([link], overwrite=True, kept=identities([song, tmp_path / "missing"]))
     check_targets([link], overwrite=True)
+
+
+@pytest.mark.parametrize("journal", ["", "5", "[[1]]", '[["0.wav"', '{"a": 1}'])
+def test_a_journal_that_is_none_is_removed(journal: str, tmp_path: Path) -> None:
+    hidden = tmp_path / ".0.hunterFormsBS"
+    hidden.mkdir()
+    (hidden / "journal").write_text(journal)
+    (hidden / "0.wav").write_bytes(b"half")
+    finish_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []

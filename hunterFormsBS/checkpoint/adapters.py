@@ -13,7 +13,19 @@ from hunterFormsBS.checkpoint.families import CheckpointError
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable
 
-__all__ = ["merge_adapters"]
+__all__ = ["check_adapters", "merge_adapters"]
+
+
+def check_adapters(folder: Path) -> None:
+    """Refuse a folder without adapters.
+
+    Raises
+    ------
+    CheckpointError
+        With the remedy.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{printable(folder)} holds no adapters: choose a folder with adapter_config.json")
 
 
 def merge_adapters(model: BandSplitRotator, folder: Path) -> BandSplitRotator:
@@ -38,8 +50,7 @@ def merge_adapters(model: BandSplitRotator, folder: Path) -> BandSplitRotator:
     ImportError
         If peft is not installed.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{printable(folder)} holds no adapters: choose a folder with adapter_config.json")
+    check_adapters(folder)
     try:
         peft = import_module("peft")
     except ImportError as error:

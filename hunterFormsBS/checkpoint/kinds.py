@@ -17,7 +17,15 @@ Kind: TypeAlias = Literal["torch", "safetensors", "index"]
 _FOLDER_REMEDY: Final = "it is a folder: pass a file in it, such as its .ckpt, .pth or .safetensors"
 _NAMED: Final = (
     (rb"\s*version https://git-lfs\.github\.com/", "it is a pointer of Git LFS, not the file itself: run git lfs pull"),
-    (rb"\s*(<!doctype html|<html|<\?xml|<head)", "it is a web page, not the file itself: use the download link"),
+    (
+        rb"(\xef\xbb\xbf)?\s*(<!doctype|<html|<\?xml|<head)",
+        "it is a web page, not the file itself: use the download link",
+    ),
+    (
+        rb"(entry|repository|model|404:?) not found|not found$|invalid (username|credentials|token)|access (to|denied)"
+        rb'|unauthorized|forbidden|too many requests|\{"(error|message|detail)"',
+        "it is what a server says instead of the file: open its page, accept its terms if it has any, and download it",
+    ),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", "it is compressed: decompress it first"),
     (rb"7z\xbc\xaf\x27\x1c|Rar!", "it is an archive: extract the checkpoint first"),
     (rb"(?s).{257}ustar", "it is a tar archive: extract the checkpoint first, or save it anew with torch.save"),
@@ -92,7 +100,7 @@ def refuse_weights(path: Path, start: bytes) -> None:
             f"{printable(path)} is not a configuration, but looks like a checkpoint: pass it as the first argument, "
             "and the .yaml or .json that came with it as configuration"
         )
-    for pattern, what in _NAMED[:5]:
+    for pattern, what in _NAMED[:6]:
         if re.match(pattern, start, re.IGNORECASE):
             raise CheckpointError(f"{printable(path)} is not a configuration: {what}")
 

@@ -359,7 +359,8 @@ def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int], num_st
     numbers = {index(stem) for stem in stems} if integers else set[int]()
     if not numbers or not numbers <= set(range(num_stems)) or len(numbers) < len(stems):
         raise CheckpointError(
-            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {num_stems - 1}, each once"
+            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {num_stems - 1}, each once; "
+            f"the model has {num_stems} stem(s)"
         )
     renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{place}." for place, stem in enumerate(stems)}
     selected: dict[str, Tensor] = {}

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import merge_adapters
+from hunterFormsBS.checkpoint.adapters import check_adapters, merge_adapters
 from hunterFormsBS.console import Console, one_line
+from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
-from hunterFormsBS.songs.finding import Song, find_songs
+from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
@@ -57,12 +58,18 @@ def separate_all(options: Options, console: Console) -> int:
         If something fails that all songs need.
     """
     place = place_in_job()
-    status = _separate_share(options, console, place)
+    try:
+        status = _separate_share(options, console, place)
+    except Exception:
+        wait_for_others(place, failed=True)
+        raise
     wait_for_others(place, failed=status != 0)
     return status
 
 
 def _separate_share(options: Options, console: Console, place: Place) -> int:
+    if place.size > 1 and any(map(is_pipe, options.mixtures)):
+        raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
     encoding = _encoding(options)
     device = _device(options.device, place)
     sources, names = _sources(options, console)
@@ -75,15 +82,15 @@ def _separate_share(options: Options, console: Console, place: Place) -> int:
         lengths = [batch.seconds(song) for song in songs] if place.size > 1 else []
         waiting = batch.without_existing(share_of(place, songs, lengths))
         checked = batch.those_that_succeed(waiting, batch.check)
+        failed = len(waiting) > len(checked)
         if not checked:
-            return 1 if waiting else 0
+            return int(failed)
         with _output_folder(options.output):
             separators = [_load(source, options, device) for source in sources]
             if batch.name_stems(_names_loaded(names, separators, console)):
                 checked = batch.without_existing(checked)
-                waiting = batch.without_existing(waiting)
             separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
-    return 0 if len(separated) == len(waiting) else 1
+    return int(failed or len(separated) < len(checked))
 
 
 class _Batch:
@@ -176,6 +183,8 @@ class _Batch:
 
     def separate(self, song: Song, separators: Sequence[Separator]) -> None:
         """Separate one song and write its stems, block by block."""
+        if not self.without_existing([song]):
+            return  # Another process was faster.
         self.check(song)
         options, audio, files = self.options, self._probe(song), self.files(song)
         self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
@@ -236,9 +245,11 @@ class _Batch:
                 text = one_line(error)
                 text = text if str(song.path) in text else f"{song.path}: {text}"
                 full = isinstance(error, OSError) and error.errno in FULL
-                left = len(waiting) - number
-                self.console.tell(f"error: {text}{f': {left} more are not separated' if full and left else ''}")
+                left = waiting[number:] if full else []
+                self.console.tell(f"error: {text}{f': {len(left)} more are not separated' if left else ''}")
                 self._record(song, "failed", error=text)
+                for other in left:
+                    self._record(other, "failed", error=f"not separated after an error: {text}")
                 if full:
                     break
             else:
@@ -299,13 +310,9 @@ def _device(name: str, place: Place) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and place.size > 1 and (count := torch.cuda.device_count()):
         name = f"cuda:{place.local_rank % count}"
-    try:
-        device = torch.empty(0, device=name).device
-    except (AssertionError, RuntimeError) as error:
-        raise UsageError(f"--device {name} cannot be used here: {one_line(error)}") from error
-    if device.type == "meta":
-        raise UsageError("--device meta does not compute: use cpu, cuda or mps")
-    return device
+    if (reason := unusable(name)) is not None:
+        raise UsageError(f"--device {name} cannot be used here: {reason}")
+    return torch.empty(0, device=name).device
 
 
 def _sources(options: Options, console: Console) -> tuple[list[_Source], list[str]]:
@@ -321,6 +328,8 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
     if count > 1 and options.lora is not None:
         raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
+    if options.lora is not None:
+        check_adapters(options.lora)
     if options.weights is not None:
         if len(options.weights) != count:
             raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")

@@ -16,7 +16,8 @@ import torch
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.ensemble import ENSEMBLES, Ensemble
-from hunterFormsBS.printable import say
+from hunterFormsBS.printable import say, short_repr
+from hunterFormsBS.separation import LARGEST
 from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
 from hunterFormsBS.songs.writing import FORMATS, Format
 
@@ -109,9 +110,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Options, Callable[[str], N
 
 
 def _positive_integer(text: str) -> int:
-    if re.fullmatch(r"0*[1-9]\d*", text):
+    if re.fullmatch(r"[0-9]+", text) and len(text) < 100 and 1 <= int(text) <= LARGEST:
         return int(text)
-    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, but is {text!r}")
+    raise argparse.ArgumentTypeError(f"must be an integer from 1 to {LARGEST}, but is {short_repr(text)}")
 
 
 def _overlap(text: str) -> float:

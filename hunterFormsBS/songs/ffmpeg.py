@@ -18,7 +18,7 @@ from torch import Tensor
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable
 
-__all__ = ["Decoded", "NotDecodableError", "decode_with_ffmpeg", "probe_with_ffmpeg"]
+__all__ = ["Decoded", "NotDecodableError", "decode_with_ffmpeg", "probe_with_ffmpeg", "texts_by_ffmpeg"]
 
 FORMATS = (
     "aac,ac3,aiff,alac,amr,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,iff,ircam,matroska,mlp,mov,mp2,mp3,mpc,mpc8,"
@@ -42,8 +42,10 @@ class NotDecodableError(ValueError):
     """FFmpeg finds no audio in a file."""
 
 
-def probe_with_ffmpeg(pathFilename: Path, number: int = 1) -> Decoded:
+def probe_with_ffmpeg(pathFilename: Path, number: int = 1, *, name: object = None) -> Decoded:
     """Read what a container says about its audio stream of this number, counted from 1.
+
+    Messages call it by the name, or else by its path.
 
     Raises
     ------
@@ -55,15 +57,29 @@ def probe_with_ffmpeg(pathFilename: Path, number: int = 1) -> Decoded:
         If there are fewer audio streams.
     """
     with ExitStack() as stack:
-        container, stream = _open(pathFilename, number, stack)
+        container, stream = _open(pathFilename, number, stack, name)
         duration: float | None = None
-        if any(name in RELIABLE for name in str(container.format.name).split(",")):
+        if any(kind in RELIABLE for kind in str(container.format.name).split(",")):
             if stream.duration is not None and stream.time_base is not None:
                 duration = float(stream.duration * stream.time_base)
             elif container.duration is not None and len(container.streams) == 1:
                 duration = container.duration / 1e6
         context = stream.codec_context
         return Decoded(int(context.sample_rate or 0), int(context.channels or 0), duration)
+
+
+def texts_by_ffmpeg(pathFilename: Path) -> dict[str, str]:
+    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it.
+
+    Raises
+    ------
+    ImportError
+        If PyAV is not installed.
+    """
+    with ExitStack() as stack, suppress(NotDecodableError, OSError):
+        container, stream = _open(pathFilename, 1, stack)
+        return {str(name).lower(): str(text) for name, text in {**stream.metadata, **container.metadata}.items()}
+    return {}
 
 
 def decode_with_ffmpeg(
@@ -120,21 +136,20 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             yield from packet.decode()
 
 
-def _open(pathFilename: Path, number: int, stack: ExitStack) -> tuple[Any, Any]:
+def _open(pathFilename: Path, number: int, stack: ExitStack, name: object = None) -> tuple[Any, Any]:
     """Open a container and one of its audio streams, both until the stack ends."""
     av = _av()
+    called = printable(pathFilename if name is None else name)
     file = stack.enter_context(pathFilename.open("rb"))  # Python opens names that are not UTF-8 as well.
     try:
         container = stack.enter_context(av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace"))
     except (av.error.FFmpegError, ValueError) as error:
-        raise NotDecodableError(f"{printable(pathFilename)} is not audio that libsndfile or FFmpeg reads") from error
+        raise NotDecodableError(f"{called} is not audio that libsndfile or FFmpeg reads") from error
     streams = container.streams.audio
     if not streams:
-        raise NotDecodableError(f"{printable(pathFilename)} is not audio: FFmpeg finds no audio stream in it")
+        raise NotDecodableError(f"{called} is not audio: FFmpeg finds no audio stream in it")
     if number > len(streams):
-        raise ValueError(
-            f"{printable(pathFilename)} has {len(streams)} audio stream(s): --audio-stream {number} is none of them"
-        )
+        raise ValueError(f"{called} has {len(streams)} audio stream(s): --audio-stream {number} is none of them")
     stream = streams[number - 1]
     stream.thread_type = "AUTO"
     return container, stream

@@ -17,7 +17,7 @@ from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import song_name
 
-__all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs"]
+__all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs", "is_pipe"]
 
 STANDARD_INPUT = Path("-")
 
@@ -72,17 +72,28 @@ def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: 
     """
     songs: dict[Path, Song] = {}
     for path in _expanded(given):
-        if path == STANDARD_INPUT or _is_pipe(path):
-            songs.setdefault(path, Song(path, _copy(path, copies, console)))
+        if is_pipe(path):
+            # Read once: a second time would wait for another writer.
+            if (pipe := path if path == STANDARD_INPUT else path.resolve()) not in songs:
+                songs[pipe] = Song(path, _copy(path, copies, console))
             continue
         if not path.is_dir():
             songs.setdefault(path.resolve(), Song(path, path))
             continue
-        below = [file for file in sorted(path.rglob("*")) if _is_audio(file) and not _was_written(file, path, output)]
-        if not below:
+        if path.resolve() == output.resolve():
+            raise UsageError(
+                f"--output {printable(output)} is the folder that songs are taken from, and the next run would "
+                f"separate the stems: pass another, such as {printable(output / 'stems')}"
+            )
+        below = [
+            file for file in sorted(path.rglob("*")) if _is_audio(file, path) and not _was_written(file, path, output)
+        ]
+        if not below and path in given:
             raise UsageError(f"{printable(path)} is a folder without audio files: pass files, or another folder")
         for file in below:
             songs.setdefault(file.resolve(), Song(file, file, file.parent.relative_to(path)))
+    if not songs:
+        raise UsageError(f"{', '.join(map(printable, given))}: only folders without audio files match")
     return list(songs.values())
 
 
@@ -100,8 +111,10 @@ def _expanded(given: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+def _is_audio(path: Path, folder: Path) -> bool:
+    """Tell whether a file below a folder looks like audio, and neither it nor a folder between them is hidden."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in AUDIO_SUFFIXES and not hidden and path.is_file()
 
 
 def _was_written(file: Path, folder: Path, output: Path) -> bool:
@@ -110,9 +123,10 @@ def _was_written(file: Path, folder: Path, output: Path) -> bool:
     return folder in output.parents and output in file.resolve().parents
 
 
-def _is_pipe(path: Path) -> bool:
+def is_pipe(path: Path) -> bool:
+    """Tell whether a path is standard input or a named pipe, which can be read once."""
     try:
-        return stat.S_ISFIFO(path.stat().st_mode)
+        return path == STANDARD_INPUT or stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
         return False
 
@@ -129,6 +143,9 @@ def _copy(pipe: Path, copies: ExitStack, console: Console) -> Path:
             console.remark("I read audio from standard input, which is a terminal: lead a file into it")
         source = sys.stdin.buffer
     place = Path(copies.enter_context(TemporaryDirectory(prefix="hunterFormsBS"))) / "song"
-    with place.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
+    try:
+        with place.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} for what comes out of {pipe}", str(place)) from error
     return place

@@ -10,6 +10,9 @@ from typing import IO, NamedTuple
 ENDLESS = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
 """Sizes in the header of a WAV file whose writer could not go back to it, beside 0."""
 
+ENDLESS_LONG = 1 << 60
+"""From here on a size of 64 bits means the same."""
+
 _MOST_CHUNKS = 10_000
 
 
@@ -38,7 +41,7 @@ class _Chunk(NamedTuple):
 
 
 def read_header(pathFilename: Path) -> Header:
-    """Read what the header of a WAV, RF64, W64, AIFF or Ogg file says; nothing for all others and for half a header.
+    """Read what the header says of a WAV, RF64, W64, AIFF, CAF, AU or Ogg file; nothing of others and in half a header.
 
     Raises
     ------
@@ -61,6 +64,10 @@ def _read(file: IO[bytes], end: int, first: bytes) -> Header:
         return _aiff(file, end)
     if first == _W64_RIFF:
         return _w64(file, end)
+    if first[:4] == b"caff":
+        return _caf(file, end)
+    if first[:4] == b".snd":
+        return _au(end, first + file.read(8))
     if first[:4] == b"OggS":
         return Header(cut_off=not _ends_its_streams(file, end))
     return Header()
@@ -91,13 +98,21 @@ def _wave(file: IO[bytes], end: int, first: bytes) -> Header:
             # In compressed kinds a block holds many samples.
             bytes_a_frame = bytes_a_frame if kind in (1, 3, 0xFFFE) else 0
         elif chunk.name == b"data":
-            size = long_size if chunk.size == ENDLESS[0] and long_size is not None else chunk.size
-            left_empty = size == 0 and chunk.start < end and (riff_size == 0 or riff_size >= ENDLESS[2])
-            left_empty = left_empty or (size == 0 and riff_size + 8 == chunk.start < end)
+            size = chunk.size or long_size or 0
+            if size == ENDLESS[0] and long_size is not None:
+                size = long_size
+            never_set = riff_size == 0 or riff_size >= ENDLESS[2] or riff_size + 8 == chunk.start
+            left_empty = size == 0 and chunk.start < end and (never_set or not _is_chunk(file, end, chunk.start))
             if left_empty or (size in ENDLESS and chunk.start + size > end):
                 return Header(unsized=chunk.start - 4)
             return Header(size // bytes_a_frame if bytes_a_frame else None, cut_off=chunk.start + size > end)
     return Header()
+
+
+def _is_chunk(file: IO[bytes], end: int, position: int) -> bool:
+    """Tell whether this looks like one more chunk, and not like samples."""
+    chunk = next(_chunks(file, end, position, "<4sI"), None)
+    return chunk is not None and all(32 <= byte < 127 for byte in chunk.name) and chunk.start + chunk.size <= end
 
 
 def _aiff(file: IO[bytes], end: int) -> Header:
@@ -110,6 +125,34 @@ def _aiff(file: IO[bytes], end: int) -> Header:
         elif chunk.name == b"SSND":
             cut_off = chunk.start + chunk.size > end
     return Header(length, cut_off=cut_off)
+
+
+def _caf(file: IO[bytes], end: int) -> Header:
+    """Read the sizes of a packet in `desc`, and the size in `data`, which has a number of edits before the samples."""
+    bytes_a_packet, frames_a_packet = 0, 0
+    for chunk in _chunks(file, end, 8, ">4sq", even=1):
+        if chunk.name == b"desc" and chunk.size >= 32:
+            file.seek(chunk.start)
+            bytes_a_packet, frames_a_packet = struct.unpack(">16xII", file.read(24))
+        elif chunk.name == b"data" and chunk.size >= 0:
+            length = (chunk.size - 4) // bytes_a_packet * frames_a_packet if bytes_a_packet else None
+            return Header(length, cut_off=chunk.start + chunk.size > end)
+        elif chunk.size < 0:
+            break
+    return Header()
+
+
+_BYTES_OF_AU = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
+"""Of a sample in each encoding of AU."""
+
+
+def _au(end: int, first: bytes) -> Header:
+    """Read the size of all samples, which may be left open."""
+    start, size, encoding, _, channels = struct.unpack_from(">5I", first, 4)
+    if size == ENDLESS[0]:
+        return Header()
+    bytes_a_frame = _BYTES_OF_AU.get(encoding, 0) * channels
+    return Header(size // bytes_a_frame if bytes_a_frame else None, cut_off=start + size > end)
 
 
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
@@ -127,6 +170,8 @@ def _w64(file: IO[bytes], end: int) -> Header:
         if name == b"fmt " + _W64_TAIL:
             (bytes_a_frame,) = struct.unpack_from("<H", file.read(16), 12)
         elif name == b"data" + _W64_TAIL:
+            if size >= ENDLESS_LONG:
+                return Header()
             return Header((size - 24) // bytes_a_frame if bytes_a_frame else None, cut_off=position + size > end)
         position += max(24, size + -size % 8)
     return Header()

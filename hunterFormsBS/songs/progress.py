@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from hunterFormsBS.console import Console
 from hunterFormsBS.printable import say
+from hunterFormsBS.songs.signals import end_if_asked
 
 __all__ = ["SongProgress"]
 
@@ -49,6 +50,7 @@ class SongProgress:
 
     def __call__(self, model: int, done: int, total: int) -> None:
         """Take how many chunks of a model are done, and how many it has as far as is known."""
+        end_if_asked()
         self._chunks[model] = (done, total)
         done = sum(done for done, _ in self._chunks)
         # Models that have not begun have about as many chunks as those that have.

@@ -16,7 +16,7 @@ from torch import Tensor
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.ffmpeg import NotDecodableError, decode_with_ffmpeg, probe_with_ffmpeg
 from hunterFormsBS.songs.headers import Header, read_header
-from hunterFormsBS.songs.writing import soundfile_module
+from hunterFormsBS.songs.writing import Sound, soundfile_module
 
 __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
 
@@ -94,11 +94,11 @@ class AudioFile(NamedTuple):
 
     def _by_libsndfile(self, frames: int) -> Iterator[Tensor]:
         soundfile = soundfile_module()
-        with _PatchedFile(self.pathFilename, self.header.unsized) as file, soundfile.SoundFile(file) as sound:
+        with _PatchedFile(self.pathFilename, self.header.unsized) as file, Sound(file) as sound:
             place = 0
             while True:
                 try:
-                    samples = sound.read(frames, dtype="float32", always_2d=True)
+                    samples = sound.read(frames)
                 except (soundfile.SoundFileError, AssertionError) as error:
                     if (
                         file.ended
@@ -234,8 +234,8 @@ def _probe_libsndfile(pathFilename: Path, name: str) -> AudioFile | None:
     soundfile = soundfile_module()
     header = read_header(pathFilename)
     try:
-        with _PatchedFile(pathFilename, header.unsized) as file, soundfile.SoundFile(file) as sound:
-            length, sample_rate, channels = int(sound.frames), int(sound.samplerate), int(sound.channels)
+        with _PatchedFile(pathFilename, header.unsized) as file, Sound(file) as sound:
+            (length, channels), sample_rate = sound.shape, sound.sample_rate
     # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
     except (soundfile.SoundFileError, TypeError):
         return None
@@ -253,14 +253,17 @@ def _probe_ffmpeg(pathFilename: Path, name: str, stream: int) -> AudioFile:
     """Read a header by FFmpeg."""
     hint = "for example with ffmpeg -i FILE mixture.wav"
     try:
-        found = probe_with_ffmpeg(pathFilename, stream)
+        found = probe_with_ffmpeg(pathFilename, stream, name=name)
     except ImportError as error:
         raise ValueError(f"{name} is not audio that libsndfile reads, and {error}, or convert it, {hint}") from error
     except NotDecodableError as error:
-        raise ValueError(f"{error}: convert it, {hint}") from error
-    length = None if found.duration is None else max(1, round(found.duration * found.sample_rate))
+        raise ValueError(f"{error}: copy or download it again, or convert it, {hint}") from error
+    header, stated = read_header(pathFilename), found.duration
+    if header.length is not None and found.sample_rate > 0:
+        stated = header.length / found.sample_rate
+    length = None if stated is None else max(1, round(stated * found.sample_rate))
     return AudioFile(
-        pathFilename, name, found.sample_rate, found.channels, length, found.duration, stream=stream, by_ffmpeg=True
+        pathFilename, name, found.sample_rate, found.channels, length, stated, header, stream=stream, by_ffmpeg=True
     )
 
 
@@ -272,7 +275,8 @@ class _PatchedFile(io.RawIOBase):
 
     def __init__(self, pathFilename: Path, unsized: int | None) -> None:
         self.file = pathFilename.open("rb")
-        self.unsized = unsized
+        # RF64 has the size elsewhere as well, where none was set either.
+        self.patches = {} if unsized is None else {0: b"RIFF", unsized: b"\xff\xff\xff\xff"}
         self.ended = False
 
     def readable(self) -> bool:
@@ -295,9 +299,9 @@ class _PatchedFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         count = self.file.readinto(view)
         self.ended = self.ended or count < len(view)
-        if self.unsized is not None:
-            for offset in range(max(self.unsized, position), min(self.unsized + 4, position + count)):
-                view[offset - position] = 0xFF
+        for place, right in self.patches.items():
+            for offset in range(max(place, position), min(place + 4, position + count)):
+                view[offset - position] = right[offset - place]
         return count
 
     def close(self) -> None:

@@ -160,11 +160,14 @@ def _separated(separator: Separator, audio: AudioFile, blocks: _Passing, **keywo
 
 
 def _resampled(blocks: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:
-    """Give blocks of the song the sample rate of a model."""
+    """Give blocks of the song the sample rate of a model, in which it has at least one sample."""
     convert = Resampler(audio.sample_rate, sample_rate)
-    for block in blocks:
-        yield convert(block)
-    yield convert(torch.zeros(audio.channels, 0), last=True)
+    given = 0
+    for block in map(convert, blocks):
+        given += block.shape[-1]
+        yield block
+    rest = convert(torch.zeros(audio.channels, 0), last=True)
+    yield rest if given or rest.shape[-1] else torch.zeros(audio.channels, 1)
 
 
 def _resampled_stems(stems: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:

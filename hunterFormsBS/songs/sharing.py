@@ -17,10 +17,13 @@ _T = TypeVar("_T")
 
 VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
-"""What torchrun and accelerate, Slurm, and Open MPI tell a process about itself."""
+"""What torchrun and accelerate, Slurm, Open MPI, and MPICH and Intel MPI tell a process about itself.
+
+Slurm's SLURM_NTASKS would be that of the whole allocation also in a shell within it, which is one task."""
 
 
 class Place(NamedTuple):
@@ -41,9 +44,6 @@ def place_in_job(environment: Mapping[str, str] = os.environ) -> Place:
     """
     for rank, size, local_rank in VARIABLES:
         if rank not in environment or size not in environment:
-            continue
-        # Within an allocation of Slurm also a shell has the variables of a job of several tasks, of which it is none.
-        if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in environment:
             continue
         try:
             place = Place(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, "0")))

@@ -14,6 +14,9 @@ NUMBERS = tuple(
 )
 """What asks a program to end; SIGHUP is unknown to Windows, SIGBREAK to the others."""
 
+_asked: list[int] = []
+"""The signal that asked this program to end."""
+
 
 @contextmanager
 def ending_on_signals() -> Generator[None]:
@@ -27,16 +30,11 @@ def ending_on_signals() -> Generator[None]:
     if not _handles_signals():
         yield
         return
-    ending = False
 
     def end(number: int, _frame: FrameType | None) -> None:
-        nonlocal ending
-        if ending:
-            return
-        ending = True
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
+        if not _asked:
+            _asked.append(number)
+            end_if_asked()
 
     previous = {number: signal.getsignal(number) for number in NUMBERS}
     taken = {number: handler for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
@@ -46,7 +44,16 @@ def ending_on_signals() -> Generator[None]:
         yield
     finally:
         for number, handler in taken.items():
-            signal.signal(number, signal.SIG_IGN if ending else handler)
+            signal.signal(number, signal.SIG_IGN if _asked else handler)
+        _asked.clear()
+
+
+def end_if_asked() -> None:
+    """Raise what a signal raised before, and what was lost on its way, as where an object is removed from memory."""
+    if _asked and _asked[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    if _asked:
+        sys.exit(128 + _asked[0])
 
 
 @contextmanager

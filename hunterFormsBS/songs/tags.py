@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+
+from hunterFormsBS.songs.ffmpeg import texts_by_ffmpeg
 
 __all__ = ["Tags", "read_tags", "write_tags"]
 
@@ -27,8 +30,14 @@ FRAMES = {
 }
 """Frames of ID3 for the names that Vorbis comments have; they go into every container that has tags."""
 
-ALIASES = {"track": "tracknumber", "year": "date", "disc": "discnumber", "album artist": "albumartist"}
-"""What APEv2, the tags of WavPack, calls them."""
+ALIASES = {
+    "track": "tracknumber",
+    "year": "date",
+    "disc": "discnumber",
+    "album artist": "albumartist",
+    "album_artist": "albumartist",
+}
+"""What APEv2, the tags of WavPack, and FFmpeg call them."""
 
 ATOMS = {
     "album": "\xa9alb",
@@ -67,13 +76,23 @@ class Tags(NamedTuple):
 
 
 def read_tags(pathFilename: Path) -> Tags:
-    """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed."""
+    """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed.
+
+    What mutagen does not know, such as INFO in WAV, Matroska and CAF, is read by FFmpeg, if that is here.
+    """
+    tags = Tags({}, [])
+    with suppress(ImportError):
+        tags = _tags_by_mutagen(pathFilename)
+        if not tags.texts:
+            told = {ALIASES.get(name, name): [text] for name, text in texts_by_ffmpeg(pathFilename).items()}
+            tags = tags._replace(texts={name: told[name] for name in FRAMES if name in told})
+    return tags
+
+
+def _tags_by_mutagen(pathFilename: Path) -> Tags:
+    mutagen = import_module("mutagen")
     texts: dict[str, list[str]] = {}
     pictures: list[Any] = []
-    try:
-        mutagen = import_module("mutagen")
-    except ImportError:
-        return Tags(texts, pictures)
     with suppress(mutagen.MutagenError, OSError, ValueError), pathFilename.open("rb") as file:
         song = mutagen.File(file)
         tags: Any = getattr(song, "tags", None)
@@ -95,6 +114,8 @@ def read_tags(pathFilename: Path) -> Tags:
 def write_tags(tags: Tags, places: Sequence[Path]) -> None:
     """Put tags into files of any kind that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
 
+    What a kind of file cannot hold, such as a picture of more than 16 MiB in FLAC, is left out with a warning.
+
     Raises
     ------
     OSError
@@ -107,15 +128,17 @@ def write_tags(tags: Tags, places: Sequence[Path]) -> None:
         with place.open("rb") as file:
             if file.read(4) == b"RF64":
                 continue
-        try:
-            if (song := mutagen.File(place)) is not None:
-                _put(tags, song)
-                song.save()
-        except mutagen.MutagenError as error:
-            cause = error.__cause__ or error.__context__
-            if isinstance(cause, OSError):
-                raise OSError(cause.errno, cause.strerror, str(place)) from error
-            raise OSError(f"the tags of the song cannot be written to {place}: {error}") from error
+        for fewer, lost in ((tags, "pictures"), (tags._replace(pictures=[]), "tags"), (None, "")):
+            try:
+                if fewer is not None and (song := mutagen.File(place)) is not None:
+                    _put(fewer, song)
+                    song.save()
+                break
+            except mutagen.MutagenError as error:
+                cause = error.__cause__ or error.__context__
+                if isinstance(cause, OSError):
+                    raise OSError(cause.errno, cause.strerror, str(place)) from error
+                warnings.warn(f"the {lost} of the song cannot be written to {place.suffix[1:]}: {error}", stacklevel=2)
 
 
 def _put(tags: Tags, song: Any) -> None:

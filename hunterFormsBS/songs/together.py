@@ -158,8 +158,8 @@ def _rename(before: Path, after: Path) -> None:
 def _finish_or_remove(folder: Path, output: Path) -> None:
     """Rename the files of a killed process if all were complete, and remove what else is in its folder."""
     journal: list[tuple[str, str]] = []
-    with suppress(OSError, ValueError):
-        journal = json.loads((folder / JOURNAL).read_text())
+    with suppress(OSError, TypeError, ValueError):  # Without a journal, or with half of one, nothing was renamed.
+        journal = [(str(place), str(target)) for place, target in json.loads((folder / JOURNAL).read_text())]
     for place_name, target_name in journal:
         place, target = folder / PurePath(place_name).name, PurePath(target_name)
         if place.exists() and not target.is_absolute() and ".." not in target.parts:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.rates import Resampler
+from hunterFormsBS.songs.signals import uninterrupted
 from hunterFormsBS.songs.together import appearing_together
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "AudioFolder",
     "Encoding",
     "Format",
+    "Sound",
     "StemFile",
     "WritingError",
     "soundfile_module",
@@ -153,7 +155,7 @@ class StemFile:
         except OSError as error:
             raise WritingError(error.errno, error.strerror, str(path)) from error
         # libsndfile opens files by names in the encoding of the system; Python those with other names as well.
-        self._sound = soundfile_module().SoundFile(
+        self._sound = Sound(
             self._raw,
             "w",
             samplerate=sample_rate,
@@ -226,6 +228,48 @@ class StemFile:
         if error is None:
             return WritingError(errno.EIO, "cannot be written", str(self.path))
         return WritingError(error.errno, error.strerror, str(self.path))
+
+
+class Sound:
+    """What libsndfile reads or writes through a file of Python, and no signal on the way.
+
+    What the handler of a signal raises within a callback is printed and lost, the samples with it: the song would be
+    cut off, and the program would go on.
+
+    Parameters
+    ----------
+    *arguments, **keywords : Any
+        Of `soundfile.SoundFile`.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        with uninterrupted():
+            self._sound = soundfile_module().SoundFile(*arguments, **keywords)
+        self.shape: tuple[int, int] = (int(self._sound.frames), int(self._sound.channels))
+        self.sample_rate = int(self._sound.samplerate)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, frames: int) -> Any:
+        """Return the next samples, at most so many, as an array `(t, s)` of float32."""
+        with uninterrupted():
+            return self._sound.read(frames, dtype="float32", always_2d=True)
+
+    def write(self, samples: Any) -> None:
+        """Write samples `(t, s)`."""
+        with uninterrupted():
+            self._sound.write(samples)
+
+    def close(self) -> None:
+        """End the file."""
+        with uninterrupted():
+            self._sound.close()
 
 
 class _File(io.RawIOBase):
@@ -352,17 +396,17 @@ class AudioFolder:
             place = _unscaled(self.places[name])
             with (
                 place.open("rb") as raw,
-                soundfile_module().SoundFile(raw) as sound,
+                Sound(raw) as sound,
                 StemFile(
                     self.places[name],
                     self.files[name],
-                    sample_rate=sound.samplerate,
+                    sample_rate=file.sample_rate,
                     channels=file.channels,
                     encoding=self.encoding,
-                    length=sound.frames,
+                    length=file.written,
                 ) as final,
             ):
-                while len(samples := sound.read(FRAMES_PER_WRITE, dtype="float32", always_2d=True)):
+                while len(samples := sound.read(FRAMES_PER_WRITE)):
                     final.write(torch.as_tensor(samples).T * self.factor)
             place.unlink()
 
