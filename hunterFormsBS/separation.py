@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,11 +23,8 @@ from hunterFormsBS.printable import short_repr
 __all__ = ["Progress", "separate", "separate_stream"]
 
 
-class Progress(Protocol):
-    """What is called after each chunk."""
-
-    def __call__(self, done: int, total: int, /) -> object:
-        """Take the number of chunks done and of all chunks."""
+Progress: TypeAlias = Callable[[int, int], object]
+"""What is called after each chunk: with the number of chunks done, and of all chunks."""
 
 
 def separate(
@@ -335,7 +332,7 @@ def _progress_reporter(progress: bool | Progress, total: int | None) -> Generato
     if callable(progress):
         yield progress
     elif not progress:
-        yield lambda _done, _total, /: None
+        yield lambda _done, _total: None
     else:
         try:
             from tqdm import tqdm
@@ -343,4 +340,4 @@ def _progress_reporter(progress: bool | Progress, total: int | None) -> Generato
             message = f"a progress bar needs tqdm: {how_to_install('separation')}, or pass `progress=False`."
             raise ImportError(message) from error
         with tqdm(total=total, unit="chunk") as bar:
-            yield lambda _done, _total, /: bar.update(1)
+            yield lambda _done, _total: bar.update(1)
