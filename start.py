@@ -49,7 +49,7 @@ class Environment:
         constraints = ["-c", str(CONSTRAINTS)]
         if self.uv:
             return [self.uv, "pip", "install", "--python", str(self.python), *constraints]
-        return [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *constraints]
+        return [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", *constraints]
 
     def make(self) -> None:
         """Make the environment, unless it is there."""

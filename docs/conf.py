@@ -101,6 +101,11 @@ def show_defaults(_app: Sphinx, method: Any, _bound_method: bool) -> None:
         function.__signature__ = signature.replace(parameters=[readable(one) for one in signature.parameters.values()])
 
 
+def is_left_out(_app: Sphinx, _what: str, _name: str, member: object, _skip: bool, _options: Any) -> bool | None:
+    """Leave the fields of named tuples out of the lists of members: the class documents them as its parameters."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
 def draw_pictures(app: Sphinx) -> None:
     """Run the page about band layouts where its pictures belong."""
     import matplotlib as mpl
@@ -124,7 +129,8 @@ def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Have the pictures drawn before anything is read, and signatures shown as they are meant."""
+    """Have the pictures drawn before anything is read, and signatures and members shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
     app.connect("source-read", add_summary)
     app.connect("autodoc-before-process-signature", show_defaults)
+    app.connect("autodoc-skip-member", is_left_out)

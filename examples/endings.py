@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from hunterFormsBS.console import one_line
+
 # What files and settings raise that cannot be used. Anything else is a bug, and shows its traceback.
 FAILURES = (ImportError, MemoryError, OSError, ValueError)
 
@@ -33,7 +35,7 @@ def run(main: Callable[[], None], *failures: type[Exception]) -> None:
             warnings.showwarning = _show_warning
             main()
     except (*FAILURES, *failures) as error:
-        raise SystemExit(f"{_program()}: error: {_one_line(error)}") from None
+        raise SystemExit(f"{_program()}: error: {one_line(error)}") from None
     except SystemExit as end:
         # A sentence of the program's own.
         raise SystemExit(f"{_program()}: error: {end.code}" if isinstance(end.code, str) else end.code) from None
@@ -50,12 +52,6 @@ def _error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
 
 def _show_warning(message: Warning | str, *_place: object) -> None:
     print(f"{_program()}: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _program() -> str:

@@ -23,8 +23,10 @@ from typing import Any, get_args
 
 import fsspec
 import ray.data
+import ray.exceptions
 import torch
 
+from hunterFormsBS.catalogue import is_remote
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.songs.batch import FAILURES
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
@@ -207,20 +209,27 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="models that work side by side (default: 1)")
     parser.add_argument("--address", help="of a cluster of Ray (default: that of RAY_ADDRESS, else this machine)")
     arguments = parser.parse_args()
+    if not is_remote(arguments.checkpoint):
+        # A wrong name is said before a cluster starts.
+        find_configuration(Path(arguments.checkpoint), arguments.configuration and Path(arguments.configuration))
     songs = name_songs(find_songs(arguments.songs, arguments.column))
     statuses = results_so_far(arguments.output)
     waiting = {song: name for song, name in songs.items() if statuses.get(song) != "separated"}
     if waiting:
         if not ray.is_initialized():
             ray.init(arguments.address, log_to_driver=False, logging_level="error")
-        separate_corpus(
-            waiting,
-            arguments.output,
-            checkpoint=arguments.checkpoint,
-            configuration=arguments.configuration,
-            kind=arguments.format,
-            actors=arguments.actors,
-        )
+        try:
+            separate_corpus(
+                waiting,
+                arguments.output,
+                checkpoint=arguments.checkpoint,
+                configuration=arguments.configuration,
+                kind=arguments.format,
+                actors=arguments.actors,
+            )
+        except ray.exceptions.RayError as error:
+            # An actor could not begin: its traceback ends with the reason.
+            sys.exit(str(error).strip().rpartition("\n")[2])
         statuses = results_so_far(arguments.output)
     counts = {status: sum(statuses.get(song) == status for song in songs) for status in ("separated", "failed")}
     lost = len(songs) - sum(counts.values())

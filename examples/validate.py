@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from training.segments import find_songs
 from training.settings import Settings
 from training.validation import DTYPES, means, score_songs, write_table
 
-from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.songs.settings import find_configuration
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,16 +40,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
     return parser.parse_args(arguments)
-
-
-def stated_in(configuration: Path | None, checkpoint: Path) -> Mapping[str, Any]:
-    """Return the configuration, that of a file or else that within a checkpoint; without both it is empty."""
-    if configuration is not None:
-        return read_configuration(configuration)
-    # On the meta device none of the tensors is read.
-    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
-    within = content.get("configuration") if isinstance(content, Mapping) else None
-    return within if isinstance(within, Mapping) else {}
 
 
 def settings_of(arguments: argparse.Namespace, configuration: Mapping[str, Any]) -> Settings:
@@ -75,9 +64,10 @@ def settings_of(arguments: argparse.Namespace, configuration: Mapping[str, Any])
 def main() -> None:
     """Measure."""
     arguments = parse_arguments()
-    settings = settings_of(arguments, stated_in(arguments.configuration, arguments.checkpoint))
+    checkpoint, configuration, content = find_configuration(arguments.checkpoint, arguments.configuration)
+    settings = settings_of(arguments, content)
     songs = find_songs(arguments.songs, settings.instruments, settings.sample_rate)
-    model = from_checkpoint(arguments.checkpoint, arguments.configuration)
+    model = from_checkpoint(checkpoint, configuration)
     heads = model.configuration["num_stems"]
     if heads != len(settings.instruments):
         sys.exit(f"--stems names {len(settings.instruments)} stems, and the model has {heads}: name each of them")

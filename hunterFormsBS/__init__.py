@@ -33,14 +33,22 @@ _HOMES = {
 # Out of the sight of type checkers, for whom a module with `__getattr__` has every name.
 if not _typing.TYPE_CHECKING:
 
-    def __getattr__(name: str) -> str:
-        """Return the version, or say where a name lives."""
+    def __getattr__(name: str) -> object:
+        """Return the version, or a module, which is imported only now, or say where a name lives."""
         if name == "__version__":
             from importlib.metadata import version
 
             return version("hunterFormsBS")
+        if name in _HOMES:
+            from importlib import import_module
+
+            return import_module(f"hunterFormsBS.{name}")
         for module, names in _HOMES.items():
             if name in names:
                 # No AttributeError, for which `from hunterFormsBS import …` would put a message of its own.
                 raise ImportError(f"{name} lives in a module: from hunterFormsBS.{module} import {name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """Return the names that completion offers, modules that are not imported yet among them."""
+        return sorted({*globals(), "__version__", *_HOMES})

@@ -11,8 +11,11 @@ the words and the counting of Music-Source-Separation-Training.
 
 from __future__ import annotations
 
+import difflib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +98,27 @@ def recognise(pathFilename: PathFilename) -> Entry | None:
 def is_remote(name: object) -> bool:
     """Tell whether this names a checkpoint to fetch, and no file that is here."""
     return isinstance(name, str) and (name.startswith(PREFIX) or (name in entries() and not Path(name).exists()))
+
+
+def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
+    """Return the file of a checkpoint, fetched by `fetch` if this is a name, and then its configuration.
+
+    Raises
+    ------
+    CheckpointError, ImportError
+        See `fetch`.
+    FileNotFoundError
+        If there is no such file; with the name of the catalogue that may be meant.
+    """
+    text = Path(name).as_posix()
+    if is_remote(text):
+        return fetch(text)
+    path = Path(name)
+    if not path.exists():
+        near = difflib.get_close_matches(text, entries(), n=1, cutoff=0.8)
+        hint = f"; the catalogue has {near[0]}" if near else ""
+        raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
+    return path, None
 
 
 def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:

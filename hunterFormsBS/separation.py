@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,11 +26,8 @@ LARGEST = 10**12
 """Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
 
 
-class Progress(Protocol):
-    """What is called after each chunk."""
-
-    def __call__(self, done: int, total: int, /) -> object:
-        """Take the number of chunks done and of all chunks."""
+Progress: TypeAlias = Callable[[int, int], object]
+"""What is called after each chunk: with the number of chunks done, and of all chunks."""
 
 
 def separate(
@@ -349,7 +346,7 @@ def _progress_reporter(progress: bool | Progress, total: int | None) -> Generato
     if callable(progress):
         yield progress
     elif not progress:
-        yield lambda _done, _total, /: None
+        yield lambda _done, _total: None
     else:
         try:
             from tqdm import tqdm
@@ -357,4 +354,4 @@ def _progress_reporter(progress: bool | Progress, total: int | None) -> Generato
             message = f"a progress bar needs tqdm: {how_to_install('separation')}, or pass `progress=False`."
             raise ImportError(message) from error
         with tqdm(total=total, unit="chunk") as bar:
-            yield lambda _done, _total, /: bar.update(1)
+            yield lambda _done, _total: bar.update(1)

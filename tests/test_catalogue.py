@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,7 @@ import torch
 from hunterFormsBS import BandSplitRotator, catalogue
 from hunterFormsBS.catalogue import Entry, entries, recognise
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
+from hunterFormsBS.songs.settings import find_configuration
 from tests.conftest import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -122,6 +123,17 @@ def test_a_file_without_a_known_digest_is_recognised_by_its_size_and_its_shapes(
     # One whose digest is known is not taken for one whose digest is not.
     monkeypatch.setattr(catalogue, "entries", lambda: {"x": entry, "y": replace(entry, name="y", sha256="0" * 64)})
     assert recognise(path) is None
+
+
+@pytest.mark.parametrize("read", [from_checkpoint, lambda name: find_configuration(Path(name), None)])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("bs_roformer-unwa-reviv", "; the catalogue has bs_roformer-unwa-revive"), ("model.ckpt", "")],
+)
+def test_a_misspelt_name_is_answered_with_the_right_one(read: Callable[[str], object], name: str, hint: str) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        read(name)
+    assert (error.value.filename, error.value.strerror) == (name, f"No such file or directory{hint}")
 
 
 @pytest.mark.parametrize("name", ["hub:owner", "hub:owner/repository", "hub:", "hub://x"])

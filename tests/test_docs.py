@@ -116,6 +116,16 @@ def test_yaml_blocks_are_yaml(page: Path) -> None:
     assert [code for code in blocks(page, "yaml") if yaml.safe_load(code) is None] == []
 
 
+def test_every_extra_is_explained_where_installing_is() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = re.search(
+        r"^\| Extra \| For \|\n(?:\|.*\n)+", (ROOT / "docs" / "quickstart.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert table
+    rows = [line.split("|")[1] for line in table[0].splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(known)
+
+
 @every_page
 def test_commands_name_files_and_extras_that_exist(page: Path) -> None:
     commands = "\n".join(blocks(page, "bash"))

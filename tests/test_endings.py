@@ -28,7 +28,7 @@ WRONG = {
     "quickstart.py": (["--minutes", "many"], "argument --minutes: invalid float value: 'many' (--help explains)"),
     "separate_corpus.py": (
         ["nowhere", "--checkpoint", "nowhere.ckpt", "--output", "out"],
-        "nowhere holds no audio files: pass a folder that does, or a table",
+        "nowhere.ckpt: No such file or directory",
     ),
     "separate_onnx.py": (["o.onnx", "nowhere.wav"], "nowhere.wav: No such file or directory"),
     "to_msst.py": (
@@ -40,8 +40,8 @@ WRONG = {
         "nowhere.yaml: No such file or directory",
     ),
     "validate.py": (
-        ["--checkpoint", "nowhere.ckpt", "--songs", "nowhere", "--stems", "vocals"],
-        "nowhere holds no songs: put a folder for each song there, with vocals.wav in it",
+        ["--checkpoint", "nowhere.ckpt", "--songs", "nowhere"],
+        "nowhere.ckpt: No such file or directory",
     ),
 }
 

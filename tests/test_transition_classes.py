@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -211,6 +212,14 @@ def test_every_name_at_home_in_a_module_is_there_and_the_error_says_where() -> N
             assert hasattr(importlib.import_module(f"hunterFormsBS.{module}"), name)
             with pytest.raises(ImportError, match=f"from hunterFormsBS.{module} import {name}"):
                 exec(f"from hunterFormsBS import {name}")
+
+
+def test_modules_are_imported_when_they_are_asked_for_and_completion_offers_them() -> None:
+    program = (
+        "import sys, hunterFormsBS; assert {'separation', 'checkpoint', '__version__'} <= set(dir(hunterFormsBS));"
+        "assert 'hunterFormsBS.separation' not in sys.modules; hunterFormsBS.separation.separate"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_unknown_names_are_no_attributes() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import soundfile
 import soxr
@@ -19,12 +17,24 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
+from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.console import one_line
 from hunterFormsBS.plot import plot_band_masks, plot_separation
 from hunterFormsBS.separation import separate
+from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.settings import find_configuration, read_settings
 
 # What bad files and settings raise. Anything else is a bug, and shows its traceback.
-FAILURES = (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError, soundfile.SoundFileError)
+FAILURES = (
+    ImportError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UsageError,
+    ValueError,
+    soundfile.SoundFileError,
+)
 SECONDS_OF_MASKS = 10
 
 
@@ -47,7 +57,7 @@ class Request:
     name : str
         What the file was called.
     checkpoint : str
-        File, or what else `from_checkpoint` takes.
+        File, name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
     configuration : str
         File; empty for none.
     num_overlap : int, optional
@@ -134,28 +144,32 @@ class Separator:
         except StoppedError:
             progress.state, progress.message = "stopped", "stopped"
         except FAILURES as error:
-            progress.state, progress.message = "failed", " ".join(str(error).split())[:500] or type(error).__name__
+            progress.state, progress.message = "failed", one_line(error)[:500]
         finally:
             request.song.unlink(missing_ok=True)
 
     def _separate(self, request: Request, progress: Progress) -> None:
-        configuration = find_configuration(request.checkpoint, request.configuration)
-        settings = Settings.of(configuration)
+        checkpoint, configuration, content = find_configuration(
+            Path(request.checkpoint), Path(request.configuration) if request.configuration else None
+        )
+        settings, _ = read_settings(content, num_overlap=request.num_overlap)
         progress.message = "reading the song"
         mixture = read_song(request.song, settings.sample_rate, self.max_minutes)
         progress.message = "loading the model"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on what no file determines
-            model = from_checkpoint(request.checkpoint, request.configuration or None, device=self.device)
-        names = settings.names_for(model.num_stems)
+            model = from_checkpoint(checkpoint, configuration, device=self.device)
+        names = names_for(settings.names, model.num_stems)
 
         def report(done: int, total: int) -> None:
             if self._stop.is_set():
                 raise StoppedError
             progress.message, progress.done, progress.total = "separating", done, total
 
-        overlap = request.num_overlap or settings.num_overlap
-        stems = separate(model, mixture, chunk_size=settings.chunk_size, num_overlap=overlap, progress=report)
+        mono = mixture.mean(0)
+        mean, deviation = (mono.mean(), mono.std()) if settings.normalize and mono.std() > 0 else (0.0, 1.0)
+        stems = separate(model, (mixture - mean) / deviation, **settings.sizes, progress=report)
+        stems.mul_(deviation).add_(mean)
         progress.message = "drawing"
         folder = self.folder / progress.identity
         folder.mkdir(parents=True)
@@ -165,46 +179,12 @@ class Separator:
         progress.tracks, progress.pictures = ["mixture", *names], ["spectrograms", "masks"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration says about separating."""
-
-    sample_rate: int
-    chunk_size: int
-    num_overlap: int
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> Settings:
-        """Take them from the sections of a configuration, as the command line does."""
-        audio, inference, training = (configuration.get(name) or {} for name in ("audio", "inference", "training"))
-        target, instruments = training.get("target_instrument"), training.get("instruments")
-        return cls(
-            sample_rate=int(audio.get("sample_rate") or 44100),
-            chunk_size=int(inference.get("chunk_size") or audio.get("chunk_size") or 352800),
-            num_overlap=int(inference.get("num_overlap") or 2),
-            names=(str(target),) if target else tuple(map(str, instruments or ())),
-        )
-
-    def names_for(self, count: int) -> list[str]:
-        """Return names for files: those of the configuration if it has as many, and each once; else numbers."""
-        names = [re.sub(r"[^\w .()+-]", "_", name).strip(". ") for name in self.names]
-        distinct = {name.casefold() for name in (*names, "mixture", "")}
-        if len(names) == count and len(distinct) == count + 2:
-            return names
-        return [f"stem {number}" for number in range(1, count + 1)]
-
-
-def find_configuration(checkpoint: str, configuration: str) -> Mapping[str, Any]:
-    """Return the configuration file, or else the one within the checkpoint, or else nothing."""
-    if configuration:
-        return read_configuration(configuration)
-    try:
-        content = torch.load(checkpoint, "meta", weights_only=True)
-    except Exception:  # noqa: BLE001  # `from_checkpoint` says what is wrong with the file, if anything is
-        return {}
-    inner = content.get("configuration") if isinstance(content, Mapping) else None
-    return inner if isinstance(inner, Mapping) else {}
+def names_for(names: Sequence[str], count: int) -> list[str]:
+    """Return the names of the stems if there are as many, and each once; else numbers."""
+    distinct = {name.casefold() for name in (*names, "mixture", "")}
+    if len(names) == count and len(distinct) == count + 2:
+        return list(names)
+    return [f"stem_{number}" for number in range(1, count + 1)]
 
 
 def read_song(path: Path, sample_rate: int, max_minutes: float) -> Tensor:

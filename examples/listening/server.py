@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hunterFormsBS.catalogue import entries
 from listening.separating import BusyError, Request, Separator
 
 PAGE = Path(__file__).parent / "page.html"
@@ -120,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(page.encode(), "text/html; charset=utf-8")
         elif path == "/checkpoints":
             self._send(json.dumps(self.server.checkpoints()).encode(), "application/json")
+        elif path == "/catalogue":
+            self._send(json.dumps(list(entries())).encode(), "application/json")
         elif path == "/progress":
             self._send(json.dumps(dataclasses.asdict(self.server.separator.progress)).encode(), "application/json")
         else:

@@ -134,9 +134,7 @@ def _write(options: _Options) -> list[Path]:
     existing = [str(path) for path in files if path.exists()]
     if existing and not options.overwrite:
         raise CheckpointError(f"{' and '.join(existing)} would be replaced: pass --overwrite, or another --output")
-    path, beside = Path(options.checkpoint), None
-    if catalogue.is_remote(options.checkpoint):
-        path, beside = catalogue.fetch(options.checkpoint)
+    path, beside = catalogue.find(options.checkpoint)
     configuration: Path | Mapping[str, Any] | None = options.configuration or beside
     model = from_checkpoint(path, configuration, upstream=options.upstream, dtype=DTYPES[options.dtype])
     sections = dict(_sections(path, configuration))

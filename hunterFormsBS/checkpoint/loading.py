@@ -199,10 +199,7 @@ def from_checkpoint(
     """
     from hunterFormsBS import catalogue  # which reads configurations itself
 
-    beside: Mapping[str, Any] | None = None
-    if catalogue.is_remote(pathFilename):
-        pathFilename, beside = catalogue.fetch(cast(str, pathFilename))
-    path = Path(pathFilename)
+    path, beside = catalogue.find(pathFilename)
     file = WeightsFile(path)
     chosen, remarks = unwrap(file.content, path)
     original = file.read_state_dict(chosen, "cpu")

@@ -56,9 +56,8 @@ def find_configuration(
     CheckpointError, ImportError, OSError
         If a file cannot be fetched or read.
     """
-    if catalogue.is_remote(str(checkpoint)):
-        checkpoint, beside = catalogue.fetch(str(checkpoint))
-        configuration = configuration or beside
+    checkpoint, beside = catalogue.find(checkpoint)
+    configuration = configuration or beside
     with checkpoint.open("rb"):
         pass
     if configuration is not None:
