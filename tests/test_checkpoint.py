@@ -15,6 +15,7 @@ from bs_roformer import MelBandRoformer as UpstreamMel
 from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
 
 SMALL = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "time_transformer_depth": 1, "freq_transformer_depth": 1}
@@ -165,6 +166,17 @@ def test_a_mel_layout_that_does_not_fit_gives_way_to_one_that_does(tmp_path: Pat
     expected = estimate(from_checkpoint(path, SMALL_MEL))
     with pytest.warns(UserWarning, match="sample_rate=48000, but by the tensors sample_rate=44100"):
         assert torch.equal(estimate(from_checkpoint(path, {**SMALL_MEL, "sample_rate": 48000})), expected)
+
+
+@pytest.mark.parametrize("counts", [DEFAULT_FREQS_PER_BANDS, (25, 1000)])
+def test_a_configuration_of_bands_side_by_side_for_mel_bands_is_said_to_disagree(
+    tmp_path: Path, counts: tuple[int, ...]
+) -> None:
+    path = saved(tmp_path, random_weights(SMALL_MEL))
+    stated = {key: value for key, value in SMALL_MEL.items() if key not in ("num_bands", "sample_rate")}
+    with pytest.warns(UserWarning, match=r"states freqs_per_bands=.*, but by the tensors there is no freqs_per_bands"):
+        model = from_checkpoint(path, stated | {"freqs_per_bands": counts})
+    assert torch.equal(estimate(model), estimate(from_checkpoint(path, SMALL_MEL)))
 
 
 def test_an_unusual_layout_needs_what_it_was_trained_with(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def contradictions(candidate: Mapping[str, object], known: Mapping[str, object])
     silent: set[str] = set()
     if "mask_filter_bank" in candidate or "num_bands" not in candidate:
         silent.add("sample_rate")  # it only describes the audio
-    if "freqs_per_bands" not in candidate and _equal(known.get("freqs_per_bands"), DEFAULT_FREQS_PER_BANDS):
+    # Our own configurations state every argument, also the default of one that another overrides.
+    overridden = "freqs_per_bands" not in candidate and not known.keys().isdisjoint({"num_bands", "mask_filter_bank"})
+    if overridden and _equal(known.get("freqs_per_bands"), DEFAULT_FREQS_PER_BANDS):
         silent.add("freqs_per_bands")
     return [
         name
