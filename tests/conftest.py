@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +37,15 @@ TINY: dict[str, Any] = {
     "multi_stft_resolutions_window_sizes": (128, 64, 32),
     "multi_stft_hop_size": 20,
 }
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as usual.
+
+    A shell lets what it starts in the background ignore it, and so would the programs that tests start and interrupt.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ROOT = Path(__file__).resolve().parent.parent
