@@ -458,8 +458,8 @@ def test_songs_measures_the_whole_program_and_the_model_in_it(
     file, picture = tmp_path / "it.json", tmp_path / "it.png"
     runs: list[dict[str, float]] = []
 
-    def run(*arguments: Any) -> dict[str, float]:
-        runs.append(measured(*arguments))
+    def run(*arguments: Any, **keywords: Any) -> dict[str, float]:
+        runs.append(measured(*arguments, **keywords))
         return runs[-1]
 
     measured = songs._run
