@@ -19,7 +19,7 @@ try:
     from listening.separating import Separator
     from listening.server import Server
 
-    from hunterFormsBS.console import one_line
+    from hunterFormsBS.estimates import unusable
 except ImportError as problem:
     raise SystemExit(f'{problem}: python -m pip install -e ".[listen]" in a copy of the repository') from problem
 
@@ -39,10 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = options.device or (
         "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     )
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise SystemExit(f"--device {device} cannot be used here: {one_line(error)}") from error
+    if (reason := unusable(device)) is not None:
+        raise SystemExit(f"--device {device} cannot be used here: {reason}")
     with tempfile.TemporaryDirectory(prefix="hunterFormsBS-") as folder:
         separator = Separator(Path(folder), device, options.max_minutes)
         try:
