@@ -15,7 +15,7 @@ from hunterFormsBS.printable import printable
 Kind: TypeAlias = Literal["torch", "safetensors", "index"]
 
 _FOLDER_REMEDY: Final = "it is a folder: pass a file in it, such as its .ckpt, .pth or .safetensors"
-_NAMED: Final = (
+_NOT_ITSELF: Final = (
     (rb"\s*version https://git-lfs\.github\.com/", "it is a pointer of Git LFS, not the file itself: run git lfs pull"),
     (
         rb"(\xef\xbb\xbf)?\s*(<!doctype|<html|<\?xml|<head)",
@@ -29,6 +29,11 @@ _NAMED: Final = (
     (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", "it is compressed: decompress it first"),
     (rb"7z\xbc\xaf\x27\x1c|Rar!", "it is an archive: extract the checkpoint first"),
     (rb"(?s).{257}ustar", "it is a tar archive: extract the checkpoint first, or save it anew with torch.save"),
+)
+"""Regular expressions for the start of what stands in for a file or holds it, and what to do then."""
+
+_NAMED: Final = (
+    *_NOT_ITSELF,
     (rb"GGUF|GGML", "it is a file of GGML, which holds quantised weights"),
     (rb"\x89HDF\r\n", "it is a file of HDF5, not of PyTorch"),
     (rb"RIFF|fLaC|OggS|ID3", "it is audio"),
@@ -100,7 +105,7 @@ def refuse_weights(path: Path, start: bytes) -> None:
             f"{printable(path)} is not a configuration, but looks like a checkpoint: pass it as the first argument, "
             "and the .yaml or .json that came with it as configuration"
         )
-    for pattern, what in _NAMED[:6]:
+    for pattern, what in _NOT_ITSELF:
         if re.match(pattern, start, re.IGNORECASE):
             raise CheckpointError(f"{printable(path)} is not a configuration: {what}")
 
