@@ -128,15 +128,28 @@ def test_a_song_goes_up_and_the_stems_that_separate_gives_come_down(
     assert [path.name for path in client.server.separator.folder.iterdir()] == [progress["identity"]]
 
 
+def test_stems_have_the_rate_the_channels_and_the_length_of_the_song(
+    client: Client, models: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "mono.wav", torch.randn(9001).mul(0.1).numpy(), 22050)
+    assert client.separate((tmp_path / "mono.wav").read_bytes(), checkpoint=str(models / "model.ckpt"))[0] == 200
+    progress = client.wait()
+    assert progress["state"] == "done", progress["message"]
+    for name in progress["tracks"]:
+        (tmp_path / "got.wav").write_bytes(client.ask("GET", f"/results/{progress['identity']}/{name}.wav")[2])
+        got = soundfile.info(tmp_path / "got.wav")
+        assert (got.samplerate, got.channels, got.frames) == (22050, 1, 9001)
+
+
 def test_one_song_at_a_time_and_it_can_be_stopped(
     client: Client, models: Path, song: bytes, listening: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(*_arguments: object, progress: Any, **_settings: object) -> None:
+    def endless(*_arguments: object, report: Any) -> None:
         while True:
-            progress(1, 2)
+            report(0, 1, 2)
             time.sleep(0.01)
 
-    monkeypatch.setattr(listening.separating, "separate", endless)
+    monkeypatch.setattr(listening.separating, "separate_song", endless)
     checkpoint = str(models / "model.ckpt")
     assert client.separate(song, checkpoint=checkpoint)[0] == 200
     status, answer = client.separate(song, checkpoint=checkpoint)
@@ -166,8 +179,8 @@ def test_requests_that_cannot_be_are_answered_with_one_sentence(
 @pytest.mark.parametrize(
     ("song", "checkpoint", "message"),
     [
-        ("nonsense", "{}/model.ckpt", r"^This is not audio that libsndfile reads"),
-        ("long", "{}/model.ckpt", r"^The song has 0\.2 minutes, and 0\.1 are the limit"),
+        ("nonsense", "{}/model.ckpt", r"^song is not audio that libsndfile"),
+        ("long", "{}/model.ckpt", r"^The song is longer than 0\.1 minutes: --max-minutes"),
         ("song", "{}/none.ckpt", r"none\.ckpt: No such file or directory$"),
         ("song", "bs_roformer-unwa-reviv", r"bs_roformer-unwa-revive"),
     ],

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import soundfile
-import soxr
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,8 +19,11 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.console import one_line
 from hunterFormsBS.plot import plot_band_masks, plot_separation
-from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.rates import resample
+from hunterFormsBS.songs.reading import AudioFile, probe_audio
+from hunterFormsBS.songs.separating import Separator as Separation
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 
 # What bad files and settings raise. Anything else is a bug, and shows its traceback.
@@ -154,28 +156,28 @@ class Separator:
         )
         settings, _ = read_settings(content, num_overlap=request.num_overlap)
         progress.message = "reading the song"
-        mixture = read_song(request.song, settings.sample_rate, self.max_minutes)
+        audio = probe_audio(request.song, name=request.name, downmix=True)
+        mixture = read_song(audio, self.max_minutes)
         progress.message = "loading the model"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on what no file determines
             model = from_checkpoint(checkpoint, configuration, device=self.device)
         names = names_for(settings.names, model.num_stems)
 
-        def report(done: int, total: int) -> None:
+        def report(_model: int, done: int, total: int) -> None:
             if self._stop.is_set():
                 raise StoppedError
             progress.message, progress.done, progress.total = "separating", done, total
 
-        mono = mixture.mean(0)
-        mean, deviation = (mono.mean(), mono.std()) if settings.normalize and mono.std() > 0 else (0.0, 1.0)
-        stems = separate(model, (mixture - mean) / deviation, **settings.sizes, progress=report)
-        stems.mul_(deviation).add_(mean)
+        stems = torch.cat(list(separate_song([Separation(model, settings)], audio, report=report)), dim=-1)
         progress.message = "drawing"
         folder = self.folder / progress.identity
         folder.mkdir(parents=True)
-        for name, audio in (("mixture", mixture.expand(stems.shape[1], -1)), *zip(names, stems, strict=True)):
-            soundfile.write(folder / f"{name}.wav", audio.T.numpy(), settings.sample_rate, subtype="FLOAT")
-        draw(folder, model, mixture, stems, names, settings.sample_rate)
+        for name, sound in (("mixture", mixture), *zip(names, stems, strict=True)):
+            soundfile.write(folder / f"{name}.wav", sound.T.numpy(), audio.sample_rate, subtype="FLOAT")
+        draw_spectrograms(folder, mixture, stems, names, audio.sample_rate)
+        excerpt = resample(mixture[:, : SECONDS_OF_MASKS * audio.sample_rate], audio.sample_rate, settings.sample_rate)
+        draw_masks(folder, model, excerpt, names, settings.sample_rate)
         progress.tracks, progress.pictures = ["mixture", *names], ["spectrograms", "masks"]
 
 
@@ -187,31 +189,29 @@ def names_for(names: Sequence[str], count: int) -> list[str]:
     return [f"stem_{number}" for number in range(1, count + 1)]
 
 
-def read_song(path: Path, sample_rate: int, max_minutes: float) -> Tensor:
-    """Return `(s, t)` at a sample rate; one channel or two."""
-    try:
-        properties = soundfile.info(path)
-    except soundfile.SoundFileError as error:
-        message = "This is not audio that libsndfile reads: WAV, FLAC, mp3, Ogg, AIFF and the like"
-        raise ValueError(message) from error
-    if properties.duration > 60 * max_minutes:
-        length = f"The song has {properties.duration / 60:.1f} minutes, and {max_minutes:g} are the limit"
-        raise ValueError(f"{length}: --max-minutes allows more, and the command line has no limit")
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if rate != sample_rate:
-        audio = soxr.resample(audio, rate, sample_rate)
-    return torch.from_numpy(audio.T[:2].copy())
+def read_song(audio: AudioFile, max_minutes: float) -> Tensor:
+    """Return a whole song, `(s, t)`, unless it is too long."""
+    blocks: list[Tensor] = []
+    left = 60 * max_minutes * audio.sample_rate
+    for block in audio.blocks():
+        left -= block.shape[-1]
+        if left < 0:
+            message = f"The song is longer than {max_minutes:g} minutes: --max-minutes allows more"
+            raise ValueError(f"{message}, and the command line has no limit")
+        blocks.append(block)
+    return torch.cat(blocks, dim=-1)
 
 
-def draw(
-    folder: Path, model: BandSplitRotator, mixture: Tensor, stems: Tensor, names: Sequence[str], sample_rate: int
-) -> None:
-    """Draw spectrograms of everything, and what the masks do in each band in the first seconds."""
-    spectrograms = Figure(figsize=(3.2 * (1 + len(names)), 3.6), layout="constrained")
-    plot_separation(mixture, stems, names=names, sample_rate=sample_rate, figure=spectrograms)
-    spectrograms.savefig(folder / "spectrograms.png", dpi=90)
-    excerpt = mixture[:, : SECONDS_OF_MASKS * sample_rate]
-    excerpt = excerpt.expand(2, -1) if model.stereo else excerpt.mean(0, keepdim=True)
-    masks = Figure(figsize=(2 + 3.2 * len(names), 4), layout="constrained")
-    plot_band_masks(model, excerpt, names=names, sample_rate=sample_rate, figure=masks)
-    masks.savefig(folder / "masks.png", dpi=90)
+def draw_spectrograms(folder: Path, mixture: Tensor, stems: Tensor, names: Sequence[str], sample_rate: int) -> None:
+    """Draw spectrograms of everything."""
+    figure = Figure(figsize=(3.2 * (1 + len(names)), 3.6), layout="constrained")
+    plot_separation(mixture, stems, names=names, sample_rate=sample_rate, figure=figure)
+    figure.savefig(folder / "spectrograms.png", dpi=90)
+
+
+def draw_masks(folder: Path, model: BandSplitRotator, audio: Tensor, names: Sequence[str], sample_rate: int) -> None:
+    """Draw what the masks do in each band."""
+    audio = audio.expand(2, -1) if model.stereo else audio.mean(0, keepdim=True)
+    figure = Figure(figsize=(2 + 3.2 * len(names), 4), layout="constrained")
+    plot_band_masks(model, audio, names=names, sample_rate=sample_rate, figure=figure)
+    figure.savefig(folder / "masks.png", dpi=90)
