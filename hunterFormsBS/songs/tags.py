@@ -123,22 +123,28 @@ def write_tags(tags: Tags, places: Sequence[Path]) -> None:
     """
     if not (tags.texts or tags.pictures):
         return
-    mutagen: Any = import_module("mutagen")
     for place in places:
         with place.open("rb") as file:
             if file.read(4) == b"RF64":
                 continue
-        for fewer, lost in ((tags, "pictures"), (tags._replace(pictures=[]), "tags"), (None, "")):
-            try:
-                if fewer is not None and (song := mutagen.File(place)) is not None:
-                    _put(fewer, song)
-                    song.save()
-                break
-            except mutagen.MutagenError as error:
-                cause = error.__cause__ or error.__context__
-                if isinstance(cause, OSError):
-                    raise OSError(cause.errno, cause.strerror, str(place)) from error
-                warnings.warn(f"the {lost} of the song cannot be written to {place.suffix[1:]}: {error}", stacklevel=2)
+        if not _saved(tags, place, "pictures"):
+            _saved(tags._replace(pictures=[]), place, "tags")
+
+
+def _saved(tags: Tags, place: Path, what: str) -> bool:
+    """Put tags into a file, and tell whether it could hold them; else warn that `what` is lost."""
+    mutagen: Any = import_module("mutagen")
+    try:
+        if (song := mutagen.File(place)) is not None:
+            _put(tags, song)
+            song.save()
+    except mutagen.MutagenError as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(place)) from error
+        warnings.warn(f"the {what} of the song cannot be written to {place.suffix[1:]}: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def _put(tags: Tags, song: Any) -> None:
