@@ -228,7 +228,7 @@ def chunks(options: argparse.Namespace, report: Report) -> None:
             {
                 "chunk, s": seconds,
                 "seconds": median(times[seconds]),
-                "for each second, to 8 s": str(ratios(times, seconds, 8.0).median * 8 / seconds),
+                "for each second, to 8 s": round(ratios(times, seconds, 8.0).median * 8 / seconds, 2),
             }
             for seconds in SECONDS
         ]
