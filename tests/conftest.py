@@ -75,7 +75,7 @@ def run_commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subp
     def run(commands: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         script = "\n".join(["set -m", *commands])
         return subprocess.run(
-            ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
         )
 
     return run

@@ -760,7 +760,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_ends_with_the_status_of_shells(
         assert process.stdout is not None
         assert process.stdout.readline() == "computing\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == status
     assert out == ""
     assert err == ("hunterFormsBS: interrupted\n" if number == signal.SIGINT else "")

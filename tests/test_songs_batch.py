@@ -573,6 +573,6 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(models: Path, tmp_pa
         for _ in range(20):
             process.send_signal(signal.SIGINT)
             time.sleep(0.005)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "hunterFormsBS: interrupted\n")
     assert not (tmp_path / "out").exists()

@@ -41,9 +41,9 @@ CONFIGURATION = {name: value for name, value in TINY.items() if not name.startsw
 
 @pytest.fixture(autouse=True)
 def _quick() -> Iterator[None]:
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < 20, "a file from a stranger takes long"
+    assert time.process_time() - start < 20, "a file from a stranger takes long"
 
 
 @pytest.fixture(scope="module")
@@ -533,11 +533,11 @@ def test_yaml_that_is_wrong_or_multiplies_is_refused(tmp_path: Path, text: str, 
 
 
 def test_configurations_of_many_keys_take_no_long(tmp_path: Path) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     many = {f"key{number}": number for number in range(60_000)}
     (tmp_path / "a.json").write_text(json.dumps(many), encoding="utf-8")
     assert len(read_configuration(tmp_path / "a.json")) == 60_000
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     (tmp_path / "a.yaml").write_text("\n".join(f"k{number}: 1" for number in range(5_000)), encoding="utf-8")
     assert len(read_configuration(tmp_path / "a.yaml")) == 5_000
     (tmp_path / "b.json").write_text("[" * 100_000, encoding="utf-8")
