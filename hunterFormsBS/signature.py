@@ -72,8 +72,8 @@ class _Parameter(inspect.Parameter):
     __slots__ = ()
 
     def __str__(self) -> str:
-        shown = self.replace(default=_Shown(_name(self.default))) if self.default is not self.empty else self
-        return inspect.Parameter.__str__(shown)
+        default = self.default if self.default is self.empty else _Shown(_name(self.default))
+        return str(inspect.Parameter(self.name, self.kind, default=default, annotation=self.annotation))
 
     def _format(self, **_options: Any) -> str:
         # What a signature calls, in place of `str`, from Python 3.14 on.

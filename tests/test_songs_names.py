@@ -55,7 +55,18 @@ def test_what_is_not_safe_is_replaced(text: object, name: str) -> None:
     assert safe_name(text) == name
 
 
-@pytest.mark.parametrize(("file", "name"), [("a/song.wav", "song"), ("...wav", "_"), ("..wav", "_"), (". .wav", "_")])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a/song.wav", "song"),
+        ("...wav", "_"),
+        ("..wav", "_"),
+        (". .wav", "_"),
+        ("a.b.flac", "a.b"),
+        ("song", "song"),
+        (".hidden", ".hidden"),
+    ],
+)
 def test_songs_are_called_after_their_files_and_never_by_dots_alone(file: str, name: str) -> None:
     assert song_name(Path(file)) == name
 

@@ -36,7 +36,9 @@ def safe_name(name: object) -> str:
 
 def song_name(path: Path) -> str:
     """Return the name of a song, which stays below the output folder also where its file is called `...wav`."""
-    return path.stem if path.stem.strip(". ") else safe_name(path.stem)
+    # Not `stem`, which takes the dots that a name begins with for a part of it from Python 3.14 on.
+    stem = path.name.rpartition(".")[0] or path.name
+    return stem if stem.strip(". ") else safe_name(stem)
 
 
 def key_of(path: PurePath | str) -> str:
