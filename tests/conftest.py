@@ -40,12 +40,15 @@ TINY: dict[str, Any] = {
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C as usual.
+    """Take Ctrl-C and the end of a terminal as usual.
 
-    A shell lets what it starts in the background ignore it, and so would the programs that tests start and interrupt.
+    A shell lets what it starts in the background ignore the one, and nohup the other, and so would the programs that
+    tests start and interrupt.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP.
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 ROOT = Path(__file__).resolve().parent.parent
