@@ -418,7 +418,7 @@ def test_ensembles_and_samples_go_through_vmap(name: str, ran: list[str]) -> Non
     assert ran == []
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")  # PyTorch's own use of it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is (deprecated|not supported)")  # PyTorch's own use of it
 @each_kernel
 def test_tangents_of_forward_mode_are_those_of_differences(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module().double(), CASES[name].inputs(dtype=torch.float64)

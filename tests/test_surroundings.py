@@ -283,7 +283,7 @@ def test_gradients_of_each_sample_go_through_torch_func(kind: str, tiny_model: B
         assert (grads - together).abs().max() <= 1e-4 * together.abs().max() + 1e-6, name
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")  # PyTorch's own use of it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is (deprecated|not supported)")  # PyTorch's own use of it
 @each_kind
 def test_tangents_pass_through_the_model(kind: str, tiny_model: Build) -> None:
     model = tiny_model(**KINDS[kind]).eval().double()
