@@ -30,7 +30,7 @@ from hunterFormsBS.catalogue import is_remote
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.songs.batch import FAILURES
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
-from hunterFormsBS.songs.names import key_of
+from hunterFormsBS.songs.names import key_of, song_name
 from hunterFormsBS.songs.reading import probe_audio
 from hunterFormsBS.songs.separating import Separator, separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
@@ -134,7 +134,8 @@ def name_songs(songs: Sequence[str]) -> dict[str, str]:
     """Return for each song its folder within the output: where it lies below what all songs have in common."""
     parents = [str(PurePosixPath(song).parent) for song in songs]
     common = os.path.commonpath(parents) if parents else ""
-    names = {song: str(PurePosixPath(song).relative_to(common).with_suffix("")) for song in songs}
+    below = {song: PurePosixPath(song).relative_to(common) for song in songs}
+    names = {song: str(path.parent / song_name(path)) for song, path in below.items()}
     keys: dict[str, str] = {}
     for song, name in names.items():
         if (other := keys.setdefault(key_of(name), song)) != song:

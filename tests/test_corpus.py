@@ -156,6 +156,16 @@ def test_the_program_again_does_what_is_left(
     assert sorted(row["song"] for row in rows(corpus / "out")) == songs
 
 
+def test_folders_of_songs_stay_below_the_output_whatever_the_files_are_called(corpus: Path) -> None:
+    from separate_corpus import name_songs
+
+    assert name_songs(["s3://b/a/...wav", "s3://b/a/c.d.wav", "s3://b/e/x.flac"]) == {
+        "s3://b/a/...wav": "a/_",
+        "s3://b/a/c.d.wav": "a/c.d",
+        "s3://b/e/x.flac": "e/x",
+    }
+
+
 def test_mistakes_are_found_before_anything_is_started(corpus: Path) -> None:
     from separate_corpus import find_songs, name_songs
 

@@ -34,7 +34,7 @@ def safe_name(name: object) -> str:
     return f"{text}_" if not text or _RESERVED.fullmatch(text) else text
 
 
-def song_name(path: Path) -> str:
+def song_name(path: PurePath) -> str:
     """Return the name of a song, which stays below the output folder also where its file is called `...wav`."""
     # Not `stem`, which takes the dots that a name begins with for a part of it from Python 3.14 on.
     stem = path.name.rpartition(".")[0] or path.name
