@@ -10,35 +10,33 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS, BandSplit, lossComputation, masks_of_stems
+from hunterFormsBS.blocks.bandSplit import BandSplit
 from hunterFormsBS.blocks.bins import Bins
-from hunterFormsBS.blocks.layerGroups import SEQUENCES, axes_of, layer_groups
-from hunterFormsBS.blocks.layout import is_overlapping, resolve_mask_filter_bank
-from hunterFormsBS.blocks.maskHeads import mask_estimator
-from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
+from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
+from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, is_overlapping, resolve_mask_filter_bank
+from hunterFormsBS.blocks.loss import lossComputation
+from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import complex_product
-from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.sharedBias import SharedBias, share
 from hunterFormsBS.blocks.siamese import run_siamese
 from hunterFormsBS.blocks.spectrum import SpectralTransform
-from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix, mixes_of_axes
-from hunterFormsBS.checks import (
-    check_arguments,
-    check_audio,
-    check_length,
-    check_stem_ids,
-    check_target,
-    explain_misfit,
-)
+from hunterFormsBS.checks import check_audio, check_length, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.heads import head_of
+from hunterFormsBS.heads.mlp import masks_of_stems
+from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import without_compiled_methods
+from hunterFormsBS.operations.norm import at_least_float32
+from hunterFormsBS.optionRow import taken_by
+from hunterFormsBS.options import check_arguments, resolved
 from hunterFormsBS.signature import explained
 from hunterFormsBS.theTypes import (
     FlashAttentionConfig,
+    LearnedValueResidualMix,
     ParametersAttention,
     ParametersComputeLoss,
     ParametersConvolution,
-    ParametersMaskEstimator,
+    ParametersLayerGroups,
     ParametersResidual,
     ParametersSTFT,
     ParametersTransformer,
@@ -85,8 +83,9 @@ class BandSplitRotator(nn.Module):
         Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
     learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
         True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
-        mix them in softmax attention (see `hunterFormsBS.blocks.valueResidual.mix_values`); 'swapped_everywhere': in
-        linear attention too, as their versions before 1.0 did. Needs `use_value_residual_learning`.
+        mix them in softmax attention (see `hunterFormsBS.operations.valueResidual.mix_values`);
+        'swapped_everywhere': in linear attention too, as their versions before 1.0 did. Needs
+        `use_value_residual_learning`.
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
         at once and may be 0 deep, the others where a Conformer takes their place.
@@ -151,7 +150,7 @@ class BandSplitRotator(nn.Module):
         Scale spectra by `stft_n_fft ** -0.5`; makes the window from its length.
     use_hyperACE : bool
         Add to each mask that of a convolutional branch with hypergraph fusion; see
-        `hunterFormsBS.blocks.segmentation`. The published models have `zero_dc=False`.
+        `hunterFormsBS.heads.hyperACE.branch`. The published models have `zero_dc=False`.
     use_pope : bool
         Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
     use_rotary_pos : bool
@@ -161,7 +160,8 @@ class BandSplitRotator(nn.Module):
     use_torch_checkpoint : bool
         Activation checkpointing: less memory for a second forward pass in training.
     use_value_residual_learning : bool
-        Mix values of later layer groups with those of the first; see `hunterFormsBS.blocks.valueResidual.mix_values`.
+        Mix values of later layer groups with those of the first; see
+        `hunterFormsBS.operations.valueResidual.mix_values`.
 
     Attributes
     ----------
@@ -261,8 +261,7 @@ class BandSplitRotator(nn.Module):
         self.skip_connection = skip_connection
         self.stereo = stereo
         self.use_torch_checkpoint = use_torch_checkpoint
-
-        layout = resolve_mask_filter_bank(
+        self.layout = resolve_mask_filter_bank(
             num_freqs=stft_n_fft // 2 + 1,
             stft_n_fft=stft_n_fft,
             mask_filter_bank=mask_filter_bank,
@@ -271,91 +270,44 @@ class BandSplitRotator(nn.Module):
             freqs_per_bands=freqs_per_bands,
             freq_range=freq_range,
         )
-        overlapping = is_overlapping(layout)
-        self.zero_dc = not overlapping if zero_dc is None else zero_dc
-        self.layout = layout
-        self.bins = Bins(layout)
-
-        self.stft = SpectralTransform(
-            ParametersSTFT(stft_n_fft, stft_hop_length, stft_win_length, stft_normalized, stft_window_fn)
-        )
-        self.multi_stft = ParametersComputeLoss(
-            stft_n_fft=stft_n_fft,
-            multi_stft_hop_size=multi_stft_hop_size,
-            multi_stft_normalized=multi_stft_normalized,
-            multi_stft_resolution_loss_weight=multi_stft_resolution_loss_weight,
-            multi_stft_resolutions_window_sizes=multi_stft_resolutions_window_sizes,
-            multi_stft_window_fn=multi_stft_window_fn,
-        )
-
+        arguments = resolved(arguments, overlapping=is_overlapping(self.layout))
         # Parameters are registered in upstream's order: optimizer states go by their positions.
-        axis_depths = {
-            "linear": linear_transformer_depth,
-            "time": time_transformer_depth,
-            "frequency": freq_transformer_depth,
-        }
-        conformer_depths = {"time": time_conformer_depth, "frequency": freq_conformer_depth}
-        self.axes = axes_of(axis_depths, conformer_depths)
-        shared_bias = SharedBias.zeros(dim, heads * dim_head) if use_shared_bias else None
+        self._make_transforms(arguments)
+        self._make_layers(arguments)
+        self._make_band_layers(arguments)
+
+    def _make_transforms(self, arguments: Mapping[str, Any]) -> None:
+        """Make what is between audio and bands, which has no parameters."""
+        self.zero_dc: bool = arguments["zero_dc"]
+        self.bins = Bins(self.layout)
+        self.stft = SpectralTransform(ParametersSTFT(**taken_by(ParametersSTFT, arguments)))
+        self.multi_stft = ParametersComputeLoss(**taken_by(ParametersComputeLoss, arguments))
+
+    def _make_layers(self, arguments: Mapping[str, Any]) -> None:
+        """Make the layer groups, and what they share."""
+        dim, sinks = arguments["dim"], arguments["n_wsa_sinks"]
+        attention = ParametersAttention(**taken_by(ParametersAttention, arguments))
+        residual = ParametersResidual(**taken_by(ParametersResidual, arguments))
+        transformer = ParametersTransformer(attention, residual, **taken_by(ParametersTransformer, arguments))
+        groups = ParametersLayerGroups(**taken_by(ParametersLayerGroups, arguments))
+        convolution = ParametersConvolution(**taken_by(ParametersConvolution, arguments))
+        shared_bias = None
+        if arguments["use_shared_bias"]:
+            shared_bias = SharedBias.zeros(dim, attention.heads * attention.dim_head)
+            self.register_load_state_dict_post_hook(share_biases_again)  # type: ignore[no-untyped-call]
         self.shared_qkv_bias = None if shared_bias is None else shared_bias.qkv
         self.shared_out_bias = None if shared_bias is None else shared_bias.out
-        attention = ParametersAttention(
-            heads, dim_head, attn_dropout, flash_attn, sage_attention, scale, wsa_window_len, n_wsa_sinks
-        )
-        self.layers = layer_groups(
-            dim,
-            ParametersTransformer(
-                attention,
-                ParametersResidual(num_residual_streams, num_residual_fracs or 1, mc_hyper_conn_sinkhorn_iters),
-                ff_mult=4 if ff_mult is None else ff_mult,
-                ff_dropout=ff_dropout,
-                norm_output=overlapping if norm_output is None else norm_output,
-                use_torch_checkpoint=use_torch_checkpoint,
-            ),
-            depth=depth,
-            axis_depths=axis_depths,
-            use_pope=use_pope,
-            mixes=mixes_of_axes(use_value_residual_learning, learned_value_residual_mix),
-            conformer_depths=conformer_depths,
-            convolution=ParametersConvolution(conv_expansion_factor, conv_kernel_size),
-            shared_bias=shared_bias,
-            residual_in_first_group_only=residual_in_first_group_only,
-            siamese=siamese,
-            use_rotary_pos=use_rotary_pos,
-        )
-        self.sink_tokens = nn.Parameter(torch.randn(n_wsa_sinks, len(layout), dim)) if n_wsa_sinks else None
-        has_final_norm = not overlapping if final_norm is None else final_norm
-        self.final_norm = RMSNorm(dim) if has_final_norm else nn.Identity()
-        dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in layout]
+        self.axes = groups.axes
+        self.layers = layer_groups(dim, transformer, groups, convolution, shared_bias)
+        self.sink_tokens = nn.Parameter(torch.randn(sinks, len(self.layout), dim)) if sinks else None
+        self.final_norm = RMSNorm(dim) if arguments["final_norm"] else nn.Identity()
+
+    def _make_band_layers(self, arguments: Mapping[str, Any]) -> None:
+        """Make the band split and the mask heads."""
+        dim, kind = arguments["dim"], head_of(arguments)
+        dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in self.layout]
         self.band_split = BandSplit(dim, dim_inputs)
-        hyperedges = {1: (3, 2, 16), 2: (2, 1, 32)}[segm_version]
-        given = (segm_hyperace_k, segm_hyperace_l, segm_num_hyperedges)
-        high_order, low_order, edges = (
-            usual if value is None else value for value, usual in zip(given, hyperedges, strict=True)
-        )
-        head = ParametersMaskEstimator(
-            mask_estimator_depth=1 if mask_estimator_depth is None else mask_estimator_depth,
-            mlp_expansion_factor=mlp_expansion_factor,
-            mask_fno_depth=mask_fno_depth,
-            mask_fno_modes=mask_fno_modes,
-            mask_transformer_depth=mask_transformer_depth,
-            mask_transformer_dim_head=mask_transformer_dim_head,
-            mask_transformer_heads=mask_transformer_heads,
-            segm_backbone_channels=segm_backbone_channels,
-            segm_base_depth=segm_base_depth,
-            segm_hyperace_k=high_order,
-            segm_hyperace_l=low_order,
-            segm_num_heads=segm_num_heads,
-            segm_num_hyperedges=edges,
-            segm_version=segm_version,
-            use_hyperACE=use_hyperACE,
-        )
-        self.mask_estimators = nn.ModuleList(
-            mask_estimator(dim, dim_inputs, head, attention, audio_channels=self.audio_channels)
-            for _stem in range(num_stems)
-        )
-        if use_shared_bias:
-            self.register_load_state_dict_post_hook(share_biases_again)  # type: ignore[no-untyped-call]
+        self.mask_estimators = nn.ModuleList(kind.build(dim, dim_inputs, arguments) for _ in range(self.num_stems))
 
     def reset_parameters(self) -> None:
         """Initialise every parameter, for a model that `to_empty` has left without content."""
@@ -554,7 +506,7 @@ class BandSplitRotator(nn.Module):
             # Widened for float64, never narrowed before the norm: a loud song's spectrum exceeds float16.
             bands = bands.to(torch.promote_types(bands.dtype, norms[0].gamma.dtype))
         split = checkpointed(self.band_split) if self.use_torch_checkpoint else self.band_split
-        return cast(Tensor, split(bands))
+        return split(bands)
 
     def transform(self, x: Tensor) -> Tensor:
         """Run all layer groups on tokens `(b, t, band, d)`: attention along time and along frequency in turn."""
@@ -567,7 +519,7 @@ class BandSplitRotator(nn.Module):
         first_values: dict[str, Tensor | None] = {}
         earlier: list[Tensor] = []
         for group in self.layers:
-            for axis, transformer in zip(self.axes, cast(nn.ModuleList, group), strict=True):
+            for axis, transformer in zip(self.axes, group, strict=True):
                 if axis == "time":
                     x = sum(earlier, start=x)
                 # From here x is a transposed view; the transformer's first layer reads it as it is.
@@ -580,7 +532,7 @@ class BandSplitRotator(nn.Module):
         x = reduce_streams(x, self.num_residual_streams)
         if self.sink_tokens is not None:
             x = x[:, len(self.sink_tokens) :]
-        return cast(Tensor, self.final_norm(x))
+        return self.final_norm(x)
 
     def estimate_masks(self, x: Tensor, stem_ids: Sequence[int]) -> Tensor:
         """Turn tokens `(b, t, band, d)` into masks `(b, n, t, bins of all bands, s, c)`, float32 or better."""

@@ -8,8 +8,8 @@ from typing import Any, Self, Unpack
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint.configuration import translate_arguments
 from hunterFormsBS.checkpoint.families import CheckpointError, newest_family
+from hunterFormsBS.options import ParametersOfEveryLayout
 from hunterFormsBS.signature import explained
-from hunterFormsBS.theTypes import ParametersBandSplitRotator
 
 
 class MelBandRoformer(BandSplitRotator):
@@ -32,7 +32,7 @@ class MelBandRoformer(BandSplitRotator):
         ff_dropout: float = 0.1,
         num_bands: int | None = 60,
         sample_rate: float | None = 44100,
-        **parameters: Unpack[ParametersBandSplitRotator],
+        **parameters: Unpack[ParametersOfEveryLayout],
     ) -> None:
         super().__init__(
             dim,

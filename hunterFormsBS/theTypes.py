@@ -7,15 +7,19 @@ whose fields have the same names, and the record is passed whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.blocks.valueResidual import LearnedValueResidualMix
-
 WindowFunction: TypeAlias = Callable[..., Tensor]
 """A function of a length in samples, such as `torch.hann_window`, that also takes `device` and `dtype`."""
+
+ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
+"""How one attention layer mixes: halfway, by a learned factor, or by a learned factor in the wrong place."""
+
+LearnedValueResidualMix: TypeAlias = bool | Literal["swapped", "swapped_everywhere"]
+"""The same choice for a whole model."""
 
 
 class FlashAttentionConfig(NamedTuple):
@@ -120,21 +124,53 @@ class ParametersConvolution(NamedTuple):
     conv_kernel_size: int = 31
 
 
-class ParametersMaskEstimator(NamedTuple):
-    """A mask head; see `hunterFormsBS.blocks.maskHeads`.
+class ParametersLayerGroups(NamedTuple):
+    """What runs along which axis in the layer groups of a model; `BandSplitRotator` documents the fields.
+
+    Axes are named linear (all tokens at once), time and frequency, in the order in which they run in a group.
+    """
+
+    depth: int
+    freq_conformer_depth: int = 0
+    freq_transformer_depth: int = 2
+    learned_value_residual_mix: LearnedValueResidualMix | None = None
+    linear_transformer_depth: int = 0
+    residual_in_first_group_only: bool = False
+    siamese: bool = False
+    time_conformer_depth: int = 0
+    time_transformer_depth: int = 2
+    use_pope: bool = False
+    use_rotary_pos: bool = True
+    use_value_residual_learning: bool = False
+
+    @property
+    def transformer_depths(self) -> dict[str, int]:
+        """Layers of the transformer on each axis."""
+        return {
+            "linear": self.linear_transformer_depth,
+            "time": self.time_transformer_depth,
+            "frequency": self.freq_transformer_depth,
+        }
+
+    @property
+    def conformer_depths(self) -> dict[str, int]:
+        """Layers of the Conformer on each axis."""
+        return {"linear": 0, "time": self.time_conformer_depth, "frequency": self.freq_conformer_depth}
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that something runs along."""
+        conformers = self.conformer_depths
+        return tuple(axis for axis, depth in self.transformer_depths.items() if depth or conformers[axis])
+
+
+class ParametersBranch(NamedTuple):
+    """The HyperACE branch of a mask head; see `hunterFormsBS.heads.hyperACE`.
 
     Parameters
     ----------
-    mask_estimator_depth, mlp_expansion_factor : int
-        Hidden layers of each MLP, and their features in multiples of `dim`.
-    mask_fno_depth, mask_fno_modes : int
-        Fourier neural operators in place of the MLPs: blocks, and frequencies kept; 0 of these: none.
-    mask_transformer_depth : int
-        Pairs of transformers along time and frequency before the MLPs.
-    mask_transformer_dim_head, mask_transformer_heads : int
-        Features of an attention head in them, and heads.
     segm_backbone_channels : sequence of int
-        Channels of the five stages of the HyperACE branch.
+        Channels of its five stages.
     segm_base_depth : int
         Bottlenecks of the second and the last stage; those between have twice as many.
     segm_hyperace_k, segm_hyperace_l : int
@@ -143,17 +179,8 @@ class ParametersMaskEstimator(NamedTuple):
         Of each exchange.
     segm_version : {1, 2}
         Which of the two published branches.
-    use_hyperACE : bool
-        Add the mask of the HyperACE branch.
     """
 
-    mask_estimator_depth: int = 1
-    mlp_expansion_factor: int = 4
-    mask_fno_depth: int = 3
-    mask_fno_modes: int = 0
-    mask_transformer_depth: int = 0
-    mask_transformer_dim_head: int = 64
-    mask_transformer_heads: int = 8
     segm_backbone_channels: Sequence[int] = (64, 256, 384, 512, 768)
     segm_base_depth: int = 2
     segm_hyperace_k: int = 2
@@ -161,7 +188,6 @@ class ParametersMaskEstimator(NamedTuple):
     segm_num_heads: int = 8
     segm_num_hyperedges: int = 32
     segm_version: Literal[1, 2] = 2
-    use_hyperACE: bool = False
 
 
 class ParametersSTFT(NamedTuple):
@@ -207,71 +233,3 @@ class ParametersComputeLoss(NamedTuple):
     multi_stft_resolution_loss_weight: float = 1.0
     multi_stft_resolutions_window_sizes: Sequence[int] = (4096, 2048, 1024, 512, 256)
     multi_stft_window_fn: WindowFunction = torch.hann_window
-
-
-class ParametersBandSplitRotator(TypedDict, total=False):
-    """Keyword arguments of `BandSplitRotator` that the transition classes pass on; it documents them."""
-
-    depth: Required[int]
-    conv_expansion_factor: int
-    conv_kernel_size: int
-    dim_freqs_in: int
-    dim_head: int
-    ff_mult: int | None
-    final_norm: bool | None
-    flash_attn: bool | FlashAttentionConfig
-    freq_conformer_depth: int
-    freq_range: tuple[int, int] | None
-    freq_transformer_depth: int
-    freqs_per_bands: Sequence[int]
-    heads: int
-    learned_value_residual_mix: LearnedValueResidualMix | None
-    linear_transformer_depth: int
-    mask_estimator_depth: int | None
-    mask_filter_bank: Tensor | None
-    mask_fno_depth: int
-    mask_fno_modes: int
-    mask_transformer_depth: int
-    mask_transformer_dim_head: int
-    mask_transformer_heads: int
-    match_input_audio_length: bool
-    mc_hyper_conn_sinkhorn_iters: int | None
-    mlp_expansion_factor: int
-    multi_stft_hop_size: int
-    multi_stft_normalized: bool
-    multi_stft_resolution_loss_weight: float
-    multi_stft_resolutions_window_sizes: Sequence[int]
-    multi_stft_window_fn: WindowFunction
-    norm_output: bool | None
-    num_residual_fracs: int | None
-    num_residual_streams: int
-    n_wsa_sinks: int
-    num_stems: int
-    residual_in_first_group_only: bool
-    sage_attention: bool
-    scale: float | None
-    segm_backbone_channels: Sequence[int]
-    segm_base_depth: int
-    segm_hyperace_k: int | None
-    segm_hyperace_l: int | None
-    segm_num_heads: int
-    segm_num_hyperedges: int | None
-    segm_version: Literal[1, 2]
-    siamese: bool
-    skip_connection: bool
-    stereo: bool
-    stft_hop_length: int
-    stft_n_fft: int
-    stft_normalized: bool
-    stft_win_length: int
-    stft_window_fn: WindowFunction
-    time_conformer_depth: int
-    time_transformer_depth: int
-    use_hyperACE: bool
-    use_pope: bool
-    use_rotary_pos: bool
-    use_shared_bias: bool
-    use_torch_checkpoint: bool
-    use_value_residual_learning: bool
-    wsa_window_len: int | None
-    zero_dc: bool | None

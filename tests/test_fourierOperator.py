@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.blocks.fourierOperator import FourierConvolution, FourierOperator
+from hunterFormsBS.heads.fourier import FourierConvolution, FourierOperator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
 from tests.conftest import TINY
 

@@ -29,7 +29,7 @@ from hunterFormsBS.attend import Attention, FeedForward, Transformer
 from hunterFormsBS.bandSplit import BandSplit, MaskEstimator, masks_of_stems
 from hunterFormsBS.blocks.attend import scaled_dot_product
 from hunterFormsBS.blocks.bins import Bins
-from hunterFormsBS.blocks.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
+from hunterFormsBS.heads.hyperACE.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding, complex_product
 from hunterFormsBS.kernels import convolutions, scaledDotProduct, seam, transformer

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hunterFormsBS.kernels.linear as linear_module
-from hunterFormsBS.blocks.norm import rms_norm
+from hunterFormsBS.operations.norm import rms_norm
 from hunterFormsBS.kernels import internals
 from hunterFormsBS.kernels.linear import ACTIVATIONS, Products, linear, linear_of, pack, product_of_transposes
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32, rms_norm
+from hunterFormsBS.blocks.norm import RMSNorm
+from hunterFormsBS.operations.norm import at_least_float32, rms_norm
 
 
 def naive_rms_norm(x: list[float], gamma: list[float]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.kernels.recompute import checkpointed
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 

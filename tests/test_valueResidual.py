@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunterFormsBS.blocks.valueResidual import mix_values, mixes_of_axes
+from hunterFormsBS.operations.valueResidual import mix_values, mixes_of_axes
 
 
 @pytest.mark.parametrize("how", ["learned", "constant"])

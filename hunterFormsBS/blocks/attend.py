@@ -5,14 +5,12 @@ Axis letters in this module: b sequences, n positions, h heads, e features of on
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.norm import at_least_float32
 from hunterFormsBS.kernels.scaledDotProduct import by_heads, by_sequences, fused, sage
 from hunterFormsBS.kernels.seam import Layer, served_by
+from hunterFormsBS.operations.norm import at_least_float32
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
 
@@ -71,7 +69,7 @@ class Attend(Layer):
             dropout = self.attn_dropout.p if self.training else 0.0
             parameters = ParametersScaledDotProduct(scale, dropout, self.flash_attn, self.sage_attention)
             return scaled_dot_product(q, k, v, parameters)
-        return cast(Tensor, self.attn_dropout(_weights(q, k, scale).to(v.dtype))) @ v
+        return self.attn_dropout(_weights(q, k, scale).to(v.dtype)) @ v
 
 
 def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor:

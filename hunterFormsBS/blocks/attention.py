@@ -14,12 +14,13 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from hunterFormsBS.blocks.attend import Attend
-from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32
+from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding
 from hunterFormsBS.blocks.sharedBias import SharedBias
-from hunterFormsBS.blocks.valueResidual import ValueResidualMix, mix_values
 from hunterFormsBS.kernels.attention import attention
 from hunterFormsBS.kernels.seam import Layer, served_by
+from hunterFormsBS.operations.norm import at_least_float32
+from hunterFormsBS.operations.valueResidual import ValueResidualMix, mix_values
 from hunterFormsBS.theTypes import ParametersAttention
 
 
@@ -110,7 +111,7 @@ class Attention(Layer):
         v = mix_values(values, first_values, mix, self.value_residual_mix)
         gates = rearrange(self.to_gates(normed).sigmoid(), "b n h -> b h n 1")
         out = self.attend(q, k, v) * gates
-        return cast(Tensor, self.to_out(rearrange(out, "b h n e -> b n (h e)"))), values
+        return self.to_out(rearrange(out, "b h n e -> b n (h e)")), values
 
 
 class LinearAttention(Layer):
@@ -169,4 +170,4 @@ class LinearAttention(Layer):
         v = mix_values(values, first_values, mix, self.value_residual_mix).mT
         q, k = (F.normalize(t.to(at_least_float32(t.dtype)), dim=-1).to(t.dtype) for t in (q, k))
         out = self.attend(q * self.temperature.exp().to(q.dtype), k, v)
-        return cast(Tensor, self.to_out(out)), values
+        return self.to_out(out), values

@@ -8,9 +8,6 @@ Axis letters in this module: b sequences, n positions, d features, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
-
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
@@ -18,8 +15,8 @@ from hunterFormsBS.blocks.attention import Attention
 from hunterFormsBS.blocks.feedForward import FeedForward
 from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding
-from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.sharedBias import SharedBias
+from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, know
 from hunterFormsBS.theTypes import ParametersConvolution, ParametersTransformer
 
@@ -35,7 +32,7 @@ class HalfFeedForward(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, n, d)` to `(b, n, d)`."""
-        return cast(Tensor, self.ff(x)) * 0.5
+        return self.ff(x) * 0.5
 
 
 class ConvolutionModule(Layer):
@@ -72,7 +69,7 @@ class ConvolutionModule(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, n, d)` to `(b, n, d)`."""
-        return cast(Tensor, self.net(x))
+        return self.net(x)
 
 
 class ConformerLayer(Layer):
@@ -97,11 +94,11 @@ class ConformerLayer(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, n, d)` to `(b, n, d)`."""
-        x = x + cast(Tensor, self.ff1(x))
-        x = x + cast(Tensor, self.attn(x)[0])
-        x = x + cast(Tensor, self.conv(x))
-        x = x + cast(Tensor, self.ff2(x))
-        return cast(Tensor, self.out_norm(x))
+        x = x + self.ff1(x)
+        x = x + self.attn(x)[0]
+        x = x + self.conv(x)
+        x = x + self.ff2(x)
+        return self.out_norm(x)
 
 
 class Conformer(Layer):
@@ -144,6 +141,6 @@ class Conformer(Layer):
 
     def run_layers(self, x: Tensor) -> Tensor:
         """Do what `forward` does."""
-        for layer in cast("Iterable[nn.Module]", self.layers):
+        for layer in self.layers:
             x = layer(x)
-        return cast(Tensor, self.norm(x))
+        return self.norm(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from hunterFormsBS.blocks.norm import RMSNorm
@@ -42,4 +40,4 @@ class FeedForward(Layer):
     @served_by(feed_forward)
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., d)` to `(..., d)`."""
-        return cast(Tensor, self.net(x))
+        return self.net(x)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, cast, overload
+from collections.abc import Sequence
+from typing import Literal, overload
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
-from hunterFormsBS.blocks.norm import at_least_float32
-from hunterFormsBS.blocks.spectrum import frames_and_window
-from hunterFormsBS.kernels.fft import where_there_is_fft
 from hunterFormsBS.kernels.loss import spectral_l1_with_gradient
 from hunterFormsBS.kernels.seam import served_by
+from hunterFormsBS.operations.fft import where_there_is_fft
+from hunterFormsBS.operations.frames import spectral_moduli
+from hunterFormsBS.operations.norm import at_least_float32
 from hunterFormsBS.theTypes import ParametersComputeLoss
-
-# torch.fft has no annotations.
-rfft = cast("Callable[..., Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
 
 
 @overload
@@ -106,5 +102,4 @@ def lossComputation(
 @served_by(spectral_l1_with_gradient)
 def spectral_l1(rows: Tensor, parameters: ParametersComputeLoss) -> Tensor:
     """Return the sum, over window sizes, of the mean modulus of the STFT of `rows`, `(rows, t)`."""
-    windowed = (frames_and_window(rows, size, parameters) for size in parameters.multi_stft_resolutions_window_sizes)
-    return torch.stack([rfft(frames * window).abs().mean() for frames, window in windowed]).sum()
+    return spectral_moduli(rows, parameters)

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.norm import at_least_float32
 from hunterFormsBS.kernels.complexNumbers import complex_operator
 from hunterFormsBS.kernels.seam import Layer, served_by
+from hunterFormsBS.operations.norm import at_least_float32
 
 
 def unit_vectors(angles: Tensor) -> Tensor:
@@ -45,6 +45,9 @@ class PositionEmbedding(Layer):
 
     name: ClassVar[str]
     """The attribute of `Attention` that holds it, and so the first part of its keys in a state dict."""
+
+    turns_pairs: ClassVar[bool] = False
+    """Whether `table` is one tensor of unit vectors, `(n, p, 2)`, by which `embed` turns neighbouring features."""
 
     @abstractmethod
     def table(self, length: int) -> tuple[Tensor, ...]:
@@ -105,6 +108,7 @@ class RotaryEmbedding(PositionEmbedding):
     """
 
     name = "rotary_embed"
+    turns_pairs = True
 
     def __init__(self, dim_head: int, theta: float = 10000.0) -> None:
         super().__init__()

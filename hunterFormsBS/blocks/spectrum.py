@@ -6,34 +6,16 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from hunterFormsBS.blocks.norm import at_least_float32
-from hunterFormsBS.kernels.fft import where_there_is_fft
-from hunterFormsBS.theTypes import ParametersComputeLoss, ParametersSTFT
+from hunterFormsBS.operations.fft import where_there_is_fft
+from hunterFormsBS.operations.frames import padded_for_stft
+from hunterFormsBS.operations.norm import at_least_float32
+from hunterFormsBS.theTypes import ParametersSTFT
 
 # torch.istft has no annotations.
 istft = cast("Callable[..., Tensor]", torch.istft)  # pyright: ignore[reportUnknownMemberType]
-
-
-def padded_for_stft(audio: Tensor, stft_n_fft: int) -> Tensor:
-    """Append silence to audio, `(..., t)`, too short for reflection at its ends: t > stft_n_fft / 2 afterwards."""
-    return F.pad(audio, (0, max(0, stft_n_fft // 2 + 1 - audio.shape[-1])))
-
-
-def frames_and_window(rows: Tensor, window_size: int, parameters: ParametersComputeLoss) -> tuple[Tensor, Tensor]:
-    """Return what `torch.stft` would transform: frames, `(rows, frame, n_fft)`, and the window, centred, `(n_fft)`."""
-    n_fft = max(window_size, parameters.stft_n_fft)
-    rows = padded_for_stft(rows, n_fft)
-    rows = F.pad(rows[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
-    window = parameters.multi_stft_window_fn(window_size, device=rows.device, dtype=rows.dtype)
-    before = (n_fft - window_size) // 2
-    window = F.pad(window, (before, n_fft - window_size - before))
-    if parameters.multi_stft_normalized:
-        window = window * n_fft**-0.5
-    return rows.unfold(-1, n_fft, parameters.multi_stft_hop_size), window
 
 
 class SpectralTransform:

@@ -5,9 +5,7 @@ Axis letters in this module: b sequences, n positions, h heads, d features, e fe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -15,12 +13,13 @@ from hunterFormsBS.blocks.attention import Attention, LinearAttention
 from hunterFormsBS.blocks.feedForward import FeedForward
 from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding, add_sinusoids
-from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.blocks.residual import has_streams, reset_connection, residual_wrapper
 from hunterFormsBS.blocks.sharedBias import SharedBias
-from hunterFormsBS.blocks.valueResidual import ValueResidualMix
+from hunterFormsBS.containers import pairs
+from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.kernels.transformer import by_blocks
+from hunterFormsBS.operations.valueResidual import ValueResidualMix
 from hunterFormsBS.theTypes import ParametersTransformer
 
 
@@ -98,7 +97,7 @@ class Transformer(Layer):
     def reset_parameters(self) -> None:
         """Set the parameters of the connections between layers, if there are any, to their initial values."""
         if self.has_streams:
-            for index, sublayer in enumerate(chain.from_iterable(cast("Iterable[nn.ModuleList]", self.layers))):
+            for index, sublayer in enumerate(chain.from_iterable(pairs(self.layers))):
                 reset_connection(sublayer, self.dim, self.residual, index)
 
     @property
@@ -132,7 +131,7 @@ class Transformer(Layer):
         first: Tensor | None = None
         if self.sinusoidal:
             x = add_sinusoids(x)
-        for attention, feed_forward in cast("Iterable[tuple[nn.Module, nn.Module]]", self.layers):
+        for attention, feed_forward in pairs(self.layers):
             out, values = attention(x, first_values=first_values, **prepared)
             first = values if first is None else first
             x = x + out if self.adds_input else out

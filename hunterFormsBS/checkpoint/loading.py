@@ -43,8 +43,8 @@ from hunterFormsBS.checkpoint.stateDict import (
 )
 from hunterFormsBS.checkpoint.variants import has_conformers, to_plain_keys, undetermined_of_variant
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
+from hunterFormsBS.heads.mlp import OptionsMLP
 from hunterFormsBS.printable import printable, short_repr
-from hunterFormsBS.variantChecks import OF_MLPS
 
 _AUDIBLE: Final = (
     "stft_win_length",
@@ -387,7 +387,7 @@ def _build(arguments: Mapping[str, object]) -> BandSplitRotator:
     if complete.get("num_residual_streams", 1) == complete.get("num_residual_fracs", 1) == 1:
         complete.pop("mc_hyper_conn_sinkhorn_iters", None)
     if complete.get("mask_fno_modes"):
-        for name in OF_MLPS:
+        for name in OptionsMLP.__annotations__:
             complete.pop(name, None)
     if complete.get("depth") == 1:
         for name in (

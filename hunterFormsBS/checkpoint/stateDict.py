@@ -16,11 +16,11 @@ from hunterFormsBS.blocks.layout import mask_filter_bank_mel
 from hunterFormsBS.checkpoint.families import CheckpointError, is_known_key, recognise
 from hunterFormsBS.checkpoint.limits import MOST_DIGITS
 from hunterFormsBS.checkpoint.variants import (
-    idle_arguments,
     infer_variants,
     refuse_unsupported,
     to_plain_keys,
 )
+from hunterFormsBS.options import idle_options
 from hunterFormsBS.printable import printable, short_repr
 
 _LISTED: Final = 20
@@ -163,7 +163,7 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
     ):
         # Version 0.9.2 stopped swapping in linear attention, and left no trace of it in the keys.
         del arguments["learned_value_residual_mix"]
-    of_nothing = {"dim_freqs_in"} | idle_arguments(arguments)
+    of_nothing = {"dim_freqs_in"} | idle_options(arguments)
     undetermined = [name for name in constructor_arguments() if name not in arguments and name not in of_nothing]
     return InferredConfiguration(arguments, undetermined)
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.families import CheckpointError
-from hunterFormsBS.variantChecks import OF_CONFORMERS, OF_FNO, OF_HYPERACE, OF_MASK_TRANSFORMERS, OF_MLPS
+from hunterFormsBS.heads import HEADS
+from hunterFormsBS.options import OPTIONS
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -388,9 +389,7 @@ def infer_variants(shapes: Shapes) -> dict[str, object]:
     """Find the arguments that make the variant, from keys and shapes in this package's form."""
     return {
         **_infer_conformers(shapes),
-        **_infer_fourier_operators(shapes),
-        **_infer_mask_transformers(shapes),
-        **_infer_hyper_ace(shapes),
+        **_infer_heads(shapes),
         "n_wsa_sinks": _first(shapes, "sink_tokens") if "sink_tokens" in shapes else 0,
         "siamese": any(".ln_y_attn." in key for key in shapes),
         "use_shared_bias": "shared_qkv_bias" in shapes,
@@ -401,17 +400,6 @@ def undetermined_of_variant(arguments: Mapping[str, object]) -> list[str]:
     """Return the arguments that change the audio, and that no shape tells, among those that these arguments need."""
     of_hyper_ace = ["segm_num_heads"] if arguments.get("use_hyperACE") else []
     return [*of_hyper_ace, *(["wsa_window_len"] if arguments.get("n_wsa_sinks") else [])]
-
-
-def idle_arguments(arguments: Mapping[str, object]) -> set[str]:
-    """Return the names of arguments that say how something is that these arguments do not have."""
-    return {
-        *(() if arguments.get("use_hyperACE") else OF_HYPERACE),
-        *(OF_MLPS if arguments.get("mask_fno_modes") else OF_FNO),
-        *(() if arguments.get("mask_transformer_depth") else OF_MASK_TRANSFORMERS),
-        *(() if arguments.get("n_wsa_sinks") else ("wsa_window_len",)),
-        *(() if has_conformers(arguments) else OF_CONFORMERS),
-    }
 
 
 def has_conformers(arguments: Mapping[str, object]) -> bool:
@@ -428,48 +416,16 @@ def _infer_conformers(shapes: Shapes) -> dict[str, object]:
     return {"conv_expansion_factor": channels // dim, "conv_kernel_size": size}
 
 
-def _infer_fourier_operators(shapes: Shapes) -> dict[str, object]:
-    prefix = "mask_estimators.0.to_freqs.0.0.fno_blocks.convs."
-    weights = [shape for key, shape in shapes.items() if key.startswith(prefix) and key.endswith(".weight")]
-    if not weights:
-        return {"mask_fno_modes": 0}
-    return {"mask_fno_modes": weights[0][1], "mask_fno_depth": len(weights)}
-
-
-def _infer_mask_transformers(shapes: Shapes) -> dict[str, object]:
-    prefix = "mask_estimators.0.layers."
-    depth = len({key.removeprefix(prefix).partition(".")[0] for key in shapes if key.startswith(prefix)})
-    if not depth:
-        return {"mask_transformer_depth": 0}
-    attention = f"{prefix}0.0.layers.0.0"
-    heads = _first(shapes, f"{attention}.to_gates.weight")
-    return {
-        "mask_transformer_depth": depth,
-        "mask_transformer_heads": heads,
-        "mask_transformer_dim_head": _first(shapes, f"{attention}.to_qkv.weight") // (3 * heads),
-    }
-
-
-def _infer_hyper_ace(shapes: Shapes) -> dict[str, object]:
-    prefix = "mask_estimators.0.segm."
-    keys = [key.removeprefix(prefix) for key in shapes if key.startswith(prefix)]
-    if not keys:
-        return {"use_hyperACE": False}
-
-    def count(pattern: str) -> int:
-        return len({match[1] for key in keys if (match := re.match(pattern, key))})
-
-    stages = ("stem", "p2.0", "p3.0", "p4.0", "p5.0")
-    generation = "hyperace.high_order_branch.0.ahc.adaptive_hyperedge_gen"
-    return {
-        "use_hyperACE": True,
-        "segm_version": 2 if any(key.startswith("upsample_head.block1.out_conv.") for key in keys) else 1,
-        "segm_backbone_channels": tuple(_first(shapes, f"{prefix}backbone.{stage}.pwconv.weight") for stage in stages),
-        "segm_base_depth": count(r"backbone\.p2\.1\.m\.m\.(\d+)\."),
-        "segm_hyperace_k": count(r"hyperace\.high_order_branch\.(\d+)\."),
-        "segm_hyperace_l": count(r"hyperace\.low_order_branch\.(\d+)\."),
-        "segm_num_hyperedges": _first(shapes, f"{prefix}{generation}.global_proto"),
-    }
+def _infer_heads(shapes: Shapes) -> dict[str, object]:
+    found: dict[str, object] = {kind.switch: OPTIONS[kind.switch].option.default for kind in HEADS if kind.switch}
+    try:
+        for kind in HEADS:
+            found |= kind.infer(shapes)
+    except KeyError as error:
+        raise CheckpointError(f"the state dict lacks {error.args[0]}: is the file complete?") from error
+    except IndexError as error:
+        raise CheckpointError("the state dict has a number where a mask head has a matrix") from error
+    return found
 
 
 def _first(shapes: Shapes, key: str) -> int:

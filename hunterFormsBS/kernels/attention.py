@@ -4,22 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from hunterFormsBS.blocks.norm import rms_norm
-from hunterFormsBS.blocks.positions import RotaryEmbedding
-from hunterFormsBS.blocks.valueResidual import mix_values
 from hunterFormsBS.kernels.linear import linear_of
 from hunterFormsBS.kernels.prepared import NOTHING, Prepared
 from hunterFormsBS.kernels.rotation import rotate_in_place
-from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.kernels.seam import Served, Where, kernel
+from hunterFormsBS.operations.norm import rms_norm
+from hunterFormsBS.operations.valueResidual import mix_values
+from hunterFormsBS.theTypes import ValueResidualMix
 
-if TYPE_CHECKING:
-    from hunterFormsBS.blocks.attention import Attention
+
+class Positions(Protocol):
+    """A position embedding, as far as kernels use it."""
+
+    turns_pairs: bool
+    """Its table is one tensor of unit vectors, by which it turns neighbouring features."""
+
+    def table(self, length: int) -> tuple[Tensor, ...]:
+        """Return what depends on the length alone."""
+        ...
+
+    def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return queries and keys with their positions."""
+        ...
+
+
+class Attention(Served, Protocol):
+    """An attention layer, as far as its kernel uses it."""
+
+    heads: int
+    value_residual_mix: ValueResidualMix | None
+    norm: Any
+    to_qkv: Any
+    to_gates: Any
+    to_value_residual_mix: Any
+    attend: Any
+    to_out: Any
+    """Linear and dropout."""
+
+    @property
+    def positions(self) -> Positions | None:
+        """The position embedding."""
+        ...
 
 
 @kernel(Where.EAGER)
@@ -32,14 +63,14 @@ def attention(
     maps = [layer.to_qkv, layer.to_gates]
     if layer.to_value_residual_mix is not None:
         maps.append(layer.to_value_residual_mix)
-    project, dropout = cast("tuple[nn.Linear, nn.Dropout]", layer.to_out)
+    project, dropout = layer.to_out
     qkv, gates, *mix = linear_of(rms_norm, (x, layer.norm.gamma), maps, packed=prepared.packed)
     with _scores_in_float32(qkv) as scores_in_float32:
         q, k, values = _with_positions(layer, qkv, prepared, scores_in_float32=scores_in_float32)
         v = mix_values(values, first_values, mix[0] if mix else None, layer.value_residual_mix)
         out = rearrange(layer.attend(q, k, v), "b h n e -> b n h e")
     (merged,) = linear_of(gated_heads, (out, gates), (project,), packed=prepared.packed)
-    return cast(Tensor, dropout(merged)), values
+    return dropout(merged), values
 
 
 def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
@@ -72,7 +103,7 @@ def _with_positions(
     table = None
     if positions is not None:
         table = positions.table(qkv.shape[1]) if prepared.table is None else prepared.table
-        if type(positions) is RotaryEmbedding and qk.dtype == table[0].dtype and not table[0].requires_grad:
+        if positions.turns_pairs and qk.dtype == table[0].dtype and not table[0].requires_grad:
             q, k, *rest = rotate_in_place(qk, table[0])
             return q, k, rest[0] if rest else v
     q, k = rearrange(qk[:, :, :2], "b n two h e -> two b h n e").unbind(0)

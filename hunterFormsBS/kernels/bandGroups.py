@@ -6,24 +6,37 @@ groups grows with the logarithm of the ratio between the widest and the narrowes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
-from hunterFormsBS.blocks.norm import RMSNorm, at_least_float32, rms_norm
-from hunterFormsBS.blocks.recompute import checkpointed
 from hunterFormsBS.kernels.constants import Constants
 from hunterFormsBS.kernels.linear import linear_of
-from hunterFormsBS.kernels.seam import Layer, Where, kernel
+from hunterFormsBS.kernels.recompute import checkpointed
+from hunterFormsBS.kernels.seam import Served, Where, are_served_alike, kernel
+from hunterFormsBS.operations.norm import at_least_float32, rms_norm
 
-if TYPE_CHECKING:
-    from hunterFormsBS.bandSplit import BandSplit, MaskEstimator
+
+class BandSplit(Served, Protocol):
+    """A band split, as far as its kernel uses it."""
+
+    to_features: Any
+    """For each band, norm and Linear."""
+    groups: BandGroups
+
+
+class MaskHead(Served, Protocol):
+    """A mask head of one MLP and one gated linear unit for each band, as far as its kernels use it."""
+
+    to_freqs: Any
+    """For each band, MLP and GLU; an MLP is Linear and tanh in turn, and a Linear."""
+    groups: BandGroups
 
 
 class Group(NamedTuple):
@@ -115,7 +128,7 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
     """Make tokens with one product for each group of bands, instead of one for each band."""
     if not band_split.is_unmodified_inside():
         return None
-    norms, linears = zip(*cast("Iterable[tuple[RMSNorm, nn.Linear]]", band_split.to_features), strict=True)
+    norms, linears = zip(*band_split.to_features, strict=True)
     groups = band_split.groups
     columns, widths, padded_widths, rank = (
         groups.indices.on(x.device, name) for name in ("columns", "widths", "padded_widths", "rank")
@@ -138,20 +151,20 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
 
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
-def masks_by_groups(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
+def masks_by_groups(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
     """Estimate masks with one product for all stems and all bands of a group."""
-    if not _are_unmodified(estimators):
+    if not are_served_alike(mask_by_groups, estimators):
         return None
-    run = partial(_masks_by_groups, cast("Sequence[MaskEstimator]", estimators))
+    run = partial(_masks_by_groups, estimators)
     return (checkpointed(run) if use_torch_checkpoint else run)(x)
 
 
-def _masks_by_groups(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+def _masks_by_groups(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
     stems = len(estimators)
     groups = estimators[0].groups
     order, gated_rows, places = (groups.indices.on(x.device, name) for name in ("order", "gated_rows", "places"))
     # mlps[stem][band][layer]
-    mlps = [[list(net[0]) for net in cast("Iterable[Any]", estimator.to_freqs)] for estimator in estimators]
+    mlps = [[list(net[0]) for net in estimator.to_freqs] for estimator in estimators]
     hidden = repeat(x.index_select(-2, order), "b t f d -> (f n) (b t) d", n=stems)
     for layer in range(0, len(mlps[0][0]) - 1, 2):
         linears = [mlp[band][layer] for band in groups.bands for mlp in mlps]
@@ -175,47 +188,41 @@ def _masks_by_groups(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
 
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
-def mask_by_groups(estimator: MaskEstimator, x: Tensor) -> Tensor | None:
+def mask_by_groups(estimator: MaskHead, x: Tensor) -> Tensor | None:
     """As `masks_by_groups`, for a mask estimator by itself."""
     return _masks_by_groups([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
 
 
 @kernel(Where.CPU)
-def mask_by_bands(estimator: MaskEstimator, x: Tensor) -> Tensor | None:
+def mask_by_bands(estimator: MaskHead, x: Tensor) -> Tensor | None:
     """As `masks_by_bands`, for a mask estimator by itself."""
     return _masks_by_bands([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
 
 
 @kernel(Where.CPU)
-def masks_by_bands(estimators: Sequence[nn.Module], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
+def masks_by_bands(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
     """Estimate masks band by band, each band copied out of the tokens once for all stems, by faster linear maps."""
     if use_torch_checkpoint and len(estimators) > 1:  # Recomputing one stem at a time takes less memory.
         return None
-    if not _are_unmodified(estimators):
+    if not are_served_alike(mask_by_bands, estimators):
         return None
-    run = partial(_masks_by_bands, cast("Sequence[MaskEstimator]", estimators))
+    run = partial(_masks_by_bands, estimators)
     return (checkpointed(run) if use_torch_checkpoint else run)(x)
 
 
-def _masks_by_bands(estimators: Sequence[MaskEstimator], x: Tensor) -> Tensor:
+def _masks_by_bands(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
     # Once for all stems: each linear map, and each gradient, would copy a band out of its tokens for itself.
     bands = map(Tensor.contiguous, x.unbind(-2))
-    nets_of_bands = zip(*(cast("Iterable[Any]", estimator.to_freqs) for estimator in estimators), strict=True)
+    nets_of_bands = zip(*(estimator.to_freqs for estimator in estimators), strict=True)
     by_band = [[_mask(net, band) for net in nets] for band, nets in zip(bands, nets_of_bands, strict=True)]
     masks = torch.cat(list(chain.from_iterable(zip(*by_band, strict=True))), dim=-1)
     return rearrange(masks, "b t (n w) -> b n t w", n=len(estimators))
 
 
-def _mask(net: nn.Sequential, band: Tensor) -> Tensor:
+def _mask(net: Any, band: Tensor) -> Tensor:
     """Return the mask, `(b, t, w)`, that one band's MLP and GLU make of its tokens, `(b, t, d)`."""
-    mlp, glu = cast("Sequence[Any]", net)
+    mlp, glu = net
     *hidden_layers, last = mlp[::2]
     for layer in hidden_layers:
         (band,) = linear_of(None, (band,), (layer,), activation="tanh")
-    return cast(Tensor, glu(*linear_of(None, (band,), (last,))))
-
-
-def _are_unmodified(estimators: Iterable[nn.Module]) -> bool:
-    """Tell whether these are mask estimators as their class made them, and no other heads."""
-    kinds = {type(estimator).__name__ for estimator in estimators}
-    return kinds == {"MaskEstimator"} and all(cast(Layer, one).is_unmodified() for one in estimators)
+    return glu(*linear_of(None, (band,), (last,)))

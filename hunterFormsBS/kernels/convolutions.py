@@ -9,8 +9,7 @@ Axis letters: b batch, c channels, t time frames, f frequency bins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +18,52 @@ from torch import Tensor, nn
 
 from hunterFormsBS.kernels.internals import onednn
 from hunterFormsBS.kernels.linear import linear
-from hunterFormsBS.kernels.seam import Layer, Where, kernel
+from hunterFormsBS.kernels.seam import Served, Where, kernel
 
-if TYPE_CHECKING:
-    from hunterFormsBS.blocks.convolutions import Conv, DSConv, TimeFreqConvolutions
+
+class Pointwise(Served, Protocol):
+    """A convolution of one frame and one bin, a norm and SiLU."""
+
+    conv: Any
+    bn: nn.InstanceNorm2d
+
+
+class Separable(Served, Protocol):
+    """A depthwise convolution, one of one frame and one bin, a norm and SiLU."""
+
+    dwconv: Any
+    pwconv: Any
+    bn: nn.InstanceNorm2d
+
+
+class TimeFreqConvolutions(Served, Protocol):
+    """Convolutions around a linear map along frequency, with a shortcut."""
+
+    tfc1: Any
+    tdf: Any
+    tfc2: Any
+    shortcut: Any
+
 
 NUMBERS_PER_BLOCK = 2**17
 """Of the frames that are normalised together: half a mebibyte in float32."""
 
 
 @kernel(Where.CPU)
-def convolve_in_place(layer: Conv | DSConv, x: Tensor) -> Tensor | None:
-    """Normalise and activate what the convolutions made where it is."""
+def pointwise_in_place(layer: Pointwise, x: Tensor) -> Tensor | None:
+    """Normalise and activate what the convolution made where it is."""
     if not _serves(layer, x):
         return None
-    parts = cast(Any, layer)
-    if hasattr(parts, "conv"):
-        out = _of_one_pixel(parts.conv, _pixels(x))
-    else:
-        out = _of_one_pixel(parts.pwconv, _pixels(parts.dwconv(x.contiguous(memory_format=torch.channels_last))))
-    return _picture(norm_and_activate_(out, parts.bn))
+    return _picture(norm_and_activate_(_of_one_pixel(layer.conv, _pixels(x)), layer.bn))
+
+
+@kernel(Where.CPU)
+def separable_in_place(layer: Separable, x: Tensor) -> Tensor | None:
+    """Likewise, after a depthwise convolution."""
+    if not _serves(layer, x):
+        return None
+    pixels = _pixels(layer.dwconv(x.contiguous(memory_format=torch.channels_last)))
+    return _picture(norm_and_activate_(_of_one_pixel(layer.pwconv, pixels), layer.bn))
 
 
 @kernel(Where.CPU)
@@ -46,12 +71,12 @@ def time_freq_in_place(layer: TimeFreqConvolutions, x: Tensor) -> Tensor | None:
     """Likewise, with products along frequency that leave channels last."""
     if not _serves(layer, x):
         return None
-    parts, pixels = cast(Any, layer), _pixels(x)
-    first_norm, _, narrow, second_norm, _, widen = parts.tdf
-    hidden = _activated_convolution(parts.tfc1, pixels.clone())
+    pixels = _pixels(x)
+    first_norm, _, narrow, second_norm, _, widen = layer.tdf
+    hidden = _activated_convolution(layer.tfc1, pixels.clone())
     frequencies = norm_and_activate_(narrow.weight @ norm_and_activate_(hidden.clone(), first_norm), second_norm)
     hidden += widen.weight @ frequencies
-    return _picture(_activated_convolution(parts.tfc2, hidden).add_(_of_one_pixel(parts.shortcut, pixels)))
+    return _picture(_activated_convolution(layer.tfc2, hidden).add_(_of_one_pixel(layer.shortcut, pixels)))
 
 
 @kernel(Where.CPU, ordinary=True)
@@ -62,13 +87,13 @@ def shuffle_pixels(picture: Tensor) -> Tensor | None:
     return _picture(rearrange(picture, "b (c two) t f -> b t (f two) c", two=2))
 
 
-def _activated_convolution(layer: Sequence[nn.Module], pixels: Tensor) -> Tensor:
+def _activated_convolution(layer: Any, pixels: Tensor) -> Tensor:
     """Overwrite `pixels`, and return others."""
     norm, _, convolution = layer
-    return _pixels(convolution(_picture(norm_and_activate_(pixels, cast(nn.InstanceNorm2d, norm)))))
+    return _pixels(convolution(_picture(norm_and_activate_(pixels, norm))))
 
 
-def _serves(layer: Layer, x: Tensor) -> bool:
+def _serves(layer: Served, x: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and x.dtype == torch.float32

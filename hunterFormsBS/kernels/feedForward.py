@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hunterFormsBS.blocks.norm import rms_norm
 from hunterFormsBS.kernels.linear import linear_of
 from hunterFormsBS.kernels.prepared import NOTHING, Prepared
-from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.kernels.seam import Served, Where, kernel
+from hunterFormsBS.operations.norm import rms_norm
 
-if TYPE_CHECKING:
-    from hunterFormsBS.blocks.feedForward import FeedForward
+
+class FeedForward(Served, Protocol):
+    """A feedforward, as far as its kernel uses it."""
+
+    net: Any
+    """Norm, Linear, GELU, dropout, Linear, dropout."""
 
 
 @kernel(Where.EAGER)
@@ -22,7 +26,7 @@ def feed_forward(layer: FeedForward, x: Tensor, *, prepared: Prepared = NOTHING)
     """Store `x` and the input of GELU; the outputs of norm and GELU are computed again in the backward pass."""
     if prepared is NOTHING and not layer.is_unmodified_inside():
         return None
-    norm, expand, gelu, first_dropout, contract, last_dropout = cast(Any, layer.net)
+    norm, expand, gelu, first_dropout, contract, last_dropout = layer.net
     if gelu.approximate != "none" or any(one.training and one.p > 0 for one in (first_dropout, last_dropout)):
         return None
 

@@ -57,7 +57,8 @@ def linear(
     if products is None:
         return ACTIVATIONS[activation](F.linear(x, weight, bias))
     operators, dtype = products
-    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    # oneDNN reads a bias as dense memory, whatever its strides.
+    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype).contiguous()
     fused = activation if torch.backends.cpu.get_cpu_capability() == "AVX512" else "none"
     with counted_as_product(x, weight):
         out = operators.linear(x, weight if packed is None else packed, bias, fused, [], "none")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.blocks.spectrum import frames_and_window
 from hunterFormsBS.kernels.derivatives import gradients_of
 from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.operations.frames import frames_and_window, irfft, rfft, spectral_moduli
 from hunterFormsBS.theTypes import ParametersComputeLoss
-
-# torch.fft has no annotations.
-rfft = cast("Callable[..., Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
-irfft = cast("Callable[..., Tensor]", torch.fft.irfft)  # pyright: ignore[reportUnknownMemberType]
 
 
 @kernel(Where.EAGER)
@@ -46,12 +42,7 @@ class _SpectralL1(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, rows = ctx.saved_tensors
         if torch.is_grad_enabled():
-
-            def formula(rows: Tensor) -> Tensor:
-                sizes = ctx.parameters.multi_stft_resolutions_window_sizes
-                windowed = [frames_and_window(rows, size, ctx.parameters) for size in sizes]
-                return torch.stack([rfft(frames * window).abs().mean() for frames, window in windowed]).sum()
-
+            formula = partial(spectral_moduli, parameters=ctx.parameters)
             return (*gradients_of(formula, (rows,), (True,), (grad_output,)), None)
         return gradient * grad_output, None
 

@@ -8,17 +8,15 @@ CPU; going from run to run takes an eighth of the time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from more_itertools import consecutive_groups
 from torch import Tensor
 
+from hunterFormsBS.kernels.constants import Constants
 from hunterFormsBS.kernels.seam import Where, kernel
-
-if TYPE_CHECKING:
-    from hunterFormsBS.blocks.bins import Bins
 
 
 class Run(NamedTuple):
@@ -26,6 +24,14 @@ class Run(NamedTuple):
 
     places: slice
     freqs: slice
+
+
+class Bins(Protocol):
+    """The bins of a band layout, as far as kernels use them."""
+
+    num_freqs: int
+    runs: tuple[Run, ...]
+    constants: Constants
 
 
 def runs_of(freq_indices: Sequence[int]) -> tuple[Run, ...]:

@@ -17,13 +17,14 @@ difference; elsewhere the method itself runs:
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import wraps
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
+from inspect import isfunction
+from typing import Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,6 @@ class Where(Flag):
     GRAPH = auto()
     EAGER = CPU | DEVICE
     EVERYWHERE = EAGER | GRAPH
-
-
-PLACES = (Where.CPU, Where.DEVICE, Where.GRAPH)
 
 
 @dataclass(eq=False)
@@ -97,43 +95,38 @@ class Surroundings(NamedTuple):
     """Something records single operators: a mode or a tracer."""
 
 
-class _Switch:
-    """Whether kernels are on, for the whole process, as PyTorch's own switches of backends are."""
-
-    def __init__(self) -> None:
-        self.off = os.environ.get(VARIABLE, "") not in ("", "0")
-
-
-class _Recomputation(threading.local):
-    """What surrounded a forward pass, while the backward pass repeats it in this thread."""
-
-    surroundings: Surroundings | None = None
-
-
-_switch = _Switch()
-_recomputation = _Recomputation()
+_off_everywhere = os.environ.get(VARIABLE, "") not in ("", "0")
+_off_here: ContextVar[bool] = ContextVar("_off_here", default=False)
+_repeated: ContextVar[Surroundings | None] = ContextVar("_repeated", default=None)
+"""What surrounded a forward pass, while the backward pass repeats it in this thread."""
 
 
 @contextmanager
 def reference() -> Generator[None]:
     """Turn every kernel off: each layer computes its formula as it stands in the source, by PyTorch's own operators.
 
-    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the whole process,
-    all threads. Setting `HUNTERFORMSBS_REFERENCE=1` in the environment does the same from the start.
-    Graphs compiled before keep their kernels until they are compiled again.
+    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the current thread or
+    asynchronous task, and nests. `HUNTERFORMSBS_REFERENCE=1` in the environment holds for the whole process. Graphs
+    compiled before keep their kernels until they are compiled again.
     """
-    before, _switch.off = _switch.off, True
+    token = _off_here.set(True)
     try:
         yield
     finally:
-        _switch.off = before
+        _off_here.reset(token)
+
+
+@internals.constant_when_compiled
+def is_off() -> bool:
+    """Tell whether kernels are turned off, in this thread or altogether."""
+    return _off_everywhere or _off_here.get()
 
 
 def surroundings() -> Surroundings:
     """Find out what is going on around a layer, in eager mode."""
-    if _recomputation.surroundings is not None:
-        return _recomputation.surroundings
-    if _switch.off or not internals.can_ask() or internals.is_transformed():
+    if (repeated := _repeated.get()) is not None:
+        return repeated
+    if is_off() or not internals.can_ask() or internals.is_transformed():
         return Surroundings(off=True, recorded=True)
     return Surroundings(off=False, recorded=internals.is_recorded())
 
@@ -145,16 +138,16 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
     first = surroundings()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        before, _recomputation.surroundings = _recomputation.surroundings, first
+        token = _repeated.set(first)
         try:
             return function(*args, **kwargs)
         finally:
-            _recomputation.surroundings = before
+            _repeated.reset(token)
 
     return run
 
 
-def place_of(tensors: Iterable[Tensor]) -> Where:
+def where_of(tensors: Iterable[Tensor]) -> Where:
     """Return where code on these tensors runs."""
     if torch.compiler.is_compiling():
         return Where.GRAPH
@@ -164,7 +157,7 @@ def place_of(tensors: Iterable[Tensor]) -> Where:
 def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence[Kernel]:
     """Return the kernels that may run: those whose use nothing outside could notice."""
     if torch.compiler.is_compiling():
-        return () if _switch.off else kernels
+        return () if is_off() else kernels
     if not kernels:
         return ()
     watched = surroundings()
@@ -181,13 +174,13 @@ def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
     A kernel may pass the keyword argument `prepared`, which holds what it has made for them, to the kernels of the
     layers inside. No method sees it.
     """
-    candidates = {place: tuple(one for one in kernels if place in one.where) for place in PLACES}
+    candidates = {where: tuple(one for one in kernels if where in one.where) for where in Where}
 
     def decorate(method: Method) -> Method:
         @wraps(method)
         def served(*args: Any, prepared: object = None, **kwargs: Any) -> Any:
             tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
-            chosen = _permitted(candidates[place_of(tensors)], tensors)
+            chosen = _permitted(candidates[where_of(tensors)], tensors)
             if prepared is not None:
                 kwargs["prepared"] = prepared
             for one in chosen:
@@ -197,9 +190,36 @@ def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
             kwargs.pop("prepared", None)
             return method(*args, **kwargs)
 
+        vars(served)["kernels"] = kernels
         return cast(Method, served)
 
     return decorate
+
+
+class Served(Protocol):
+    """A layer, as far as the seam knows it. Each kernel says what more of a layer it uses, in a protocol of its own."""
+
+    def is_unmodified_inside(self) -> bool:
+        """Tell whether calling the modules inside does what the constructor put there, and nothing else."""
+        ...
+
+    def likeness(self, kernel_name: str) -> int | None:
+        """Return what layers share that this kernel serves and whose modules have equal shapes."""
+        ...
+
+
+def are_served_alike(by: Kernel, layers: Sequence[Served]) -> bool:
+    """Tell whether a kernel may compute several layers at once: it serves each of them, and they have equal shapes."""
+    first, *others = [layer.likeness(by.name) for layer in layers]
+    return first is not None and all(other == first for other in others)
+
+
+class Part(NamedTuple):
+    """A module inside a layer: its name, its class, and the names and shapes of its own parameters."""
+
+    name: str
+    kind: type[nn.Module]
+    shapes: tuple[tuple[str, torch.Size | None], ...]
 
 
 class _Constructor(type):
@@ -214,35 +234,44 @@ class _Constructor(type):
 class Layer(nn.Module, metaclass=_Constructor):
     """Base of this package's layers, which can tell whether anybody has changed them."""
 
-    forwards: ClassVar[dict[type[nn.Module], Callable[..., Any]]] = {}
-    """`forward` of each known class as it was when the class was made."""
+    methods: ClassVar[dict[type[nn.Module], Mapping[str, Callable[..., Any]]]] = {}
+    """The methods of each known class as they were when it became known."""
 
-    modules_made: list[tuple[str, type[nn.Module]]]
+    modules_made: list[Part]
     """What `modules_of` returned when the constructor was done."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("hunterFormsBS."):
-            Layer.forwards[cls] = cls.forward
+            know(cls)
 
     @internals.constant_when_compiled
     def is_unmodified_inside(self) -> bool:
         """Tell whether calling the modules inside does what this class, and theirs, say, and nothing else.
 
         False for anything that someone put in their place or hung on them: other layers, subclasses, LoRA and quantised
-        layers, parametrizations, hooks, a patched `forward`, parameters that are tensor subclasses.
+        layers, parametrizations, hooks, patched methods, parameters of other shapes or of tensor subclasses. Of the
+        layer itself, methods other than `forward` count, which the kernel of `forward` would have to call.
         """
         return (
-            self.modules_made == modules_of(self)
+            has_own_methods(self, but="forward")
+            and self.modules_made == modules_of(self)
             and has_simple_parameters(self)
             and not internals.is_watched_everywhere()
             and all(is_unmodified(module) for module in self.modules() if module is not self)
         )
 
     @internals.constant_when_compiled
-    def is_unmodified(self) -> bool:
-        """Tell whether calling this layer does what its class says, and nothing else."""
-        return is_unmodified(self) and self.is_unmodified_inside()
+    def likeness(self, kernel_name: str) -> int | None:
+        """Return a number that only layers with modules of equal classes and shapes share.
+
+        None where calling the layer is not what the kernel of this name would do: its `forward` is served by others, or
+        somebody changed it.
+        """
+        kernels: Sequence[Kernel] = getattr(type(self).forward, "kernels", ())
+        served = kernel_name in [one.name for one in kernels]
+        same = served and is_unmodified(self) and self.is_unmodified_inside()
+        return hash(tuple(self.modules_made)) if same else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what was compiled."""
@@ -261,15 +290,22 @@ def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def modules_of(layer: nn.Module) -> list[tuple[str, type[nn.Module]]]:
-    """Return the names and classes of the modules inside `layer`."""
-    named = cast("Iterable[tuple[str, nn.Module]]", layer.named_modules())
-    return [(name, type(module)) for name, module in named if module is not layer]
+def modules_of(layer: nn.Module) -> list[Part]:
+    """Return the modules inside `layer`."""
+    return [
+        Part(name, type(module), tuple((key, None if p is None else p.shape) for key, p in module._parameters.items()))
+        for name, module in layer.named_modules()
+        if module is not layer
+    ]
 
 
 def know(*kinds: type[nn.Module]) -> None:
-    """Let modules of these classes, which belong to other libraries, be parts of unmodified layers."""
-    Layer.forwards.update({kind: kind.forward for kind in kinds})
+    """Let modules of these classes be parts of unmodified layers, as long as nobody changes their methods."""
+    for kind in kinds:
+        own = [base for base in kind.__mro__ if base not in (Layer, *nn.Module.__mro__)]
+        functions = (name for base in own for name, value in vars(base).items() if isfunction(value))
+        names = {name for name in functions if not name.startswith("__")}
+        Layer.methods[kind] = {name: getattr(kind, name) for name in names | {"forward"}}
 
 
 know(nn.Dropout, nn.GELU, nn.GLU, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequential, nn.Tanh)
@@ -277,12 +313,21 @@ know(nn.Dropout, nn.GELU, nn.GLU, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequ
 
 def is_unmodified(module: nn.Module) -> bool:
     """Tell whether calling `module`, apart from what is inside, does what its class says and nothing else."""
-    kind = type(module)
     return (
-        Layer.forwards.get(kind) is kind.forward
-        and "forward" not in module.__dict__
+        type(module) in Layer.methods
+        and has_own_methods(module)
         and not internals.has_hooks(module)
         and has_simple_parameters(module)
+    )
+
+
+def has_own_methods(module: nn.Module, but: str = "") -> bool:
+    """Tell whether nobody replaced or overrode a method of the known class that `module` is of, except for one."""
+    kind = next((kind for kind in type(module).__mro__ if kind in Layer.methods), nn.Module)
+    return all(
+        getattr(type(module), name) is method and name not in module.__dict__
+        for name, method in Layer.methods.get(kind, {}).items()
+        if name != but
     )
 
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.recompute import checkpointed
+from hunterFormsBS.kernels.attention import Positions
 from hunterFormsBS.kernels.linear import pack
 from hunterFormsBS.kernels.prepared import Prepared
-from hunterFormsBS.kernels.seam import Where, kernel
-
-if TYPE_CHECKING:
-    from hunterFormsBS.blocks.transformer import Transformer
+from hunterFormsBS.kernels.recompute import checkpointed
+from hunterFormsBS.kernels.seam import Served, Where, kernel
 
 TOKENS_PER_BLOCK = 2048
 """On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
+
+
+class Transformer(Served, Protocol):
+    """A transformer, as far as its kernel uses it."""
+
+    num_residual_streams: int
+    use_torch_checkpoint: bool
+    run_layers: Callable[..., tuple[Tensor, Tensor | None]]
+
+    @property
+    def positions(self) -> Positions | None:
+        """The position embedding that all layers share."""
+        ...
+
+    def modules(self) -> Iterator[Any]:
+        """Iterate over all modules inside."""
+        ...
 
 
 @kernel(Where.EAGER)

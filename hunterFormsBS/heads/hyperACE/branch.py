@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.convolutions import C3k2, Conv, DSConv, TimeFreqConvolutions, resize, shuffle
-from hunterFormsBS.blocks.hypergraph import HyperACE
+from hunterFormsBS.heads.hyperACE.convolutions import C3k2, Conv, DSConv, TimeFreqConvolutions, resize, shuffle
+from hunterFormsBS.heads.hyperACE.hypergraph import HyperACE
 from hunterFormsBS.kernels.seam import Layer
-from hunterFormsBS.theTypes import ParametersMaskEstimator
+from hunterFormsBS.theTypes import ParametersBranch
 
 UPSAMPLE_DIVISORS = {1: (1, 1, 2, 2, 4), 2: (1, 2, 4, 8, 16)}
 """Of the channels before and after each of the four doublings, in each version."""
@@ -105,12 +104,12 @@ class Decoder(Layer):
         x = self.join(4, self.up_d5(resize(x, size_of(p4))) + self.skip_p4(p4), fused)
         x = self.join(3, self.up_d4(resize(x, size_of(p3))) + self.skip_p3(p3), fused)
         x = self.join(2, self.up_d3(resize(x, size_of(p2))) + self.skip_p2(p2), fused)
-        return cast(Tensor, self.final_d2(x))
+        return self.final_d2(x)
 
     def join(self, level: int, x: Tensor, fused: Tensor) -> Tensor:
         """Add the fused map, at the resolution of `x`."""
         convolution, fusion = getattr(self, f"h_to_d{level}"), getattr(self, f"fusion_d{level}")
-        return cast(Tensor, fusion(x, convolution(resize(fused, size_of(x)))))
+        return fusion(x, convolution(resize(fused, size_of(x))))
 
 
 def size_of(x: Tensor) -> tuple[int, int]:
@@ -130,7 +129,7 @@ class FreqPixelShuffle(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, channels_in, t, f)` to `(b, channels_out, t, 2 · f)`."""
-        return cast(Tensor, self.out_conv(shuffle(self.conv(x))))
+        return self.out_conv(shuffle(self.conv(x)))
 
 
 class Blocks(Layer):
@@ -142,7 +141,7 @@ class Blocks(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply all."""
-        return cast(Tensor, self.blocks(x))
+        return self.blocks(x)
 
 
 class UpsampleHead(Layer):
@@ -164,7 +163,7 @@ class UpsampleHead(Layer):
         x = self.block4(self.block3(self.block2(self.block1(x))))
         if x.shape[-1] != self.num_bins:
             x = resize(x, (x.shape[2], self.num_bins))
-        return cast(Tensor, self.final_conv(x))
+        return self.final_conv(x)
 
 
 class SegmModel(Layer):
@@ -178,12 +177,12 @@ class SegmModel(Layer):
         Real numbers of a mask for each bin: two for each audio channel.
     num_bands, num_bins : int
         Bands, and bins of all bands together.
-    parameters : ParametersMaskEstimator
-        Those named `segm_…`.
+    parameters : ParametersBranch
+        What the branch is made of.
     """
 
     def __init__(
-        self, dim: int, channels_out: int, *, num_bands: int, num_bins: int, parameters: ParametersMaskEstimator
+        self, dim: int, channels_out: int, *, num_bands: int, num_bins: int, parameters: ParametersBranch
     ) -> None:
         super().__init__()
         version, channels = parameters.segm_version, parameters.segm_backbone_channels
@@ -204,4 +203,4 @@ class SegmModel(Layer):
         """Map `(b, d, t, band)` to `(b, channels_out, t, bins of all bands)`."""
         stages = self.backbone(x)
         decoded = self.decoder(stages, self.hyperace(stages))
-        return cast(Tensor, self.upsample_head(resize(decoded, (x.shape[2], decoded.shape[3]))))
+        return self.upsample_head(resize(decoded, (x.shape[2], decoded.shape[3])))

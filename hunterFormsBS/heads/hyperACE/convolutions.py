@@ -5,14 +5,17 @@ Every tensor is `(b, c, t, f)`, with channels c. Attributes are named as in the 
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.convolutions import convolve_in_place, shuffle_pixels, time_freq_in_place
+from hunterFormsBS.kernels.convolutions import (
+    pointwise_in_place,
+    separable_in_place,
+    shuffle_pixels,
+    time_freq_in_place,
+)
 from hunterFormsBS.kernels.seam import Layer, know, served_by
 
 know(nn.Conv2d, nn.InstanceNorm2d, nn.SiLU)
@@ -43,10 +46,10 @@ class Conv(Layer):
         self.bn = instance_norm(channels_out)
         self.act = nn.SiLU()
 
-    @served_by(convolve_in_place)
+    @served_by(pointwise_in_place)
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, c, t, f)` to `(b, channels_out, t, f)`."""
-        return cast(Tensor, self.act(self.bn(self.conv(x))))
+        return self.act(self.bn(self.conv(x)))
 
 
 class DSConv(Layer):
@@ -67,10 +70,10 @@ class DSConv(Layer):
         self.bn = instance_norm(channels_out)
         self.act = nn.SiLU()
 
-    @served_by(convolve_in_place)
+    @served_by(separable_in_place)
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, c, t, f)` to `(b, channels_out, t / stride, f / stride)`, rounded up."""
-        return cast(Tensor, self.act(self.bn(self.pwconv(self.dwconv(x)))))
+        return self.act(self.bn(self.pwconv(self.dwconv(x))))
 
 
 class Bottleneck(Layer):
@@ -83,7 +86,7 @@ class Bottleneck(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
-        return x + cast(Tensor, self.dsconv2(self.dsconv1(x)))
+        return x + self.dsconv2(self.dsconv1(x))
 
 
 class C3k(Layer):
@@ -98,7 +101,7 @@ class C3k(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
-        return cast(Tensor, self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1)))
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
 
 
 class C3k2(Layer):
@@ -112,7 +115,7 @@ class C3k2(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, channels_in, t, f)` to `(b, channels_out, t, f)`."""
-        return cast(Tensor, self.cv2(self.m(self.cv1(x))))
+        return self.cv2(self.m(self.cv1(x)))
 
 
 class TimeFreqConvolutions(Layer):
@@ -154,4 +157,4 @@ class TimeFreqConvolutions(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
         hidden = self.tfc1(x)
-        return cast(Tensor, self.tfc2(hidden + self.tdf(hidden)) + self.shortcut(x))
+        return self.tfc2(hidden + self.tdf(hidden)) + self.shortcut(x)

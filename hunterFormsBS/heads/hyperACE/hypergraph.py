@@ -9,14 +9,13 @@ together), e hyperedges, h heads, d channels of one head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.blocks.convolutions import C3k, Conv, resize
+from hunterFormsBS.heads.hyperACE.convolutions import C3k, Conv, resize
 from hunterFormsBS.kernels.seam import Layer
 
 
@@ -61,7 +60,7 @@ class HypergraphConvolution(Layer):
     def forward(self, x: Tensor, participation: Tensor) -> Tensor:
         """Map `(b, n, c)` and `(b, e, n)` to `(b, n, c)`."""
         edges = self.act(self.W_e(participation @ x))
-        return cast(Tensor, x + self.act(self.W_v(participation.mT @ edges)))
+        return x + self.act(self.W_v(participation.mT @ edges))
 
 
 class HypergraphComputation(Layer):
@@ -75,7 +74,7 @@ class HypergraphComputation(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape of `x`, `(b, c, t, f)`."""
         positions = rearrange(x, "b c t f -> b (t f) c")
-        out = cast(Tensor, self.hypergraph_conv(positions, self.adaptive_hyperedge_gen(positions)))
+        out = self.hypergraph_conv(positions, self.adaptive_hyperedge_gen(positions))
         return rearrange(out, "b (t f) c -> b c t f", t=x.shape[2])
 
 
@@ -91,7 +90,7 @@ class C3AH(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape of `x`, `(b, c, t, f)`."""
-        return cast(Tensor, self.cv3(torch.cat((self.ahc(self.cv2(x)), self.cv1(x)), dim=1)))
+        return self.cv3(torch.cat((self.ahc(self.cv2(x)), self.cv1(x)), dim=1))
 
 
 class HyperACE(Layer):
@@ -133,6 +132,6 @@ class HyperACE(Layer):
         time, freq = stages[2].shape[2:]
         fused = self.fuse_conv(torch.cat([resize(stage, (time, freq)) for stage in stages], dim=1))
         high, low, rest = torch.split(fused, list(self.parts), dim=1)
-        exchanges = [branch(high) for branch in cast("Iterable[nn.Module]", self.high_order_branch)]
+        exchanges = [branch(high) for branch in self.high_order_branch]
         high = self.high_order_fuse(torch.cat(exchanges, dim=1))
-        return cast(Tensor, self.final_fuse(torch.cat((high, self.low_order_branch(low), rest), dim=1)))
+        return self.final_fuse(torch.cat((high, self.low_order_branch(low), rest), dim=1))

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 from einops import rearrange
 from torch import Tensor
 
-ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
-"""How one attention layer mixes: halfway, by a learned factor, or by a learned factor in the wrong place."""
-
-LearnedValueResidualMix: TypeAlias = bool | Literal["swapped", "swapped_everywhere"]
-"""The same choice for a whole model."""
+from hunterFormsBS.theTypes import LearnedValueResidualMix, ValueResidualMix
 
 
 def mix_values(v: Tensor, first: Tensor | None, logits: Tensor | None, how: ValueResidualMix | None) -> Tensor:

@@ -1,7 +1,8 @@
-"""The Fourier neural operator [1]_ along time that makes the mask of one band in an FNO head.
+"""The FNO head: a Fourier neural operator [1]_ along time makes the mask of each band.
 
-Every tensor is `(b, c, t)`, with channels c; k is a frequency along time, of which only the lowest are kept. Attributes
-are named as in the state dicts of the package neuraloperator, with which the published model was trained.
+Every tensor of an operator is `(b, c, t)`, with channels c; k is a frequency along time, of which only the lowest are
+kept. Attributes are named as in the state dicts of the package neuraloperator, with which the published model was
+trained.
 
 .. [1] Li et al., Fourier Neural Operator for Parametric Partial Differential Equations, ICLR 2021, arXiv 2010.08895.
 """
@@ -9,13 +10,25 @@ are named as in the state dicts of the package neuraloperator, with which the pu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypedDict
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from hunterFormsBS.heads.kind import HeadKind, Shapes
 from hunterFormsBS.kernels.seam import Layer
+from hunterFormsBS.optionRow import Needs, Option
+
+_MODES = Needs("mask_fno_modes of at least 1", lambda arguments: arguments["mask_fno_modes"] > 0)
+
+
+class OptionsFourier(TypedDict, total=False):
+    """Arguments of the model that this head takes."""
+
+    mask_fno_depth: Annotated[int, Option(default=3, least=1, most=64, needs=_MODES)]
+    mask_fno_modes: Annotated[int, Option(default=0, most=65536, excludes=("mask_transformer_depth", "use_hyperACE"))]
 
 
 class FourierConvolution(Layer):
@@ -73,7 +86,7 @@ class ChannelMLP(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, channels_in, t)` to `(b, channels_out, t)`."""
         first, second = self.fcs
-        return cast(Tensor, second(self.act(first(x))))
+        return second(self.act(first(x)))
 
 
 class LinearSkip(Layer):
@@ -85,7 +98,7 @@ class LinearSkip(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
-        return cast(Tensor, self.conv(x))
+        return self.conv(x)
 
 
 class GatedSkip(Layer):
@@ -119,12 +132,11 @@ class FourierBlocks(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
         parts = (self.convs, self.fno_skips, self.channel_mlp, self.channel_mlp_skips)
-        layers: list[Any] = list(zip(*cast("Iterable[Iterable[Any]]", parts), strict=True))
-        for place, (convolution, skip, mlp, gate) in enumerate(layers, start=1):
-            last = place == len(layers)
+        last = len(self.convs) - 1
+        for number, (convolution, skip, mlp, gate) in enumerate(zip(*parts, strict=True)):
             hidden = convolution(x) + skip(x)
-            x = mlp(hidden if last else self.act(hidden)) + gate(x)
-            x = x if last else self.act(x)
+            x = mlp(hidden if number == last else self.act(hidden)) + gate(x)
+            x = x if number == last else self.act(x)
         return x
 
 
@@ -151,5 +163,46 @@ class FourierOperator(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, channels, t)` to `(b, channels_out, t)`."""
         frames = x.shape[-1]
-        places = (torch.arange(frames, device=x.device).to(x.dtype) / frames).expand(x.shape[0], 1, frames)
-        return cast(Tensor, self.projection(self.fno_blocks(self.lifting(torch.cat((x, places), dim=1)))))
+        offsets = (torch.arange(frames, device=x.device).to(x.dtype) / frames).expand(x.shape[0], 1, frames)
+        return self.projection(self.fno_blocks(self.lifting(torch.cat((x, offsets), dim=1))))
+
+
+class FourierMaskEstimator(Layer):
+    """A Fourier neural operator along time and a gated linear unit, separate for every band.
+
+    Parameters
+    ----------
+    dim, dim_inputs
+        See `hunterFormsBS.heads.mlp.MaskEstimator`.
+    mask_fno_modes, mask_fno_depth : int
+        So many frequencies are kept in each of so many blocks.
+    """
+
+    def __init__(self, dim: int, dim_inputs: Sequence[int], *, mask_fno_modes: int, mask_fno_depth: int = 3) -> None:
+        super().__init__()
+        self.to_freqs = nn.ModuleList(
+            nn.Sequential(FourierOperator(dim, 2 * width, modes=mask_fno_modes, depth=mask_fno_depth), nn.GLU(dim=-2))
+            for width in dim_inputs
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
+        bands = rearrange(x, "b t f d -> f b d t")
+        masks = [net(band) for band, net in zip(bands, self.to_freqs, strict=True)]
+        return rearrange(torch.cat(masks, dim=1), "b w t -> b t w")
+
+
+def build(dim: int, dim_inputs: Sequence[int], arguments: Mapping[str, Any]) -> FourierMaskEstimator:
+    """Return the head that the model's arguments describe."""
+    modes, depth = arguments["mask_fno_modes"], arguments["mask_fno_depth"]
+    return FourierMaskEstimator(dim, dim_inputs, mask_fno_modes=modes, mask_fno_depth=depth)
+
+
+def infer(shapes: Shapes) -> dict[str, object]:
+    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
+    prefix = "mask_estimators.0.to_freqs.0.0.fno_blocks.convs."
+    weights = [shape for key, shape in shapes.items() if key.startswith(prefix) and key.endswith(".weight")]
+    return {"mask_fno_modes": weights[0][1], "mask_fno_depth": len(weights)} if weights else {}
+
+
+FOURIER = HeadKind("mask_fno_modes", build, infer=infer)

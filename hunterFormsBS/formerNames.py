@@ -1,0 +1,62 @@
+"""Modules under names of earlier versions: importing one works, and warns once with its present name."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType
+from typing import Final
+
+__all__ = ["FORMER_NAMES"]
+
+FORMER_NAMES: Final = MappingProxyType(
+    {
+        # Of version 0.3.
+        "bands": ("bandSplit",),
+        "loss": ("bandSplit",),
+        "mask": ("bandSplit",),
+        "transform": ("attend",),
+        "hyperACE": ("heads.hyperACE", "heads.hyperACE.branch", "heads.hyperACE.hypergraph"),
+        # Of version 0.4.
+        "blocks.convolutions": ("heads.hyperACE.convolutions",),
+        "blocks.fourierOperator": ("heads.fourier",),
+        "blocks.hypergraph": ("heads.hyperACE.hypergraph",),
+        "blocks.maskHeads": ("heads.axial", "heads.fourier", "heads.hyperACE"),
+        "blocks.recompute": ("kernels.recompute",),
+        "blocks.segmentation": ("heads.hyperACE.branch",),
+        "blocks.valueResidual": ("operations.valueResidual", "theTypes"),
+        "kernels.fft": ("operations.fft",),
+    }
+)
+"""Former names of modules of this package, and where what was in them is now."""
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Makes a module of a former name when it is imported."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002  # the signature is importlib's
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        known = package == "hunterFormsBS" and name in FORMER_NAMES
+        return ModuleSpec(fullname, self) if known else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = [f"hunterFormsBS.{home}" for home in FORMER_NAMES[module.__name__.partition(".")[2]]]
+        warnings.warn(
+            f"{module.__name__} is a former name: import from {' or '.join(homes)}.", DeprecationWarning, stacklevel=2
+        )
+        for home in homes:
+            vars(module).update(
+                {name: value for name, value in vars(import_module(home)).items() if not name.startswith("_")}
+            )
+
+
+sys.meta_path.append(_Finder())

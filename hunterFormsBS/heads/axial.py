@@ -1,0 +1,111 @@
+"""The mask head of Large-Inst v2: transformers along time and along frequency before the MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypedDict
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from hunterFormsBS.blocks.norm import RMSNorm
+from hunterFormsBS.blocks.positions import RotaryEmbedding
+from hunterFormsBS.blocks.transformer import Transformer
+from hunterFormsBS.containers import pairs
+from hunterFormsBS.heads.kind import HeadKind, Shapes, counted
+from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
+from hunterFormsBS.optionRow import Needs, Option, taken_by
+from hunterFormsBS.theTypes import ParametersAttention, ParametersTransformer
+
+_TRANSFORMERS = Needs("mask_transformer_depth of at least 1", lambda arguments: arguments["mask_transformer_depth"] > 0)
+
+
+class OptionsAxial(TypedDict, total=False):
+    """Arguments of the model that this head takes besides those of its MLPs."""
+
+    mask_transformer_depth: Annotated[int, Option(default=0, most=64, excludes=("use_hyperACE",))]
+    mask_transformer_dim_head: Annotated[int, Option(default=64, least=1, most=4096, needs=_TRANSFORMERS)]
+    mask_transformer_heads: Annotated[int, Option(default=8, least=1, most=4096, needs=_TRANSFORMERS)]
+
+
+class AxialMaskEstimator(MaskEstimator):
+    """Transformers along time and along frequency, and RMSNorm, before the MLPs.
+
+    Parameters
+    ----------
+    dim, dim_inputs, mask_estimator_depth, mlp_expansion_factor
+        See `MaskEstimator`.
+    attention : ParametersAttention
+        Heads, features of a head, and the kernels that attention may use.
+    mask_transformer_depth : int
+        Pairs of one-layer transformers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_inputs: Sequence[int],
+        *,
+        mask_transformer_depth: int,
+        attention: ParametersAttention = ParametersAttention(),  # noqa: B008  # it cannot change
+        mask_estimator_depth: int = 1,
+        mlp_expansion_factor: int = 4,
+    ) -> None:
+        super().__init__(
+            dim, dim_inputs, mask_estimator_depth=mask_estimator_depth, mlp_expansion_factor=mlp_expansion_factor
+        )
+        layer = ParametersTransformer(attention, norm_output=False)
+        time, freq = (RotaryEmbedding(attention.dim_head) for _ in range(2))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Transformer(dim, layer, depth=1, positions=positions) for positions in (time, freq))
+            for _ in range(mask_transformer_depth)
+        )
+        self.norm = RMSNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
+        batch, frames = x.shape[:2]
+        for time, freq in pairs(self.layers):
+            x, _ = time(rearrange(x, "b t f d -> (b f) t d"))
+            x, _ = freq(rearrange(x, "(b f) t d -> (b t) f d", b=batch))
+            x = rearrange(x, "(b t) f d -> b t f d", t=frames)
+        return super().forward(self.norm(x))
+
+
+def build(dim: int, dim_inputs: Sequence[int], arguments: Mapping[str, Any]) -> AxialMaskEstimator:
+    """Return the head that the model's arguments describe."""
+    attention = ParametersAttention(
+        arguments["mask_transformer_heads"],
+        arguments["mask_transformer_dim_head"],
+        flash_attn=arguments["flash_attn"],
+        sage_attention=arguments["sage_attention"],
+    )
+    depth = arguments["mask_transformer_depth"]
+    mlps = taken_by(OptionsMLP, arguments)
+    return AxialMaskEstimator(dim, dim_inputs, mask_transformer_depth=depth, attention=attention, **mlps)
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Refuse attention heads that rotary embeddings cannot turn."""
+    if arguments["mask_transformer_dim_head"] % 2:
+        raise ValueError(
+            f"mask_transformer_dim_head={arguments['mask_transformer_dim_head']} is odd, and rotary embeddings turn "
+            "pairs of features: make it even."
+        )
+
+
+def infer(shapes: Shapes) -> dict[str, object]:
+    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
+    depth = counted(r"mask_estimators\.0\.layers\.(\d+)\.", shapes)
+    if not depth:
+        return {}
+    attention = "mask_estimators.0.layers.0.0.layers.0.0"
+    heads = shapes[f"{attention}.to_gates.weight"][0]
+    return {
+        "mask_transformer_depth": depth,
+        "mask_transformer_heads": heads,
+        "mask_transformer_dim_head": shapes[f"{attention}.to_qkv.weight"][0] // (3 * heads),
+    }
+
+
+AXIAL = HeadKind("mask_transformer_depth", build, check, infer)

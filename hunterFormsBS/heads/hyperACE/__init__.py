@@ -1,0 +1,123 @@
+"""The HyperACE head: the mask of the MLPs, and beside it that of a convolutional branch with hypergraph fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
+
+from einops import rearrange
+from torch import Tensor
+
+from hunterFormsBS.heads.hyperACE.branch import SegmModel
+from hunterFormsBS.heads.kind import HeadKind, Shapes, counted
+from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
+from hunterFormsBS.optionRow import Needs, Option, taken_by
+from hunterFormsBS.printable import short_repr
+from hunterFormsBS.theTypes import ParametersBranch
+
+__all__ = ["HYPERACE", "HyperACEMaskEstimator", "OptionsHyperACE"]
+
+_BRANCH = Needs("use_hyperACE=True", lambda arguments: bool(arguments["use_hyperACE"]))
+
+OF_VERSIONS = {1: {"k": 3, "l": 2, "num_hyperedges": 16}, 2: {"k": 2, "l": 1, "num_hyperedges": 32}}
+"""Exchanges through hyperedges, convolutional blocks beside them, and hyperedges, in each of the published versions."""
+
+
+class OptionsHyperACE(TypedDict, total=False):
+    """Arguments of the model that this head takes besides those of its MLPs."""
+
+    segm_backbone_channels: Annotated[
+        Sequence[int], Option(default=(64, 256, 384, 512, 768), least=16, most=65536, needs=_BRANCH)
+    ]
+    segm_base_depth: Annotated[int, Option(default=2, least=1, most=64, needs=_BRANCH)]
+    segm_hyperace_k: Annotated[int | None, Option(default=None, least=1, most=64, needs=_BRANCH)]
+    segm_hyperace_l: Annotated[int | None, Option(default=None, least=1, most=64, needs=_BRANCH)]
+    segm_num_heads: Annotated[int, Option(default=8, least=1, most=1024, needs=_BRANCH, is_audible=True)]
+    segm_num_hyperedges: Annotated[int | None, Option(default=None, least=1, most=4096, needs=_BRANCH)]
+    segm_version: Annotated[Literal[1, 2], Option(default=2, needs=_BRANCH)]
+    use_hyperACE: Annotated[bool, Option(default=False)]
+
+
+class HyperACEMaskEstimator(MaskEstimator):
+    """The mask of the MLPs plus that of a convolutional branch.
+
+    Parameters
+    ----------
+    dim, dim_inputs, mask_estimator_depth, mlp_expansion_factor
+        See `MaskEstimator`.
+    branch : ParametersBranch
+        Of the branch.
+    audio_channels : int
+        Audio channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_inputs: Sequence[int],
+        branch: ParametersBranch,
+        *,
+        audio_channels: int,
+        mask_estimator_depth: int = 1,
+        mlp_expansion_factor: int = 4,
+    ) -> None:
+        super().__init__(
+            dim, dim_inputs, mask_estimator_depth=mask_estimator_depth, mlp_expansion_factor=mlp_expansion_factor
+        )
+        numbers = 2 * audio_channels
+        num_bins = sum(dim_inputs) // numbers
+        self.segm = SegmModel(dim, numbers, num_bands=len(dim_inputs), num_bins=num_bins, parameters=branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
+        branch = self.segm(rearrange(x, "b t f d -> b d t f"))
+        return super().forward(x) + rearrange(branch, "b c t f -> b t (f c)")
+
+
+def build(dim: int, dim_inputs: Sequence[int], arguments: Mapping[str, Any]) -> HyperACEMaskEstimator:
+    """Return the head that the model's arguments describe."""
+    usual = OF_VERSIONS[arguments["segm_version"]]
+    given = {name: arguments[name] for name in ("segm_hyperace_k", "segm_hyperace_l", "segm_num_hyperedges")}
+    numbers = {
+        name: next(one for end, one in usual.items() if name.endswith(end)) if value is None else value
+        for name, value in given.items()
+    }
+    return HyperACEMaskEstimator(
+        dim,
+        dim_inputs,
+        ParametersBranch(**taken_by(ParametersBranch, {**arguments, **numbers})),
+        audio_channels=2 if arguments["stereo"] else 1,
+        **taken_by(OptionsMLP, arguments),
+    )
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Refuse channels that the stages cannot have."""
+    channels, heads = arguments["segm_backbone_channels"], arguments["segm_num_heads"]
+    if len(channels) != 5 or channels[3] // 2 % heads:
+        raise ValueError(
+            f"segm_backbone_channels={short_repr(channels)} with segm_num_heads={heads}: pass the channels of five "
+            "stages, of which half of the fourth's is a multiple of the heads."
+        )
+
+
+def infer(shapes: Shapes) -> dict[str, object]:
+    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
+    segm = r"mask_estimators\.0\.segm\."
+    prefix = "mask_estimators.0.segm."
+    if not any(key.startswith(prefix) for key in shapes):
+        return {}
+    stages = ("stem", "p2.0", "p3.0", "p4.0", "p5.0")
+    generation = f"{prefix}hyperace.high_order_branch.0.ahc.adaptive_hyperedge_gen"
+    return {
+        "use_hyperACE": True,
+        "segm_version": 2 if any(key.startswith(f"{prefix}upsample_head.block1.out_conv.") for key in shapes) else 1,
+        "segm_backbone_channels": tuple(shapes[f"{prefix}backbone.{stage}.pwconv.weight"][0] for stage in stages),
+        "segm_base_depth": counted(segm + r"backbone\.p2\.1\.m\.m\.(\d+)\.", shapes),
+        "segm_hyperace_k": counted(segm + r"hyperace\.high_order_branch\.(\d+)\.", shapes),
+        "segm_hyperace_l": counted(segm + r"hyperace\.low_order_branch\.(\d+)\.", shapes),
+        "segm_num_hyperedges": shapes[f"{generation}.global_proto"][0],
+    }
+
+
+HYPERACE = HeadKind("use_hyperACE", build, check, infer)

@@ -1,0 +1,169 @@
+"""One row of the table of the model's options, and what can be said of a value by its row alone.
+
+The rows stand beside the types of the arguments, as `Annotated[type, Option(...)]`; `hunterFormsBS.options` puts them
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from operator import index
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Required, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from hunterFormsBS.printable import short_repr
+
+__all__ = ["REQUIRED", "ByLayout", "Needs", "Option", "Row", "check_value", "rows_of", "taken_by"]
+
+REQUIRED: Final = object()
+"""The default of what has none."""
+
+LARGEST = 2**20
+"""The largest integer of any argument: features, layers, samples. Beyond it memory would run out, or counting."""
+
+
+class Needs(NamedTuple):
+    """What an argument needs to have any effect: said in words, and asked of all arguments."""
+
+    words: str
+    are_met: Callable[[Mapping[str, Any]], bool]
+
+
+class ByLayout(NamedTuple):
+    """What None stands for where bands overlap, and where they lie side by side."""
+
+    overlapping: bool
+    side_by_side: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What the constructor, the loader and the documentation know of one argument.
+
+    Parameters
+    ----------
+    default : object, default REQUIRED
+        As in the signature of `BandSplitRotator`.
+    least, most : float
+        Bounds of a number, or of each number of a sequence. Both belong to the range.
+    below : float, optional
+        A bound that does not belong to the range.
+    unset : object, optional
+        What None stands for, or a `ByLayout`. None: the layer that uses the value knows.
+    needs : Needs, optional
+        Without it, only the default is accepted: anything else would have no effect.
+    excludes : tuple of str, default ()
+        Arguments that must be as if they were not there, unless this one is.
+    off : tuple, default ()
+        Values besides the default that are as if the argument was not there.
+    is_audible : bool, default False
+        A listener hears it, and the shapes of a state dict do not determine it: a loader that did not find it says so.
+    is_layout : bool, default False
+        `hunterFormsBS.blocks.layout` checks it, together with the others that say which bins form bands.
+    """
+
+    default: object = REQUIRED
+    least: float = 0
+    most: float = LARGEST
+    below: float | None = None
+    unset: object = None
+    needs: Needs | None = None
+    excludes: tuple[str, ...] = ()
+    off: tuple[object, ...] = ()
+    is_audible: bool = False
+    is_layout: bool = False
+
+    def is_off(self, value: object) -> bool:
+        """Tell whether the argument is as if it was not there."""
+        given: Any = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return any(
+            given is one or (isinstance(one, (int, float, str, tuple)) and bool(given == one))
+            for one in (self.default, *self.off)
+        )
+
+
+class Row(NamedTuple):
+    """The types of an argument, those of a union one by one, and what else is known of it."""
+
+    kinds: tuple[Any, ...]
+    option: Option
+
+
+def rows_of(table: type) -> dict[str, Row]:
+    """Return the rows of a `TypedDict` whose values are annotated with an `Option`."""
+    rows: dict[str, Row] = {}
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        annotated = get_args(hint)[0] if get_origin(hint) is Required else hint
+        if get_origin(annotated) is not Annotated:
+            raise TypeError(f"{table.__name__}.{name} has no row: write Annotated[<its type>, Option(...)]")
+        kind, option = get_args(annotated)
+        rows[name] = Row(get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,), option)
+    return rows
+
+
+def taken_by(table: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments that a `TypedDict` of options, or a record of `theTypes`, has."""
+    return {name: arguments[name] for name in table.__annotations__ if name in arguments}
+
+
+def check_value(name: str, value: object, row: Row) -> None:
+    """Refuse a value of the wrong type, or out of range.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the argument, its value and what to pass instead.
+    """
+    kinds, option = row
+    if option.is_layout or (value is None and NoneType in kinds):
+        return
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return
+    if bool in kinds:
+        records = tuple(kind for kind in kinds if isinstance(kind, type))
+        if not isinstance(value, records):
+            listed = "".join(f", {choice!r}" for choice in choices)
+            raise TypeError(f"{name}={short_repr(value)} is not a boolean: pass True or False{listed}, without quotes.")
+    elif choices:
+        raise ValueError(f"{name}={short_repr(value)} is none of {', '.join(map(repr, choices))}: pass one of them.")
+    elif int in kinds:
+        check_integer(name, value, option)
+    elif float in kinds:
+        _check_number(name, value, option)
+    elif Sequence[int] in kinds:
+        _check_integers(name, value, option)
+    elif not callable(value):
+        raise TypeError(f"{name}={short_repr(value)} is not a function: pass one, for example torch.hann_window.")
+
+
+def check_integer(name: str, value: object, option: Option) -> None:
+    """Refuse anything but an integer within the bounds."""
+    try:
+        number = index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TypeError(f"{name}={short_repr(value)} is not an integer: pass one of at least {option.least}.") from None
+    if isinstance(value, bool) or number < option.least:
+        raise ValueError(f"{name}={short_repr(value)} is out of range: pass an integer of at least {option.least}.")
+    if number > option.most:
+        raise ValueError(f"{name}={short_repr(value)} is out of range: pass an integer of at most {option.most}.")
+
+
+def _check_integers(name: str, values: object, option: Option) -> None:
+    if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not values:
+        raise ValueError(f"{name}={short_repr(values)} is not a sequence of integers: pass at least one, in a tuple.")
+    for one in values:  # pyright: ignore[reportUnknownVariableType]
+        check_integer(f"{name}: value", one, option)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _check_number(name: str, value: object, option: Option) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={short_repr(value)} is not a number: pass one, for example 0.1.")
+    upper = option.most if option.below is None else option.below
+    if not option.least <= float(value) <= upper or float(value) == option.below:
+        words = f"to {upper:g}" if option.below is None else f"to less than {upper:g}"
+        raise ValueError(f"{name}={short_repr(value)} is out of range: pass a number from {option.least:g} {words}.")
