@@ -64,7 +64,7 @@ def operators(function: Callable[[], object], device: str = "cpu") -> int:
 def _kernels_of_a_gpu() -> Iterator[None]:
     """Have a CPU take the kernels of a GPU, sequences all at once, and PyTorch's own linear maps."""
     with (
-        patch.object(seam, "place_of", lambda _tensors: Where.DEVICE),
+        patch.object(seam, "where_of", lambda _tensors: Where.DEVICE),
         patch.object(transformer, "TOKENS_PER_BLOCK", sys.maxsize),
         patch.object(linear, "onednn", lambda: None),
     ):

@@ -7,6 +7,7 @@ The model is here, `BandSplitRotator`. Everything else is imported from the modu
 import typing as _typing
 
 import hunterFormsBS.formerNames as _formerNames  # noqa: F401  # it makes former names of modules importable
+import hunterFormsBS.pretrained as _pretrained  # noqa: F401  # which gives the class its `from_pretrained`
 from hunterFormsBS.bandSplitRotator import BandSplitRotator as BandSplitRotator
 
 __version__: str

@@ -1,16 +1,15 @@
-"""Lists of modules, as the layers that made them know them."""
+"""Lists of lists of modules, typed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 
-def pairs(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Iterate over a list of lists of two modules."""
+def nested(layers: Iterable[nn.Module]) -> Iterator[nn.ModuleList]:
+    """Iterate over modules that are lists themselves, for example pairs of sublayers or the layers of a group."""
     for layer in layers:
-        pair: Any = layer
-        first, second = pair
-        yield first, second
+        inner: Any = layer
+        yield inner

@@ -20,7 +20,6 @@ FORMER_NAMES: Final = MappingProxyType(
         "loss": ("bandSplit",),
         "mask": ("bandSplit",),
         "transform": ("attend",),
-        "hyperACE": ("heads.hyperACE", "heads.hyperACE.branch", "heads.hyperACE.hypergraph"),
         # Of version 0.4.
         "blocks.convolutions": ("heads.hyperACE.convolutions",),
         "blocks.fourierOperator": ("heads.fourier",),
@@ -34,6 +33,14 @@ FORMER_NAMES: Final = MappingProxyType(
 )
 """Former names of modules of this package, and where what was in them is now."""
 
+GONE: Final = MappingProxyType(
+    {
+        "hyperACE": "BandSplitRotator(use_hyperACE=True) builds the heads, and their layers are in "
+        "hunterFormsBS.heads.hyperACE, with other names. docs/migration.md says what else moved."
+    }
+)
+"""Modules of version 0.3 whose names are all others now, and what to do about it."""
+
 
 class _Finder(MetaPathFinder, Loader):
     """Makes a module of a former name when it is imported."""
@@ -45,11 +52,14 @@ class _Finder(MetaPathFinder, Loader):
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        known = package == "hunterFormsBS" and name in FORMER_NAMES
+        known = package == "hunterFormsBS" and (name in FORMER_NAMES or name in GONE)
         return ModuleSpec(fullname, self) if known else None
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = [f"hunterFormsBS.{home}" for home in FORMER_NAMES[module.__name__.partition(".")[2]]]
+        name = module.__name__.partition(".")[2]
+        if name in GONE:
+            raise ImportError(f"{module.__name__} was part of version 0.3: {GONE[name]}")
+        homes = [f"hunterFormsBS.{home}" for home in FORMER_NAMES[name]]
         warnings.warn(
             f"{module.__name__} is a former name: import from {' or '.join(homes)}.", DeprecationWarning, stacklevel=2
         )

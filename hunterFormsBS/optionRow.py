@@ -27,10 +27,17 @@ LARGEST = 2**20
 
 
 class Needs(NamedTuple):
-    """What an argument needs to have any effect: said in words, and asked of all arguments."""
+    """What an argument needs to have any effect."""
 
     words: str
-    are_met: Callable[[Mapping[str, Any]], bool]
+    names: tuple[str, ...]
+    """The other arguments that this depends on."""
+    are_met: Callable[..., bool]
+    """Asked of the values of those."""
+
+    def are_met_by(self, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether the other arguments are such that this one has an effect."""
+        return self.are_met(*(arguments[name] for name in self.names))
 
 
 class ByLayout(NamedTuple):
@@ -124,15 +131,15 @@ def check_value(name: str, value: object, row: Row) -> None:
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
+    if bool in kinds and isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type))):
+        return
+    if choices:
+        listed = [*((True, False) if bool in kinds else ()), *choices]
+        raise ValueError(f"{name}={short_repr(value)} is none of {', '.join(map(repr, listed))}: pass one of them.")
     if bool in kinds:
-        records = tuple(kind for kind in kinds if isinstance(kind, type))
-        if not isinstance(value, records):
-            listed = "".join(f", {choice!r}" for choice in choices)
-            raise TypeError(f"{name}={short_repr(value)} is not a boolean: pass True or False{listed}, without quotes.")
-    elif choices:
-        raise ValueError(f"{name}={short_repr(value)} is none of {', '.join(map(repr, choices))}: pass one of them.")
-    elif int in kinds:
-        check_integer(name, value, option)
+        raise TypeError(f"{name}={short_repr(value)} is not a boolean: pass True or False, without quotes.")
+    if int in kinds:
+        _check_integer(name, value, option)
     elif float in kinds:
         _check_number(name, value, option)
     elif Sequence[int] in kinds:
@@ -141,7 +148,7 @@ def check_value(name: str, value: object, row: Row) -> None:
         raise TypeError(f"{name}={short_repr(value)} is not a function: pass one, for example torch.hann_window.")
 
 
-def check_integer(name: str, value: object, option: Option) -> None:
+def _check_integer(name: str, value: object, option: Option) -> None:
     """Refuse anything but an integer within the bounds."""
     try:
         number = index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -157,13 +164,16 @@ def _check_integers(name: str, values: object, option: Option) -> None:
     if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not values:
         raise ValueError(f"{name}={short_repr(values)} is not a sequence of integers: pass at least one, in a tuple.")
     for one in values:  # pyright: ignore[reportUnknownVariableType]
-        check_integer(f"{name}: value", one, option)  # pyright: ignore[reportUnknownArgumentType]
+        _check_integer(f"{name}: value", one, option)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _check_number(name: str, value: object, option: Option) -> None:
+    number: Any = value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={short_repr(value)} is not a number: pass one, for example 0.1.")
     upper = option.most if option.below is None else option.below
-    if not option.least <= float(value) <= upper or float(value) == option.below:
+    if not option.least <= number <= upper or number == option.below:
         words = f"to {upper:g}" if option.below is None else f"to less than {upper:g}"
-        raise ValueError(f"{name}={short_repr(value)} is out of range: pass a number from {option.least:g} {words}.")
+        raise ValueError(
+            f"{name}={short_repr(value)} is out of range: pass a number from {option.least:g} {words}, or leave it out."
+        )

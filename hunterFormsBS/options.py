@@ -33,18 +33,18 @@ _LEAST_POWER = 1e-11
 """Below this PyTorch's inverse transform refuses the sum of squared windows."""
 
 _CONFORMERS = Needs(
-    "time_conformer_depth or freq_conformer_depth of at least 1",
-    lambda arguments: bool(arguments["time_conformer_depth"] or arguments["freq_conformer_depth"]),
+    "one of them of at least 1", ("time_conformer_depth", "freq_conformer_depth"), lambda *depths: any(depths)
 )
-_DEPTH = Needs("a depth of at least 2", lambda arguments: arguments["depth"] > 1)
-_FUSED = Needs("flash_attn=True", lambda arguments: bool(arguments["flash_attn"]))
-_SINKS = Needs("n_wsa_sinks of at least 1", lambda arguments: arguments["n_wsa_sinks"] > 0)
+_DEPTH = Needs("a depth of at least 2", ("depth",), lambda depth: depth > 1)
+_FUSED = Needs("flash_attn=True", ("flash_attn",), bool)
+_SINKS = Needs("sinks", ("n_wsa_sinks",), bool)
 _STREAMS = Needs(
-    "num_residual_streams or num_residual_fracs above 1",
-    lambda arguments: arguments["num_residual_streams"] > 1 or (arguments["num_residual_fracs"] or 1) > 1,
+    "one of them above 1",
+    ("num_residual_streams", "num_residual_fracs"),
+    lambda *numbers: any(number is not None and number > 1 for number in numbers),
 )
-_VALUES = Needs("use_value_residual_learning=True", lambda arguments: bool(arguments["use_value_residual_learning"]))
-_WINDOW = Needs("wsa_window_len", lambda arguments: arguments["wsa_window_len"] is not None)
+_VALUES = Needs("use_value_residual_learning=True", ("use_value_residual_learning",), bool)
+_WINDOW = Needs("a window", ("wsa_window_len",), bool)
 
 _CONFORMER_EXCLUDES = (
     "num_residual_streams",
@@ -91,9 +91,9 @@ class ParametersOfEveryLayout(OptionsOfHeads, total=False):
     num_residual_fracs: Annotated[int | None, Option(default=None, least=1, most=256, off=(1,), unset=1)]
     num_residual_streams: Annotated[int, Option(default=1, least=1, most=256)]
     num_stems: Annotated[int, Option(default=1, least=1, most=256)]
-    residual_in_first_group_only: Annotated[bool, Option(default=False, needs=_DEPTH)]
+    residual_in_first_group_only: Annotated[bool, Option(default=False, needs=_DEPTH, is_audible=True)]
     sage_attention: Annotated[bool, Option(default=False, needs=_FUSED)]
-    scale: Annotated[float | None, Option(default=None, least=_FLOAT32.tiny, most=_FLOAT32.max)]
+    scale: Annotated[float | None, Option(default=None, least=_FLOAT32.tiny, most=_FLOAT32.max, is_audible=True)]
     siamese: Annotated[
         bool,
         Option(
@@ -197,14 +197,17 @@ def idle_options(arguments: Mapping[str, Any]) -> set[str]:
     complete = {name: arguments.get(name, row.option.default) for name, row in OPTIONS.items()}
     complete["depth"] = arguments.get("depth", 1)
     needs = {name: row.option.needs for name, row in OPTIONS.items()}
-    return {name for name, one in needs.items() if one is not None and not one.are_met(complete)}
+    return {name for name, one in needs.items() if one is not None and not one.are_met_by(complete)}
 
 
 def _check_company(name: str, option: Option, arguments: Mapping[str, Any]) -> None:
     """Refuse an argument without what it needs, or beside what it excludes."""
     written = f"{name}={short_repr(arguments[name])}"
-    if option.needs is not None and not option.needs.are_met(arguments):
-        raise ValueError(f"{written} has no effect without {option.needs.words}: pass that too, or leave it out.")
+    if option.needs is not None and not option.needs.are_met_by(arguments):
+        beside = ", ".join(f"{other}={short_repr(arguments[other])}" for other in option.needs.names)
+        raise ValueError(
+            f"{written} with {beside} has no effect: it needs {option.needs.words}. Pass that too, or leave it out."
+        )
     for other in option.excludes:
         if not OPTIONS[other].option.is_off(arguments[other]):
             raise ValueError(

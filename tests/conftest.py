@@ -175,7 +175,7 @@ def _as_on_a_gpu() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         for name, kernel in KERNELS.items():
             patch.setattr(kernel, "run", noted(name, kernel.run))
-        patch.setattr(seam, "place_of", lambda _tensors: Where.DEVICE)
+        patch.setattr(seam, "where_of", lambda _tensors: Where.DEVICE)
         patch.setattr(transformer, "TOKENS_PER_BLOCK", 10**9)
         patch.setattr(linear, "onednn", lambda: None)
         yield ran

@@ -182,7 +182,7 @@ def test_estimating_masks_band_by_band_stores_no_more_than_the_formula(
 @pytest.fixture(params=[Where.CPU, Where.DEVICE, Where.GRAPH], ids=["CPU", "device", "graph"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Where:
     """Let layers take the kernels of one place, wherever they run."""
-    monkeypatch.setattr(seam, "place_of", lambda _tensors: request.param)
+    monkeypatch.setattr(seam, "where_of", lambda _tensors: request.param)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param is Where.GRAPH)
     place: Where = request.param
     return place

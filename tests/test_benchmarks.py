@@ -177,7 +177,7 @@ def test_counting_operators_leaves_the_kernels_of_a_cpu_as_they_were() -> None:
     expected = models.inference(model, audio)()
     launches.operators(models.inference(model, audio))
     assert torch.equal(models.inference(model, audio)(), expected)
-    assert seam.place_of([audio]) is seam.Where.CPU
+    assert seam.where_of([audio]) is seam.Where.CPU
 
 
 def test_markdown_tables_have_a_rule_and_dashes_for_what_was_not_measured() -> None:

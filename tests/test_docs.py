@@ -24,7 +24,7 @@ from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS
 from hunterFormsBS.checkpoint.variants import SWITCHES, VARIANTS
-from hunterFormsBS.kernels.seam import KERNELS, PLACES, Where
+from hunterFormsBS.kernels.seam import KERNELS, Where
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
@@ -239,7 +239,7 @@ def test_architecture_lists_every_kernel_as_it_is() -> None:
     words = {Where.CPU: "CPU", Where.DEVICE: "device", Where.GRAPH: "graph"}
     expected = []
     for name, method in served():
-        places = ", ".join(words[place] for place in PLACES if place in KERNELS[name].where)
+        places = ", ".join(words[place] for place in Where if place in KERNELS[name].where)
         places = "everywhere" if KERNELS[name].where == Where.EVERYWHERE else places
         expected.append((f"`{name}`", f"`{method}`", places, "yes" if KERNELS[name].ordinary else "no"))
     (section,) = re.findall(r"^## Kernels\n(.*?)^#", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)

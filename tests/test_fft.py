@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.spectrum import SpectralTransform
-from hunterFormsBS.kernels import fft
+from hunterFormsBS.operations import fft
 from hunterFormsBS.operations.fft import lacks_fft
 from hunterFormsBS.theTypes import ParametersComputeLoss, ParametersSTFT
 

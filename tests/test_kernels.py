@@ -29,9 +29,9 @@ from hunterFormsBS.attend import Attention, FeedForward, Transformer
 from hunterFormsBS.bandSplit import BandSplit, MaskEstimator, masks_of_stems
 from hunterFormsBS.blocks.attend import scaled_dot_product
 from hunterFormsBS.blocks.bins import Bins
-from hunterFormsBS.heads.hyperACE.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding, complex_product
+from hunterFormsBS.heads.hyperACE.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.kernels import convolutions, scaledDotProduct, seam, transformer
 from hunterFormsBS.kernels.seam import KERNELS, Where, reference
 from hunterFormsBS.theTypes import (
@@ -166,14 +166,14 @@ CASES: dict[str, Case] = {
     "average_slice": Case(lambda: Function(bins(overlapping=False).average), MASKS),
     "average_runs": Case(lambda: Function(bins(overlapping=True).average), ((2, 3, 4, 11, 2, 2),)),
     "spectral_l1_with_gradient": Case(partial(Function, spectral_l1, LOSS), ((3, 50),), batched=False),
-    "convolve_in_place": Case(lambda: DSConv(4, 6, stride=(2, 1)), ((2, 4, 9, 7),), prepare=make_blocks_small),
+    "separable_in_place": Case(lambda: DSConv(4, 6, stride=(2, 1)), ((2, 4, 9, 7),), prepare=make_blocks_small),
     "time_freq_in_place": Case(lambda: TimeFreqConvolutions(4, 8), ((2, 4, 9, 8),), prepare=make_blocks_small),
     "shuffle_pixels": Case(lambda: Function(lambda pixels: shuffle(pixels.permute(0, 3, 1, 2))), ((2, 5, 7, 4),)),
 }
 LAYERS = ("attention", "feed_forward", "by_blocks", "split_by_groups", *(name for name in CASES if name[:4] == "mask"))
 """Kernels that do not call the modules inside."""
 
-IN_PLACE = ("convolve_in_place", "time_freq_in_place")
+IN_PLACE = ("separable_in_place", "time_freq_in_place")
 """Kernels of layers that overwrite what the modules inside made."""
 
 WITHOUT_GRADIENT = ("by_sequences", *IN_PLACE)
@@ -213,7 +213,7 @@ def ran(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for one, kernel in KERNELS.items():
         monkeypatch.setattr(kernel, "run", noting(one, kernel.run))
     case.prepare(monkeypatch)
-    monkeypatch.setattr(seam, "place_of", lambda _tensors: case.place)
+    monkeypatch.setattr(seam, "where_of", lambda _tensors: case.place)
     return served
 
 
@@ -308,7 +308,7 @@ def test_changes_of_modules_inside_take_part_without_gradient(
     ],
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", ["convolve_in_place"])
+@pytest.mark.parametrize("name", ["separable_in_place"])
 def test_convolutions_in_place_are_as_exact_as_the_formula_and_leave_their_input(
     build: Callable[[], nn.Module], memory_format: Any, ran: list[str]
 ) -> None:

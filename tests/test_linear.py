@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hunterFormsBS.kernels.linear as linear_module
-from hunterFormsBS.operations.norm import rms_norm
 from hunterFormsBS.kernels import internals
 from hunterFormsBS.kernels.linear import ACTIVATIONS, Products, linear, linear_of, pack, product_of_transposes
+from hunterFormsBS.operations.norm import rms_norm
 
 SavedBytes: TypeAlias = Callable[[], AbstractContextManager[dict[int, int]]]
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hunterFormsBS import bandSplit
-from hunterFormsBS.blocks import loss as loss_module
 from hunterFormsBS.blocks.loss import lossComputation
 from hunterFormsBS.kernels import loss as loss_kernel
 from hunterFormsBS.kernels.seam import KERNELS, reference
+from hunterFormsBS.operations import frames
 from hunterFormsBS.theTypes import ParametersComputeLoss
 
 SETTINGS = ParametersComputeLoss(
@@ -203,7 +203,7 @@ def test_float64_loss_stays_float64() -> None:
 @pytest.mark.parametrize("weight", [0, 0.0])
 def test_weight_zero_without_breakdown_takes_no_transform(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     estimate, target = torch.randn(1, 1, 1, 300, requires_grad=True), torch.randn(1, 1, 1, 300)
-    for module in (loss_module, loss_kernel):
+    for module in (frames, loss_kernel):
         monkeypatch.setattr(module, "rfft", lambda *_: pytest.fail("a transform was taken"))
     settings = SETTINGS._replace(multi_stft_resolution_loss_weight=weight)
     torch.testing.assert_close(lossComputation(estimate, target, [0], settings), (estimate - target).abs().mean())

@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunterFormsBS.blocks.spectrum import SpectralTransform, frames_and_window, padded_for_stft
+from hunterFormsBS.blocks.spectrum import SpectralTransform
+from hunterFormsBS.operations.frames import frames_and_window, padded_for_stft
 from hunterFormsBS.theTypes import ParametersComputeLoss, ParametersSTFT
 
 DEFAULTS = ParametersSTFT(

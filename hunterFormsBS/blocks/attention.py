@@ -20,8 +20,8 @@ from hunterFormsBS.blocks.sharedBias import SharedBias
 from hunterFormsBS.kernels.attention import attention
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.operations.norm import at_least_float32
-from hunterFormsBS.operations.valueResidual import ValueResidualMix, mix_values
-from hunterFormsBS.theTypes import ParametersAttention
+from hunterFormsBS.operations.valueResidual import mix_values
+from hunterFormsBS.theTypes import ParametersAttention, ValueResidualMix
 
 
 class Attention(Layer):

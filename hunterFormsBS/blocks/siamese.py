@@ -15,7 +15,7 @@ from hunterFormsBS.blocks.attention import Attention
 from hunterFormsBS.blocks.feedForward import FeedForward
 from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding
-from hunterFormsBS.containers import pairs
+from hunterFormsBS.containers import nested
 from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, know
 from hunterFormsBS.theTypes import ParametersTransformer
@@ -77,7 +77,7 @@ class SiameseTransformer(Layer):
     def run_layers(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Do what `forward` does."""
         norms = zip(self.ln_y_attn, self.ln_x_attn, self.ln_y_mlp, self.ln_x_mlp, strict=True)
-        layers = pairs(self.layers)
+        layers = nested(self.layers)
         for number, ((attention, feed_forward), of_layer, gain) in enumerate(
             zip(layers, norms, self.y_attn, strict=True), start=self.first_layer
         ):
@@ -123,7 +123,7 @@ def run_siamese(groups: nn.ModuleList, tokens: Tensor, final_norm: nn.Module) ->
     """Run all groups on two copies of the tokens, `(b, t, f, d)`, and return x plus y after the final norm."""
     x, y = tokens, tokens
     batch, frames = tokens.shape[:2]
-    for time, freq in pairs(groups):
+    for time, freq in nested(groups):
         x, y = time(*(rearrange(stream, "b t f d -> (b f) t d") for stream in (x, y)))
         x, y = freq(*(rearrange(stream, "(b f) t d -> (b t) f d", b=batch) for stream in (x, y)))
         x, y = (rearrange(stream, "(b t) f d -> b t f d", t=frames) for stream in (x, y))

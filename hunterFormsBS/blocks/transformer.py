@@ -15,12 +15,11 @@ from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding, add_sinusoids
 from hunterFormsBS.blocks.residual import has_streams, reset_connection, residual_wrapper
 from hunterFormsBS.blocks.sharedBias import SharedBias
-from hunterFormsBS.containers import pairs
+from hunterFormsBS.containers import nested
 from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.kernels.transformer import by_blocks
-from hunterFormsBS.operations.valueResidual import ValueResidualMix
-from hunterFormsBS.theTypes import ParametersTransformer
+from hunterFormsBS.theTypes import ParametersTransformer, ValueResidualMix
 
 
 class Transformer(Layer):
@@ -97,7 +96,7 @@ class Transformer(Layer):
     def reset_parameters(self) -> None:
         """Set the parameters of the connections between layers, if there are any, to their initial values."""
         if self.has_streams:
-            for index, sublayer in enumerate(chain.from_iterable(pairs(self.layers))):
+            for index, sublayer in enumerate(chain.from_iterable(nested(self.layers))):
                 reset_connection(sublayer, self.dim, self.residual, index)
 
     @property
@@ -131,7 +130,7 @@ class Transformer(Layer):
         first: Tensor | None = None
         if self.sinusoidal:
             x = add_sinusoids(x)
-        for attention, feed_forward in pairs(self.layers):
+        for attention, feed_forward in nested(self.layers):
             out, values = attention(x, first_values=first_values, **prepared)
             first = values if first is None else first
             x = x + out if self.adds_input else out

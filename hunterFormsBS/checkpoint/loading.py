@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.blocks.positions import RotaryEmbedding
+from hunterFormsBS.checkpoint import facts
 from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.checkpoint.configuration import (
     Configuration,
@@ -142,10 +143,11 @@ def from_configuration(
     return _build(arguments).eval()
 
 
-def from_checkpoint(
-    pathFilename: PathFilename,
+def load(
+    path: Path,
     configuration: Configuration | None = None,
     *,
+    beside: Mapping[str, Any] | None = None,
     upstream: Upstream | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -153,61 +155,23 @@ def from_checkpoint(
     partial: bool = False,
     **overrides: Any,
 ) -> BandSplitRotator:
-    """Load a model from a checkpoint of any known family.
-
-    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
-    are followed, and one that names the arguments which change the audio and which nothing determined.
+    """Load a model from a file that is here; see `hunterFormsBS.checkpoint.from_checkpoint`, which fetches it.
 
     Parameters
     ----------
-    pathFilename : str | PathLike[str]
-        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
-        which are fetched from the Hugging Face Hub.
-    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
-        which recognises files that are here as well, or the one beside a file that is fetched.
-    upstream : Upstream | None = None
-        Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
-        `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
-        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
-        `residual_in_first_group_only` of `BandSplitRotator`.
-    device : torch.device | str = 'cpu'
-        Where the model goes.
-    dtype : torch.dtype = torch.float32
-        Of the model's parameters, whatever that of the file.
-    stems : Sequence[int] | None = None
-        Load only these heads, in this order. `None`: all.
-    partial : bool = False
-        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
-        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
-    **overrides : Any
-        Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
-
-    Returns
-    -------
-    model : BandSplitRotator
-        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that the estimates are as
-        long as the mixture where upstream's are rounded down to a multiple of the hop length.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be used, if keys are unknown or missing, or if an argument is unknown or cannot belong to
-        these weights.
-    OSError
-        If a file cannot be opened.
+    beside : Mapping[str, Any] | None = None
+        The configuration that was found with the file. One that was passed, or that is in the file, comes first.
     """
-    from hunterFormsBS import catalogue  # which reads configurations itself
-
-    path, beside = catalogue.find(pathFilename)
     file = WeightsFile(path)
     chosen, remarks = unwrap(file.content, path)
     original = file.read_state_dict(chosen, "cpu")
     if configuration is None:
         configuration, upstream_within = configuration_within(file)
         upstream = upstream or upstream_within
-    if configuration is None and beside is None and (entry := catalogue.recognise(path)):
-        beside = entry.configuration
+    state_dict = translate_state_dict(original)
+    if configuration is None and beside is None:
+        entry = facts.recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
+        beside = entry.configuration if entry else None
     if configuration is None:
         configuration = beside
     del file, chosen  # which keep the tensors
@@ -217,7 +181,6 @@ def from_checkpoint(
     stated = translate_arguments(section, family)
     given = _given(overrides)
 
-    state_dict = translate_state_dict(original)
     remarks += to_plain_keys(original)[1]
     inferred = infer_configuration(original).arguments
     reshaped: dict[str, object] = {}
@@ -254,11 +217,20 @@ def from_checkpoint(
         )
     remarks += [*ignored_remarks(whole), *flash_attn_remarks(section), *_fill_in_positions(state_dict, model, path)]
     for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
+        warnings.warn(remark, stacklevel=3)  # where `from_checkpoint` was called
 
     del original
     _load(model, state_dict, path)
     return model.to(device, dtype).eval()
+
+
+def has_shapes_of(entry: facts.Entry, state_dict: Mapping[str, Tensor]) -> bool:
+    """Tell whether these are the keys and shapes of a public checkpoint's model."""
+    with torch.device("meta"):
+        expected = from_configuration(entry.configuration).state_dict()
+    return {key: tensor.shape for key, tensor in state_dict.items()} == {
+        key: tensor.shape for key, tensor in expected.items()
+    }
 
 
 def _take_what_fits(state_dict: Mapping[str, Tensor], model: BandSplitRotator) -> tuple[dict[str, Tensor], str]:

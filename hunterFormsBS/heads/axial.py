@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import RotaryEmbedding
 from hunterFormsBS.blocks.transformer import Transformer
-from hunterFormsBS.containers import pairs
+from hunterFormsBS.containers import nested
 from hunterFormsBS.heads.kind import HeadKind, Shapes, counted
 from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 from hunterFormsBS.theTypes import ParametersAttention, ParametersTransformer
 
-_TRANSFORMERS = Needs("mask_transformer_depth of at least 1", lambda arguments: arguments["mask_transformer_depth"] > 0)
+_TRANSFORMERS = Needs("mask_transformer_depth of at least 1", ("mask_transformer_depth",), bool)
 
 
 class OptionsAxial(TypedDict, total=False):
@@ -65,7 +65,7 @@ class AxialMaskEstimator(MaskEstimator):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, t, band, d)` to `(b, t, sum of widths)`."""
         batch, frames = x.shape[:2]
-        for time, freq in pairs(self.layers):
+        for time, freq in nested(self.layers):
             x, _ = time(rearrange(x, "b t f d -> (b f) t d"))
             x, _ = freq(rearrange(x, "(b f) t d -> (b t) f d", b=batch))
             x = rearrange(x, "(b t) f d -> b t f d", t=frames)

@@ -21,7 +21,7 @@ from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, served_by
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 
-_MLPS = Needs("mask_fno_modes=0", lambda arguments: not arguments["mask_fno_modes"])
+_MLPS = Needs("mask_fno_modes=0", ("mask_fno_modes",), lambda modes: modes == 0)
 
 
 class OptionsMLP(TypedDict, total=False):

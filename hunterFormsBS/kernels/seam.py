@@ -262,6 +262,11 @@ class Layer(nn.Module, metaclass=_Constructor):
         )
 
     @internals.constant_when_compiled
+    def is_unmodified(self) -> bool:
+        """Tell whether calling this layer does what its class says, and nothing else."""
+        return is_unmodified(self) and self.is_unmodified_inside()
+
+    @internals.constant_when_compiled
     def likeness(self, kernel_name: str) -> int | None:
         """Return a number that only layers with modules of equal classes and shapes share.
 
@@ -269,9 +274,8 @@ class Layer(nn.Module, metaclass=_Constructor):
         somebody changed it.
         """
         kernels: Sequence[Kernel] = getattr(type(self).forward, "kernels", ())
-        served = kernel_name in [one.name for one in kernels]
-        same = served and is_unmodified(self) and self.is_unmodified_inside()
-        return hash(tuple(self.modules_made)) if same else None
+        is_served = kernel_name in [one.name for one in kernels]
+        return hash(tuple(self.modules_made)) if is_served and self.is_unmodified() else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what was compiled."""
