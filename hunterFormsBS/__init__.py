@@ -6,9 +6,12 @@ The model is here, `BandSplitRotator`. Everything else is imported from the modu
 
 import typing as _typing
 
-import hunterFormsBS.formerNames as _formerNames  # noqa: F401  # it makes former names of modules importable
-import hunterFormsBS.pretrained as _pretrained  # noqa: F401  # which gives the class its `from_pretrained`
 from hunterFormsBS.bandSplitRotator import BandSplitRotator as BandSplitRotator
+from hunterFormsBS.formerNames import make_importable as _make_importable
+from hunterFormsBS.pretrained import from_pretrained as _from_pretrained
+
+BandSplitRotator.from_pretrained = staticmethod(_from_pretrained)
+_make_importable()
 
 __version__: str
 

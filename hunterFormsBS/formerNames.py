@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Final
 
-__all__ = ["FORMER_NAMES"]
+__all__ = ["FORMER_NAMES", "GONE", "make_importable"]
 
 FORMER_NAMES: Final = MappingProxyType(
     {
@@ -69,4 +69,7 @@ class _Finder(MetaPathFinder, Loader):
             )
 
 
-sys.meta_path.append(_Finder())
+def make_importable() -> None:
+    """Let `import` find modules under their former names."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -11,13 +11,36 @@ from dataclasses import dataclass
 from numbers import Real
 from operator import index
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, Required, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Required,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from torch import Tensor
 
 from hunterFormsBS.printable import short_repr
 
-__all__ = ["REQUIRED", "ByLayout", "Needs", "Option", "Row", "check_value", "rows_of", "taken_by"]
+__all__ = [
+    "REQUIRED",
+    "ByLayout",
+    "Needs",
+    "Option",
+    "Row",
+    "any_above_one",
+    "check_value",
+    "none_of",
+    "rows_of",
+    "taken_by",
+]
 
 REQUIRED: Final = object()
 """The default of what has none."""
@@ -32,12 +55,22 @@ class Needs(NamedTuple):
     words: str
     names: tuple[str, ...]
     """The other arguments that this depends on."""
-    are_met: Callable[..., bool]
-    """Asked of the values of those."""
+    are_met: Callable[[Sequence[Any]], bool]
+    """Asked of the values of those, for example `any`, `none_of` or `any_above_one`."""
 
     def are_met_by(self, arguments: Mapping[str, Any]) -> bool:
         """Tell whether the other arguments are such that this one has an effect."""
-        return self.are_met(*(arguments[name] for name in self.names))
+        return self.are_met([arguments[name] for name in self.names])
+
+
+def none_of(values: Sequence[Any]) -> bool:
+    """Tell whether all values are 0, False or None."""
+    return not any(values)
+
+
+def any_above_one(values: Sequence[Any]) -> bool:
+    """Tell whether some value is a number above 1."""
+    return any(value is not None and value > 1 for value in values)
 
 
 class ByLayout(NamedTuple):
@@ -160,11 +193,12 @@ def _check_integer(name: str, value: object, option: Option) -> None:
         raise ValueError(f"{name}={short_repr(value)} is out of range: pass an integer of at most {option.most}.")
 
 
-def _check_integers(name: str, values: object, option: Option) -> None:
+def _check_integers(name: str, values: Any, option: Option) -> None:
     if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name}={short_repr(values)} is not a sequence of integers: pass at least one, in a tuple.")
-    for one in values:  # pyright: ignore[reportUnknownVariableType]
-        _check_integer(f"{name}: value", one, option)  # pyright: ignore[reportUnknownArgumentType]
+        received: object = values
+        raise ValueError(f"{name}={short_repr(received)} is not a sequence of integers: pass a tuple of at least one.")
+    for one in cast("Sequence[object]", values):
+        _check_integer(f"{name}: value", one, option)
 
 
 def _check_number(name: str, value: object, option: Option) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS
 from hunterFormsBS.heads import HEADS, OptionsOfHeads
-from hunterFormsBS.optionRow import ByLayout, Needs, Option, Row, check_value, rows_of
+from hunterFormsBS.optionRow import ByLayout, Needs, Option, Row, any_above_one, check_value, rows_of
 from hunterFormsBS.printable import printable, short_repr
 from hunterFormsBS.theTypes import FlashAttentionConfig, LearnedValueResidualMix, WindowFunction
 
@@ -32,19 +32,13 @@ _FLOAT32 = torch.finfo(torch.float32)
 _LEAST_POWER = 1e-11
 """Below this PyTorch's inverse transform refuses the sum of squared windows."""
 
-_CONFORMERS = Needs(
-    "one of them of at least 1", ("time_conformer_depth", "freq_conformer_depth"), lambda *depths: any(depths)
-)
-_DEPTH = Needs("a depth of at least 2", ("depth",), lambda depth: depth > 1)
-_FUSED = Needs("flash_attn=True", ("flash_attn",), bool)
-_SINKS = Needs("sinks", ("n_wsa_sinks",), bool)
-_STREAMS = Needs(
-    "one of them above 1",
-    ("num_residual_streams", "num_residual_fracs"),
-    lambda *numbers: any(number is not None and number > 1 for number in numbers),
-)
-_VALUES = Needs("use_value_residual_learning=True", ("use_value_residual_learning",), bool)
-_WINDOW = Needs("a window", ("wsa_window_len",), bool)
+_CONFORMERS = Needs("one of them of at least 1", ("time_conformer_depth", "freq_conformer_depth"), any)
+_DEPTH = Needs("a depth of at least 2", ("depth",), any_above_one)
+_FUSED = Needs("flash_attn=True", ("flash_attn",), any)
+_SINKS = Needs("sinks", ("n_wsa_sinks",), any)
+_STREAMS = Needs("one of them above 1", ("num_residual_streams", "num_residual_fracs"), any_above_one)
+_VALUES = Needs("use_value_residual_learning=True", ("use_value_residual_learning",), any)
+_WINDOW = Needs("a window", ("wsa_window_len",), any)
 
 _CONFORMER_EXCLUDES = (
     "num_residual_streams",

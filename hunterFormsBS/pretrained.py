@@ -23,6 +23,3 @@ def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any
     from hunterFormsBS.checkpoint.byName import MODEL, from_checkpoint
 
     return from_checkpoint(f"hub:{repository}/{MODEL}@{revision}", **overrides)
-
-
-BandSplitRotator.from_pretrained = staticmethod(from_pretrained)

@@ -12,7 +12,7 @@ import hunterFormsBS
 ROOT = Path(hunterFormsBS.__file__).parent
 
 FLOORS = (
-    ("theTypes", "printable", "installation", "optionRow", "containers", "signature", "limits"),
+    ("theTypes", "printable", "installation", "optionRow", "containers", "signature", "limits", "console"),
     ("operations",),
     ("kernels",),
     ("blocks", "attend"),
@@ -23,7 +23,7 @@ FLOORS = (
     ("bs_roformer", "mel_band_roformer", "pretrained"),
     ("separation", "overlapAdd", "estimates"),
     ("ensemble",),
-    ("console", "songs"),
+    ("songs",),
     ("listening", "training"),
     ("__main__",),
 )

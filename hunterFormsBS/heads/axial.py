@@ -17,7 +17,7 @@ from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 from hunterFormsBS.theTypes import ParametersAttention, ParametersTransformer
 
-_TRANSFORMERS = Needs("mask_transformer_depth of at least 1", ("mask_transformer_depth",), bool)
+_TRANSFORMERS = Needs("mask_transformer_depth of at least 1", ("mask_transformer_depth",), any)
 
 
 class OptionsAxial(TypedDict, total=False):

@@ -21,7 +21,7 @@ from hunterFormsBS.heads.kind import HeadKind, Shapes
 from hunterFormsBS.kernels.seam import Layer
 from hunterFormsBS.optionRow import Needs, Option
 
-_MODES = Needs("mask_fno_modes of at least 1", ("mask_fno_modes",), bool)
+_MODES = Needs("mask_fno_modes of at least 1", ("mask_fno_modes",), any)
 
 
 class OptionsFourier(TypedDict, total=False):

@@ -19,9 +19,9 @@ from hunterFormsBS.kernels.bandGroups import (
 )
 from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Layer, served_by
-from hunterFormsBS.optionRow import Needs, Option, taken_by
+from hunterFormsBS.optionRow import Needs, Option, none_of, taken_by
 
-_MLPS = Needs("mask_fno_modes=0", ("mask_fno_modes",), lambda modes: modes == 0)
+_MLPS = Needs("mask_fno_modes=0", ("mask_fno_modes",), none_of)
 
 
 class OptionsMLP(TypedDict, total=False):

@@ -296,11 +296,13 @@ def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
 
 def modules_of(layer: nn.Module) -> list[Part]:
     """Return the modules inside `layer`."""
-    return [
-        Part(name, type(module), tuple((key, None if p is None else p.shape) for key, p in module._parameters.items()))
-        for name, module in layer.named_modules()
-        if module is not layer
-    ]
+    named = cast("Iterable[tuple[str, nn.Module]]", layer.named_modules())
+    return [Part(name, type(module), _shapes(module)) for name, module in named if module is not layer]
+
+
+def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size | None], ...]:
+    own: dict[str, Tensor | None] = module.__dict__["_parameters"]
+    return tuple((name, None if parameter is None else parameter.shape) for name, parameter in own.items())
 
 
 def know(*kinds: type[nn.Module]) -> None:

@@ -17,7 +17,7 @@ from hunterFormsBS.theTypes import ParametersBranch
 
 __all__ = ["HYPERACE", "HyperACEMaskEstimator", "OptionsHyperACE"]
 
-_BRANCH = Needs("use_hyperACE=True", ("use_hyperACE",), bool)
+_BRANCH = Needs("use_hyperACE=True", ("use_hyperACE",), any)
 
 OF_VERSIONS = {1: {"k": 3, "l": 2, "num_hyperedges": 16}, 2: {"k": 2, "l": 1, "num_hyperedges": 32}}
 """Exchanges through hyperedges, convolutional blocks beside them, and hyperedges, in each of the published versions."""
