@@ -64,8 +64,7 @@ def variants() -> str:
 
 def programs() -> str:
     """Return the tables of programs whose configurations are read, and what of any of them is not."""
-    from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS
-    from hunterFormsBS.checkpoint.variants import SWITCHES
+    from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS, SWITCHES
 
     rows = ["| Program | Files | What is read |", "|---|---|---|"]
     rows += [f"| {program.name} | {program.files} | {program.read} |" for program in PROGRAMS]

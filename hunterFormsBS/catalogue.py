@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from hunterFormsBS.checkpoint.configuration import PathFilename, read_configuration
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable, short_repr
 

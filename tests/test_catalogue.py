@@ -305,7 +305,7 @@ def test_a_model_that_is_in_the_cache_needs_no_connection(hub: Hub, tmp_path: Pa
 def test_a_file_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, LOAD.replace("model.ckpt", "nothing.ckpt"))
     assert done.stderr.splitlines()[-1].startswith(
-        "hunterFormsBS.checkpoint.families.CheckpointError: nothing.ckpt of owner/repository cannot be fetched"
+        "hunterFormsBS.checkpoint.errors.CheckpointError: nothing.ckpt of owner/repository cannot be fetched"
     )
 
 

@@ -22,8 +22,8 @@ from packaging.version import Version
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint import save_checkpoint
-from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS
-from hunterFormsBS.checkpoint.variants import SWITCHES, VARIANTS
+from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS, SWITCHES
+from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.kernels.seam import KERNELS, PLACES, Where
 
 ROOT = Path(__file__).resolve().parent.parent

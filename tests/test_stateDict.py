@@ -22,7 +22,7 @@ from hunterFormsBS.checkpoint import (
     read_configuration,
     translate_state_dict,
 )
-from hunterFormsBS.checkpoint.variants import idle_arguments
+from hunterFormsBS.checkpoint.arguments import idle_arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "configs"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, infer_configuration
-from hunterFormsBS.checkpoint.variants import idle_arguments
+from hunterFormsBS.checkpoint.arguments import idle_arguments
 from hunterFormsBS.kernels.seam import reference
 
 Build = Callable[..., BandSplitRotator]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.configuration import PathFilename, to_plain_values
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.configuration import to_plain_values
+from hunterFormsBS.checkpoint.configurationFile import PathFilename
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.loading import from_configuration
 from hunterFormsBS.checkpoint.stateDict import infer_configuration
 from hunterFormsBS.installation import how_to_install
