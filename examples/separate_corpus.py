@@ -26,8 +26,8 @@ import ray.data
 import ray.exceptions
 import torch
 
-from hunterFormsBS.catalogue import is_remote
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.byName import is_remote
 from hunterFormsBS.songs.batch import FAILURES
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
 from hunterFormsBS.songs.names import key_of, song_name

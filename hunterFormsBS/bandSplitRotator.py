@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast, overload
 
 import torch
 from einops import rearrange
@@ -44,6 +44,14 @@ from hunterFormsBS.theTypes import (
     ParametersTransformer,
     WindowFunction,
 )
+
+
+class LoadPretrained(Protocol):
+    """How `BandSplitRotator.from_pretrained` is called; see `hunterFormsBS.pretrained`."""
+
+    def __call__(self, repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
+        """Load a model from the Hugging Face Hub."""
+        ...
 
 
 class BandSplitRotator(nn.Module):
@@ -175,6 +183,9 @@ class BandSplitRotator(nn.Module):
     .. [1] Lu et al., Music Source Separation with Band-Split RoPE Transformer, ICASSP 2024, arXiv 2309.02612.
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
+
+    from_pretrained: ClassVar[LoadPretrained]
+    """Load a model from the Hugging Face Hub. Set by `hunterFormsBS.pretrained`: fetching is above the model."""
 
     @explained
     def __init__(
@@ -390,24 +401,6 @@ class BandSplitRotator(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """A copy of the arguments: `type(model)(**model.configuration)` is the same model with new weights."""
         return copy.deepcopy(self._configuration)
-
-    @staticmethod
-    def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
-        """Load a model that `hunterFormsBS.catalogue.publish` uploaded to the Hugging Face Hub.
-
-        Parameters
-        ----------
-        repository : str
-            `OWNER/REPOSITORY`.
-        revision : str
-            Branch, tag or commit.
-        **overrides : Any
-            See `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
-        """
-        from hunterFormsBS.catalogue import MODEL
-        from hunterFormsBS.checkpoint import from_checkpoint
-
-        return from_checkpoint(f"hub:{repository}/{MODEL}@{revision}", **overrides)
 
     def extra_repr(self) -> str:
         """Describe the layout, the channels, the hop and the size."""

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from hunterFormsBS import BandSplitRotator, catalogue
+from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, entries, recognise
-from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
+from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, from_configuration, save_checkpoint
 from hunterFormsBS.songs.settings import find_configuration
 from tests.conftest import TINY
 
@@ -83,7 +83,7 @@ def test_a_file_that_is_here_is_recognised_and_needs_no_configuration(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         size=path.stat().st_size,
     )
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": entry})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": entry})
     assert recognise(path) == entry
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -92,7 +92,7 @@ def test_a_file_that_is_here_is_recognised_and_needs_no_configuration(
     assert not model.zero_dc
     torch.save({**made().state_dict(), "a": torch.zeros(1)}, tmp_path / "other.ckpt")
     assert recognise(tmp_path / "other.ckpt") is None
-    monkeypatch.setattr(catalogue, "entries", dict)
+    monkeypatch.setattr(facts, "entries", dict)
     with pytest.warns(UserWarning, match="nothing determines these arguments"):
         from_checkpoint(path)
 
@@ -103,7 +103,7 @@ def test_a_file_without_a_known_digest_is_recognised_by_its_size_and_its_shapes(
     path = tmp_path / "renamed.ckpt"
     torch.save(made().state_dict(), path)
     entry = Entry(name="x", stems=("vocals",), configuration=in_msst_s_words(), size=path.stat().st_size)
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": entry})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": entry})
     assert recognise(path) == entry
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -112,16 +112,16 @@ def test_a_file_without_a_known_digest_is_recognised_by_its_size_and_its_shapes(
     (tmp_path / "longer.ckpt").write_bytes(path.read_bytes() + b"0")
     assert recognise(tmp_path / "longer.ckpt") is None
     narrower = {**in_msst_s_words()["model"], "dim": 8}
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": replace(entry, configuration={"model": narrower})})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": replace(entry, configuration={"model": narrower})})
     assert recognise(path) is None
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.ckpt")
     other = replace(entry, size=(tmp_path / "other.ckpt").stat().st_size)
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": other})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": other})
     assert recognise(tmp_path / "other.ckpt") is None
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": entry, "y": replace(entry, name="y")})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": entry, "y": replace(entry, name="y")})
     assert recognise(path) is None
     # One whose digest is known is not taken for one whose digest is not.
-    monkeypatch.setattr(catalogue, "entries", lambda: {"x": entry, "y": replace(entry, name="y", sha256="0" * 64)})
+    monkeypatch.setattr(facts, "entries", lambda: {"x": entry, "y": replace(entry, name="y", sha256="0" * 64)})
     assert recognise(path) is None
 
 
@@ -311,10 +311,10 @@ def test_a_file_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
 
 def test_another_file_than_the_catalogue_s_is_refused(hub: Hub, tmp_path: Path) -> None:
     program = (
-        "from hunterFormsBS import catalogue\n"
-        "entry = catalogue.Entry(name='x', stems=('a',), configuration={'model': {}}, repository='owner/repository',\n"
-        "                        file='model.ckpt', sha256='0' * 64)\n"
-        "catalogue.entries = lambda: {'x': entry}\n"
+        "from hunterFormsBS.checkpoint import facts\n"
+        "entry = facts.Entry(name='x', stems=('a',), configuration={'model': {}}, repository='owner/repository',\n"
+        "                    file='model.ckpt', sha256='0' * 64)\n"
+        "facts.entries = lambda: {'x': entry}\n"
         "from hunterFormsBS.checkpoint import from_checkpoint\n"
         "from_checkpoint('x')"
     )

@@ -244,3 +244,14 @@ def test_import_loads_no_optional_or_slow_package() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert "hunterFormsBS" in loaded.stdout.split()
     assert unwanted.intersection(loaded.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("name", ["BandSplitRotator", "bs_roformer.BSRoformer", "mel_band_roformer.MelBandRoformer"])
+def test_every_class_of_models_has_from_pretrained_without_importing_what_fetches(name: str) -> None:
+    module, _, cls = f"hunterFormsBS.{name}".rpartition(".")
+    program = (
+        f"import sys; from {module} import {cls} as model; "
+        "print(model.from_pretrained.__name__, 'huggingface_hub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["from_pretrained", "False"]

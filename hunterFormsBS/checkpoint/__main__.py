@@ -10,11 +10,10 @@ from typing import Any, Final, NoReturn, cast, get_args
 
 import torch
 
-from hunterFormsBS import catalogue
+from hunterFormsBS.checkpoint import byName, from_checkpoint
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import Upstream
-from hunterFormsBS.checkpoint.loading import from_checkpoint
 from hunterFormsBS.checkpoint.saving import Layout, save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, configuration_within
 from hunterFormsBS.console import Console, one_line
@@ -135,7 +134,7 @@ def _write(options: _Options) -> list[Path]:
     existing = [str(path) for path in files if path.exists()]
     if existing and not options.overwrite:
         raise CheckpointError(f"{' and '.join(existing)} would be replaced: pass --overwrite, or another --output")
-    path, beside = catalogue.find(options.checkpoint)
+    path, beside = byName.find(options.checkpoint)
     configuration: Path | Mapping[str, Any] | None = options.configuration or beside
     model = from_checkpoint(path, configuration, upstream=options.upstream, dtype=DTYPES[options.dtype])
     sections = dict(_sections(path, configuration))
@@ -153,7 +152,7 @@ def _sections(path: Path, configuration: Path | Mapping[str, Any] | None) -> Map
     """Return what a configuration says besides the model: of the file, within the checkpoint, or of the catalogue."""
     if configuration is None:
         configuration = configuration_within(WeightsFile(path))
-    if configuration is None and (entry := catalogue.recognise(path)):
+    if configuration is None and (entry := byName.recognise(path)):
         configuration = entry.configuration
     whole = load_configuration(configuration)
     names = ("audio", "training", "inference")

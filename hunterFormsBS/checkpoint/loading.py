@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from hunterFormsBS.checkpoint.configuration import (
 )
 from hunterFormsBS.checkpoint.configurationFile import PathFilename
 from hunterFormsBS.checkpoint.decision import Evidence, arguments_of_configuration, decide
+from hunterFormsBS.checkpoint.facts import Entry, recognise_file
 from hunterFormsBS.checkpoint.families import Upstream, check_upstream
 from hunterFormsBS.checkpoint.plainKeys import to_plain_keys
 from hunterFormsBS.checkpoint.recognition import family_of_configuration, recognise
@@ -97,10 +99,11 @@ def from_configuration(
     return BandSplitRotator(**arguments).eval()
 
 
-def from_checkpoint(
-    pathFilename: PathFilename,
+def load(
+    path: Path,
     configuration: Configuration | None = None,
     *,
+    beside: Mapping[str, Any] | None = None,
     upstream: Upstream | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -108,67 +111,29 @@ def from_checkpoint(
     partial: bool = False,
     **overrides: Any,
 ) -> BandSplitRotator:
-    """Load a model from a checkpoint of any known family.
-
-    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
-    are followed, and one that names the arguments which change the audio and which nothing determined.
+    """Load a model from a file that is here; see `hunterFormsBS.checkpoint.from_checkpoint`, which fetches it.
 
     Parameters
     ----------
-    pathFilename : str | PathLike[str]
-        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
-        which are fetched from the Hugging Face Hub.
-    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
-        which recognises files that are here as well, or the one beside a file that is fetched.
-    upstream : Upstream | None = None
-        Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
-        `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
-        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
-        `residual_in_first_group_only` of `BandSplitRotator`.
-    device : torch.device | str = 'cpu'
-        Where the model goes.
-    dtype : torch.dtype = torch.float32
-        Of the model's parameters, whatever that of the file.
-    stems : Sequence[int] | None = None
-        Load only these heads, in this order. `None`: all.
-    partial : bool = False
-        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
-        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
-    **overrides : Any
-        Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
-
-    Returns
-    -------
-    model : BandSplitRotator
-        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that the estimates are as
-        long as the mixture where upstream's are rounded down to a multiple of the hop length.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be used, if keys are unknown or missing, or if an argument is unknown or cannot belong to
-        these weights.
-    OSError
-        If a file cannot be opened.
+    beside : Mapping[str, Any] | None = None
+        The configuration that was found with the file. One that was passed, or that is in the file, comes first.
     """
-    from hunterFormsBS import catalogue  # which reads configurations itself
-
-    path, beside = catalogue.find(pathFilename)
     contents = read_contents(path)
     if configuration is None and contents.configuration is not None:
         configuration, upstream = contents.configuration, upstream or "hunterFormsBS"
-    if configuration is None and beside is None and (entry := catalogue.recognise(path)):
-        beside = entry.configuration
     recognition = recognise(contents.state_dict, None if upstream is None else check_upstream(upstream))
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
+    if configuration is None and beside is None:
+        entry = recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
+        beside = entry.configuration if entry else None
+    whole = load_configuration(beside if configuration is None else configuration)
     del contents  # so that a tensor goes from memory as soon as it has become a parameter
     evidence = Evidence(
         path=path,
         recognition=recognition,
         shapes=infer(state_dict, recognition),
-        configuration=stated_arguments(load_configuration(configuration or beside), recognition.family),
+        configuration=stated_arguments(whole, recognition.family),
         caller=_given(overrides),
         upstream=upstream,
         stems=stems,
@@ -178,9 +143,18 @@ def from_checkpoint(
     with torch.device("cpu" if partial else "meta"):  # the tensors of the file become its parameters
         model = BandSplitRotator(**decision.arguments)
     state_dict, fitted = fit(state_dict, model, path, stems=stems, partial=partial)
-    _warn([*remarks, *decision.remarks, *evidence.configuration.remarks, *fitted])
+    _warn([*remarks, *decision.remarks, *evidence.configuration.remarks, *fitted], stacklevel=4)
     assign(model, state_dict, path)
     return model.to(device, dtype).eval()
+
+
+def has_shapes_of(entry: Entry, state_dict: Mapping[str, Tensor]) -> bool:
+    """Tell whether these are the keys and shapes of a public checkpoint's model."""
+    with torch.device("meta"):
+        expected = from_configuration(entry.configuration).state_dict()
+    return {key: tensor.shape for key, tensor in state_dict.items()} == {
+        key: tensor.shape for key, tensor in expected.items()
+    }
 
 
 def _given(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -188,6 +162,7 @@ def _given(overrides: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in resolve_values(overrides).items() if value is not None}
 
 
-def _warn(remarks: Sequence[str]) -> None:
+def _warn(remarks: Sequence[str], stacklevel: int = 3) -> None:
+    """Warn with the line that called the public function."""
     for remark in remarks:
-        warnings.warn(remark, stacklevel=3)
+        warnings.warn(remark, stacklevel=stacklevel)

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from hunterFormsBS import catalogue
-from hunterFormsBS.checkpoint import CheckpointError
+from hunterFormsBS.checkpoint import CheckpointError, byName
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.printable import printable
@@ -56,13 +55,13 @@ def find_configuration(
     CheckpointError, ImportError, OSError
         If a file cannot be fetched or read.
     """
-    checkpoint, beside = catalogue.find(checkpoint)
+    checkpoint, beside = byName.find(checkpoint)
     configuration = configuration or beside
     with checkpoint.open("rb"):
         pass
     if configuration is not None:
         return checkpoint, configuration, load_configuration(configuration)
-    if entry := catalogue.recognise(checkpoint):
+    if entry := byName.recognise(checkpoint):
         return checkpoint, None, entry.configuration
     # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
     content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None

@@ -1,0 +1,284 @@
+"""Checkpoints by name: a file that is here, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+
+Fetching stands above the loader, which takes a file and the configuration that was found with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, cast
+
+import torch
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import facts
+from hunterFormsBS.checkpoint.configuration import Configuration
+from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.facts import Entry
+from hunterFormsBS.checkpoint.families import Upstream
+from hunterFormsBS.checkpoint.loading import has_shapes_of, load
+from hunterFormsBS.checkpoint.saving import save_checkpoint
+from hunterFormsBS.checkpoint.stateDict import translate_state_dict
+from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.pretrained import MODEL
+from hunterFormsBS.printable import printable, short_repr
+
+PREFIX: Final = "hub:"
+
+
+def recognise(pathFilename: PathFilename) -> Entry | None:
+    """Return which checkpoint of the catalogue a file is, or None; see `hunterFormsBS.checkpoint.facts`."""
+    path = Path(pathFilename)
+    return facts.recognise_file(path, lambda entry: _holds_shapes_of(entry, path))
+
+
+def from_checkpoint(
+    pathFilename: PathFilename,
+    configuration: Configuration | None = None,
+    *,
+    upstream: Upstream | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    stems: Sequence[int] | None = None,
+    partial: bool = False,
+    **overrides: Any,
+) -> BandSplitRotator:
+    """Load a model from a checkpoint of any known family.
+
+    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
+    are followed, and one that names the arguments which change the audio and which nothing determined.
+
+    Parameters
+    ----------
+    pathFilename : str | PathLike[str]
+        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
+        which are fetched from the Hugging Face Hub.
+    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
+        which recognises files that are here as well, or the one beside a file that is fetched.
+    upstream : Upstream | None = None
+        Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
+        `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
+        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
+        `residual_in_first_group_only` of `BandSplitRotator`.
+    device : torch.device | str = 'cpu'
+        Where the model goes.
+    dtype : torch.dtype = torch.float32
+        Of the model's parameters, whatever that of the file.
+    stems : Sequence[int] | None = None
+        Load only these heads, in this order. `None`: all.
+    partial : bool = False
+        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
+        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
+    **overrides : Any
+        Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
+
+    Returns
+    -------
+    model : BandSplitRotator
+        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that the estimates are as
+        long as the mixture where upstream's are rounded down to a multiple of the hop length.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be used, if keys are unknown or missing, or if an argument is unknown or cannot belong to
+        these weights.
+    OSError
+        If a file cannot be opened.
+    """
+    path, beside = find(pathFilename)
+    return load(
+        path,
+        configuration,
+        beside=beside,
+        upstream=upstream,
+        device=device,
+        dtype=dtype,
+        stems=stems,
+        partial=partial,
+        **overrides,
+    )
+
+
+def is_remote(name: object) -> bool:
+    """Tell whether this names a checkpoint to fetch, and no file that is here."""
+    return isinstance(name, str) and (name.startswith(PREFIX) or (name in facts.entries() and not Path(name).exists()))
+
+
+def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
+    """Return the file of a checkpoint, fetched by `fetch` if this is a name, and then its configuration.
+
+    Raises
+    ------
+    CheckpointError, ImportError
+        See `fetch`.
+    FileNotFoundError
+        If there is no such file; with the name of the catalogue that may be meant.
+    """
+    text = Path(name).as_posix()
+    if is_remote(text):
+        return fetch(text)
+    path = Path(name)
+    if not path.exists():
+        near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
+        hint = f"; the catalogue has {near[0]}" if near else ""
+        raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
+    return path, None
+
+
+def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
+    """Fetch a checkpoint from the Hugging Face Hub, or find it in the cache of `huggingface_hub`.
+
+    That package's settings apply: its cache, its token, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress bar.
+
+    Parameters
+    ----------
+    name : str
+        Of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+
+    Returns
+    -------
+    path : Path
+        The file, whose SHA-256 is that of the catalogue where it is known.
+    configuration : Mapping[str, Any] or None
+        That of the catalogue, or what stands beside the file under its name, or the only YAML file of the repository.
+
+    Raises
+    ------
+    CheckpointError
+        If the name is unknown, the file cannot be fetched, or it is another one than the catalogue's.
+    ImportError
+        If huggingface_hub is not installed.
+    """
+    entry = facts.entries().get(name) or _entry_at(name)
+    if not entry.repository:
+        raise CheckpointError(
+            f"{printable(name)} is in the catalogue, and not on the Hugging Face Hub: download it by hand, and pass "
+            "the file, which is recognised"
+        )
+    path = _download(entry.repository, entry.file, entry.revision)
+    if entry.sha256 and facts.sha256(path) != entry.sha256:
+        raise CheckpointError(
+            f"{printable(entry.file)} of {printable(entry.repository)} is not the file of the catalogue: its SHA-256 "
+            f"is {facts.sha256(path)}, not {entry.sha256}. If its author replaced it, name a revision: "
+            "hub:OWNER/REPOSITORY/FILE@REVISION"
+        )
+    configuration: Mapping[str, Any] | None = entry.configuration or _configuration_beside(entry)
+    return path, configuration
+
+
+def publish(
+    model: BandSplitRotator,
+    repository: str,
+    *,
+    configuration: Mapping[str, Any] | None = None,
+    private: bool = False,
+) -> str:
+    """Upload a model to the Hugging Face Hub, where `BandSplitRotator.from_pretrained` finds it.
+
+    Parameters
+    ----------
+    model : BandSplitRotator
+        It becomes one file of safetensors that holds its arguments.
+    repository : str
+        `OWNER/REPOSITORY`, made if it is not there.
+    configuration : Mapping[str, Any] | None = None
+        Further sections; see `hunterFormsBS.checkpoint.save_checkpoint`.
+    private : bool = False
+        Whether a new repository is.
+
+    Returns
+    -------
+    str
+        The address of the commit.
+
+    Raises
+    ------
+    CheckpointError
+        If the upload is refused or there is no connection.
+    ImportError
+        If huggingface_hub is not installed.
+    """
+    hub = _hub()
+    with TemporaryDirectory() as folder, _explained(f"{MODEL} cannot be uploaded to {printable(repository)}"):
+        path = Path(folder) / MODEL
+        save_checkpoint(path, model, configuration=configuration)
+        client = hub.HfApi()
+        client.create_repo(repository, private=private, exist_ok=True)
+        return str(
+            client.upload_file(
+                path_or_fileobj=path, path_in_repo=MODEL, repo_id=repository, commit_message="Upload a BandSplitRotator"
+            )
+        )
+
+
+def _entry_at(name: str) -> Entry:
+    """Return the entry of `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` or without, which may be in the catalogue."""
+    place, _, revision = name.removeprefix(PREFIX).partition("@")
+    owner, _, rest = place.partition("/")
+    repository, _, file = rest.partition("/")
+    if not name.startswith(PREFIX) or not (owner and repository and file):
+        raise CheckpointError(
+            f"{short_repr(name)} is neither a name of the catalogue nor hub:OWNER/REPOSITORY/FILE: see "
+            "hunterFormsBS.catalogue.entries()"
+        )
+    repository = f"{owner}/{repository}"
+    for entry in facts.entries().values():
+        if (entry.repository, entry.file) == (repository, file) and revision in ("", entry.revision):
+            return entry
+    return Entry(name=name, stems=(), configuration={}, repository=repository, file=file, revision=revision or "main")
+
+
+def _configuration_beside(entry: Entry) -> Mapping[str, Any] | None:
+    try:
+        with _explained(entry.repository):
+            names: list[str] = _hub().HfApi().list_repo_files(entry.repository, revision=entry.revision)
+    except CheckpointError:
+        return None  # Offline: the file came from the cache.
+    texts = [name for name in names if name.lower().endswith((".yaml", ".yml"))]
+    stem = str(Path(entry.file).with_suffix(""))
+    own = [name for name in texts if str(Path(name).with_suffix("")) == stem] or (texts if len(texts) == 1 else [])
+    return read_configuration(_download(entry.repository, own[0], entry.revision)) if own else None
+
+
+def _download(repository: str, file: str, revision: str) -> Path:
+    with _explained(f"{printable(file)} of {printable(repository)} cannot be fetched from the Hugging Face Hub"):
+        return Path(cast("Callable[..., str]", _hub().hf_hub_download)(repository, file, revision=revision))
+
+
+@contextmanager
+def _explained(what: str) -> Generator[None]:
+    """Turn what huggingface_hub and the libraries beneath it raise into one line that begins with `what`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        of_hub = type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "requests")
+        if not of_hub and not isinstance(error, (OSError, ValueError)):
+            raise
+        raise CheckpointError(f"{what}: {printable(' '.join(str(error).split()), 300)}") from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error
+    return huggingface_hub
+
+
+def _holds_shapes_of(entry: Entry, path: Path) -> bool:
+    try:
+        return has_shapes_of(entry, translate_state_dict(read_contents(path, "meta").state_dict))
+    except CheckpointError:
+        return False
