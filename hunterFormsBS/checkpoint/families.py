@@ -71,16 +71,6 @@ _STREAMS: Final = r"\.static_alpha$"
 _BRANCH: Final = r"\.branch\."
 _SINKHORN: Final = r"\.h_post_scale$"
 _FINAL_NORM: Final = r"^final_norm\."
-_MIX: Final = (r"\.learned_value_residual_mix\.0\.", ".to_value_residual_mix.")
-_STREAMS: Final = r"\.static_alpha$"
-_BRANCH: Final = r"\.branch\."
-_SINKHORN: Final = r"\.h_post_scale$"
-_FINAL_NORM: Final = r"^final_norm\."
-_CONVOLUTION: Final = r"\.conv\.net\."
-_HEAD_OR_BIAS: Final = (
-    r"^mask_estimators\.\d+\.(?:layers|segm)\.|\.ln_y_attn\.|\.positional_encoding\.pe$"
-    r"|^(?:linear_62_bias_0|linear_64_bias_0|shared_qkv_bias|shared_out_bias)$"
-)
 _MIX: Final = r"\.to_value_residual_mix\."
 
 FAMILIES: Final[tuple[Family, ...]] = (

@@ -121,7 +121,7 @@ def load(
     contents = read_contents(path)
     if configuration is None and contents.configuration is not None:
         configuration, upstream = contents.configuration, upstream or "hunterFormsBS"
-    recognition = recognise(contents.state_dict, None if upstream is None else check_upstream(upstream))
+    recognition = recognise(contents.state_dict, upstream)
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
     if configuration is None and beside is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.families import MEL_MIX, Family, Upstream, families_of, newest_family
+from hunterFormsBS.checkpoint.families import MEL_MIX, Family, Upstream, check_upstream, families_of, newest_family
 from hunterFormsBS.checkpoint.variants import VARIANTS, Variant
 
 
@@ -46,7 +46,7 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
     Raises
     ------
     CheckpointError
-        If it is of a variant that is not supported; the message names it.
+        If it is of a variant that is not supported, whose name the message has, or if there is no such upstream.
     """
     lines = "\n".join(keys)
     variants = find_variants(lines)
@@ -54,7 +54,7 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
         refused = variants[0]
         raise CheckpointError(f"this is a checkpoint of {refused.name}, which is not supported. {refused.advice}")
     of_keys = _first_that_fits(lines, None)
-    family = of_keys if upstream is None else _first_that_fits(lines, upstream)
+    family = of_keys if upstream is None else _first_that_fits(lines, check_upstream(upstream))
     return Recognition(
         family=_of_class(family, variants),
         of_keys=of_keys,

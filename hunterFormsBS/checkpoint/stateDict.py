@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
@@ -148,7 +148,7 @@ def _read(reading: Reading, shapes: _Shapes) -> object:
             size = _size(shapes, pattern, axis)
             return size // (times * _size(shapes, per, 0)) if per else size
         case tuple():
-            return tuple(_read(part, shapes) for part in reading)
+            return tuple(_read(size, shapes) for size in cast("tuple[Size, ...]", reading))
         case _:
             return reading
 
