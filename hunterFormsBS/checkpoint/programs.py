@@ -2,103 +2,18 @@
 
 Its sections are `audio`, `model`, `training` and `inference`. UVR, audio-separator and pymss have them too. splifft's
 JSON has others, counts hidden layers in another way, and states what it has no default for; a fork of
-Music-Source-Separation-Training has `stereo` and the transform under `audio`.
+Music-Source-Separation-Training has `stereo` and the transform under `audio`. docs/catalogue.md lists them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.printable import printable, short_repr
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program whose configurations are read, and what it makes itself of four lines that readers ask about.
-
-    Parameters
-    ----------
-    name : str
-        Of the program.
-    files : str
-        What its configurations are.
-    read : str
-        Where the arguments of a model are, and what else is translated.
-    chunk_size, dim_t, use_amp, zero_dc : str
-        What each of these lines does there.
-    """
-
-    name: str
-    files: str
-    read: str
-    chunk_size: str
-    dim_t: str
-    use_amp: str
-    zero_dc: str
-
-
-PROGRAMS: Final = (
-    Program(
-        name="MSST",
-        files="YAML",
-        read="`model`, `audio`, `training`, `inference`",
-        chunk_size="of `inference`, else of `audio`: the samples of a chunk",
-        dim_t="not read",
-        use_amp="float16 on CUDA unless it is false",
-        zero_dc="silences 0 Hz, unless it is false",
-    ),
-    Program(
-        name="a fork of MSST",
-        files="YAML",
-        read="the same, and `stereo` and `stft_…` of the model also in `audio`",
-        chunk_size="as in MSST",
-        dim_t="not read",
-        use_amp="as in MSST",
-        zero_dc="as in MSST",
-    ),
-    Program(
-        name="UVR",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="not read",
-        dim_t="of `inference`: a chunk is `audio.hop_length * (dim_t - 1)` samples",
-        use_amp="not read",
-        zero_dc="is refused there; 0 Hz is never silenced",
-    ),
-    Program(
-        name="audio-separator",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="not read",
-        dim_t="of `inference`: a chunk is `stft_hop_length * (dim_t - 1)` samples",
-        use_amp="not read",
-        zero_dc="read and without effect; 0 Hz is never silenced",
-    ),
-    Program(
-        name="pymss",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="of `inference`, else of `audio`",
-        dim_t="not read",
-        use_amp="of `inference`, else of `training`: half precision unless it is false",
-        zero_dc="silences 0 Hz where it is true, and never in a Mel-Band RoFormer",
-    ),
-    Program(
-        name="splifft",
-        files="JSON",
-        read="`model`, `transform`, `audio_io`, `inference`, `waveform_chunking`; its kinds of bands and heads",
-        chunk_size="of `model`",
-        dim_t="there is none",
-        use_amp="there is none: `use_autocast_dtype` of `inference`",
-        zero_dc="there is none; 0 Hz is never silenced",
-    ),
-)
-"""Every program whose configurations are read."""
 
 OF_THE_MODEL: Final = (
     "stereo",
