@@ -6,8 +6,7 @@ The model is here, `BandSplitRotator`. Everything else is imported from the modu
 
 import typing as _typing
 
-import hunterFormsBS.pretrained as _pretrained  # noqa: F401  # which gives the class its `from_pretrained`
-from hunterFormsBS.bandSplitRotator import BandSplitRotator as BandSplitRotator
+from hunterFormsBS.pretrained import BandSplitRotator as BandSplitRotator
 
 __version__: str
 

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 
+__all__ = ["MODEL", "BandSplitRotator", "from_pretrained"]
+
 MODEL: Final = "model.safetensors"
 """The file of a model that `hunterFormsBS.catalogue.publish` uploads."""
 
