@@ -15,6 +15,17 @@ DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
 )
 """All arguments of `BandSplitRotator` and their defaults."""
 
+SEQUENCES: Final = frozenset(
+    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
+)
+"""Those that are tuples, and lists in files."""
+
+OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
+"""Those that decide how a model computes with parameters that look the same."""
+
+NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
+"""Those that change how a model computes, but no sample of its stems by more than rounding or their length."""
+
 _AUDIBLE: Final = (
     "stft_win_length",
     "stft_window_fn",

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.checkpoint.arguments import DEFAULTS
+from hunterFormsBS.checkpoint.arguments import DEFAULTS, SEQUENCES
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
@@ -30,9 +30,6 @@ _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
         torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
     )
 }
-_TUPLES: Final = frozenset(
-    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
-)
 
 
 class StatedArguments(NamedTuple):
@@ -201,7 +198,7 @@ def _translate_value(name: str, value: object, family: Family) -> object:
 
 
 def _resolve_value(name: str, value: object) -> object:
-    if name in _TUPLES and isinstance(value, list):
+    if name in SEQUENCES and isinstance(value, list):
         return tuple(cast("list[object]", value))
     if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
         return _mask(cast("Sequence[object]", value))

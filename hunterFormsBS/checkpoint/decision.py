@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any, Final, SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
-from hunterFormsBS.checkpoint.arguments import DEFAULTS, audible_arguments, without_idle_arguments
+from hunterFormsBS.checkpoint.arguments import DEFAULTS, OPEN, audible_arguments, without_idle_arguments
 from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.checkpoint.configuration import StatedArguments, to_plain_values
 from hunterFormsBS.checkpoint.errors import CheckpointError
@@ -16,9 +16,6 @@ from hunterFormsBS.checkpoint.families import Family, Upstream
 from hunterFormsBS.checkpoint.recognition import Recognition
 from hunterFormsBS.checkpoint.stateDict import Inferred
 from hunterFormsBS.printable import printable
-
-_OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
-"""What decides how a model computes with parameters that look the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +143,13 @@ def complete_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
 def _defaults(recognition: Recognition) -> dict[str, object]:
     """Return upstream's defaults; what keys leave open of value residuals and streams is as in their own family."""
     of_keys = recognition.of_keys.defaults
-    return {**{name: of_keys.get(name) for name in _OPEN}, **recognition.family.defaults}
+    return {**{name: of_keys.get(name) for name in OPEN}, **recognition.family.defaults}
 
 
 def _refuse(caller: Mapping[str, object], right: Mapping[str, str], need: str) -> None:
     for name, instead in right.items():
         if name in caller:
-            raise CheckpointError(f"{name}={to_plain_values(caller[name])!r} cannot be: {need} {instead}")
+            raise CheckpointError(f"{name}={caller[name]!r} cannot be: {need} {instead}")
 
 
 def _number_of(stems: Sequence[int], num_stems: object) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.arguments import DEFAULTS
+from hunterFormsBS.checkpoint.arguments import DEFAULTS, NOT_AUDIBLE
 from hunterFormsBS.checkpoint.configuration import to_plain_values
 from hunterFormsBS.checkpoint.configurationFile import PathFilename
 from hunterFormsBS.checkpoint.errors import CheckpointError
@@ -40,7 +40,6 @@ _OF_SOME: Final = ("linear_transformer_depth", "mlp_expansion_factor", "skip_con
 the model has another value than Music-Source-Separation-Training's default."""
 
 _UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
-_NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
 
 
 def save_checkpoint(
@@ -221,7 +220,7 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
     with torch.device("meta"):
         again = from_configuration({"model": {**section, "dim_freqs_in": None}}, upstream="msst")
     mine, theirs = _effective(model), _effective(again)
-    stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *_NOT_AUDIBLE}
+    stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *NOT_AUDIBLE}
     differing = [name for name in mine if name not in stated and mine[name] != theirs[name]]
     shapes, other = ({key: tensor.shape for key, tensor in each.state_dict().items()} for each in (model, again))
     if not differing and shapes != other:
