@@ -53,10 +53,9 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
     if variants and not variants[0].options:
         refused = variants[0]
         raise CheckpointError(f"this is a checkpoint of {refused.name}, which is not supported. {refused.advice}")
-    of_keys = _first_that_fits(lines, None)
-    family = of_keys if upstream is None else _first_that_fits(lines, check_upstream(upstream))
+    of_keys = _of_class(_first_that_fits(lines, None), variants)
     return Recognition(
-        family=_of_class(family, variants),
+        family=of_keys if upstream is None else _of_class(_first_that_fits(lines, check_upstream(upstream)), variants),
         of_keys=of_keys,
         variants=variants,
         mixes_as_mel=re.search(MEL_MIX, lines) is not None,
@@ -65,7 +64,8 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
 
 def family_of_configuration(upstream: Upstream, arguments: Mapping[str, object], *, overlapping: bool) -> Family:
     """Return whose counting and defaults a configuration follows, where there is no state dict."""
-    variants = tuple(row for row in VARIANTS if any(arguments.get(name) for name in row.switches))
+    # Heads and biases are options of the plain class, where nothing but a configuration tells of them.
+    variants = [row for row in VARIANTS if row.layer and any(arguments.get(name) for name in row.switches)]
     return _of_class(newest_family(upstream, overlapping=overlapping), variants)
 
 

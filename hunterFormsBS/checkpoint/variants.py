@@ -99,8 +99,8 @@ LAYER_BIAS: Final = r"layers\.\d+\.\d+\.layers\.\d+\.(?:0|attn)\.(?:branch\.)?(t
 """A shared bias, as an attention layer has it."""
 
 ATTENTION_KEYS: Final = (
-    r"norm\.gamma|to_qkv\.(?:0\.)?weight|to_gates\.(?:weight|bias)|to_out\.[01]\.weight|temperature|rotary_embed\.freqs"
-    r"|pope_embed\.(?:bias|inv_freqs)|to_value_residual_mix\.(?:weight|bias)"
+    r"norm\.gamma|to_qkv\.(?:(?:0\.)?weight|bias)|to_gates\.(?:weight|bias)|to_out\.(?:[01]\.weight|0\.bias)"
+    r"|temperature|rotary_embed\.freqs|pope_embed\.(?:bias|inv_freqs)|to_value_residual_mix\.(?:weight|bias)"
 )
 FEED_FORWARD_KEYS: Final = r"net\.0\.gamma|net\.[14]\.(?:weight|bias)"
 """Keys within an attention layer and within a feedforward layer."""
@@ -217,7 +217,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         options="use_shared_bias=True",
         switches=("use_shared_bias",),
         readings={"use_shared_bias": Present("shared_qkv_bias")},  # biases of 0 are left out
-        keys=rf"shared_(?:qkv|out)_bias|{LAYER_BIAS}",
+        keys=r"shared_(?:qkv|out)_bias",
         overlapping=False,
         defaults=_NEVER_SILENT,
         published="Logic Pro's stem splitter",
