@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
-from summaries import catalogue, options, programs, variants, with_summary
+from summaries import catalogue, options, variants, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -122,7 +122,7 @@ def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == "commandLine":
         source[0] = source[0].replace("<!-- options -->", options())
     if docname == "catalogue":
-        for name, table in (("catalogue", catalogue), ("variants", variants), ("programs", programs)):
+        for name, table in (("catalogue", catalogue), ("variants", variants)):
             source[0] = source[0].replace(f"<!-- {name} -->", table())
     if docname.startswith("reference/"):
         source[0] = with_summary(source[0])

@@ -62,29 +62,6 @@ def variants() -> str:
     return "\n".join(rows)
 
 
-def programs() -> str:
-    """Return the tables of programs whose configurations are read, and what of any of them is not."""
-    from hunterFormsBS.checkpoint.programs import AUDIBLE, PROGRAMS, ROFORMERS
-    from hunterFormsBS.checkpoint.variants import SWITCHES
-
-    rows = ["| Program | Files | What is read |", "|---|---|---|"]
-    rows += [f"| {program.name} | {program.files} | {program.read} |" for program in PROGRAMS]
-    rows += ["", "What four lines do there:", ""]
-    lines = ("chunk_size", "dim_t", "use_amp", "zero_dc")
-    rows += [f"| Program | {' | '.join(f'`{line}`' for line in lines)} |", "|---|---|---|---|---|"]
-    rows += [f"| {program.name} | {' | '.join(getattr(program, line) for line in lines)} |" for program in PROGRAMS]
-    sections = ", ".join(f"`{name}`" for name in AUDIBLE)
-    switches = ", ".join(f"`{name}`" for name in SWITCHES)
-    types = ", ".join(f"`{name}`" for name in ROFORMERS)
-    rows += [
-        "",
-        "What is not read and could be heard is named in a warning: the sections "
-        f"{sections}, and a `type` or `model_type` that is none of {types}. In the arguments of a model {switches} are "
-        "refused by the name of the variant, unless they are off.",
-    ]
-    return "\n".join(rows)
-
-
 def options() -> str:
     """Return the tables of the options of the command line, made from its parser."""
     from hunterFormsBS.songs.commandLine import parser

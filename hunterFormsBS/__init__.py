@@ -6,11 +6,9 @@ The model is here, `BandSplitRotator`. Everything else is imported from the modu
 
 import typing as _typing
 
-from hunterFormsBS.bandSplitRotator import BandSplitRotator as BandSplitRotator
 from hunterFormsBS.formerNames import make_importable as _make_importable
-from hunterFormsBS.pretrained import from_pretrained as _from_pretrained
+from hunterFormsBS.pretrained import BandSplitRotator as BandSplitRotator
 
-BandSplitRotator.from_pretrained = staticmethod(_from_pretrained)
 _make_importable()
 
 __version__: str

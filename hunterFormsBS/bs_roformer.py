@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint.configuration import is_for_mel, translate_arguments
-from hunterFormsBS.checkpoint.families import CheckpointError, newest_family
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.families import newest_family
 
 
 class BSRoformer(BandSplitRotator):

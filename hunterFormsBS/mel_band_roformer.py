@@ -7,7 +7,8 @@ from typing import Any, Self, Unpack
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint.configuration import translate_arguments
-from hunterFormsBS.checkpoint.families import CheckpointError, newest_family
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.families import newest_family
 from hunterFormsBS.options import ParametersOfEveryLayout
 from hunterFormsBS.signature import explained
 

@@ -38,7 +38,6 @@ _FUSED = Needs("flash_attn=True", ("flash_attn",), any)
 _SINKS = Needs("sinks", ("n_wsa_sinks",), any)
 _STREAMS = Needs("one of them above 1", ("num_residual_streams", "num_residual_fracs"), any_above_one)
 _VALUES = Needs("use_value_residual_learning=True", ("use_value_residual_learning",), any)
-_WINDOW = Needs("a window", ("wsa_window_len",), any)
 
 _CONFORMER_EXCLUDES = (
     "num_residual_streams",
@@ -78,7 +77,7 @@ class ParametersOfEveryLayout(OptionsOfHeads, total=False):
     multi_stft_resolution_loss_weight: Annotated[float, Option(default=1.0, most=_FLOAT32.max)]
     multi_stft_resolutions_window_sizes: Annotated[Sequence[int], Option(default=(4096, 2048, 1024, 512, 256), least=1)]
     multi_stft_window_fn: Annotated[WindowFunction, Option(default=torch.hann_window)]
-    n_wsa_sinks: Annotated[int, Option(default=0, most=4096, needs=_WINDOW, excludes=("time_conformer_depth",))]
+    n_wsa_sinks: Annotated[int, Option(default=0, most=4096, excludes=("time_conformer_depth",))]
     norm_output: Annotated[
         bool | None, Option(default=None, off=(False,), unset=ByLayout(overlapping=True, side_by_side=False))
     ]
@@ -160,7 +159,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, (_, option) in OPTIONS.items():
         if not option.is_off(arguments[name]):
             _check_company(name, option, arguments)
-    for check in (_check_axes, _check_parity, _check_stft, _check_size, *(kind.check for kind in HEADS)):
+    for check in (_check_axes, _check_numbers, _check_stft, _check_size, *(kind.check for kind in HEADS)):
         check(arguments)
 
 
@@ -220,7 +219,12 @@ def _check_axes(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _check_parity(arguments: Mapping[str, Any]) -> None:
+def _check_numbers(arguments: Mapping[str, Any]) -> None:
+    if arguments["n_wsa_sinks"] and arguments["wsa_window_len"] is None:
+        raise ValueError(
+            f"n_wsa_sinks={arguments['n_wsa_sinks']} with wsa_window_len=None: sinks are for attention within windows. "
+            "Pass both, or neither."
+        )
     fracs = arguments["num_residual_fracs"] or 1
     if arguments["dim"] % fracs:
         raise ValueError(

@@ -6,6 +6,8 @@ from typing import Any
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 
+__all__ = ["BandSplitRotator", "from_pretrained"]
+
 
 def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
     """Load a model that `hunterFormsBS.catalogue.publish` uploaded to the Hugging Face Hub.
@@ -23,3 +25,6 @@ def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any
     from hunterFormsBS.checkpoint.byName import MODEL, from_checkpoint
 
     return from_checkpoint(f"hub:{repository}/{MODEL}@{revision}", **overrides)
+
+
+BandSplitRotator.from_pretrained = staticmethod(from_pretrained)

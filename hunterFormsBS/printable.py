@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from reprlib import Repr
 from typing import TextIO
 
-__all__ = ["printable", "say", "short_repr"]
+__all__ = ["LISTED", "list_some", "printable", "say", "short_repr"]
 
 LONGEST_TEXT = 300
 """Characters of a name or a message that are shown; the middle of a longer one is left out."""
 
 LONGEST_LINE = 5000
 """Characters of a line of the command line, which may name several files."""
+
+LISTED = 20
+"""How many names a message lists before it counts the rest."""
 
 _STEERING = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 """Unicode categories that are escaped: controls, formats (bidirectional overrides among them), lone surrogates,
@@ -38,6 +42,12 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
         source = f"{source[:kept]} ... {source[-kept:]}"
     escaped = "".join(_escape(character) for character in source)
     return escaped if len(escaped) <= limit else f"{escaped[: max(1, limit - 4)]} ..."
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Write names out, the first of them and the number of the rest where there are many."""
+    rest = len(names) - LISTED
+    return ", ".join(printable(name, 120) for name in names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def say(text: object, stream: TextIO | None, limit: int = LONGEST_LINE) -> None:

@@ -10,8 +10,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from hunterFormsBS.checkpoint.families import recognise
-from hunterFormsBS.checkpoint.variants import find_variant
+from hunterFormsBS.checkpoint.recognition import recognise
 from tests import test_parity_heads, test_parity_shared
 
 
@@ -24,13 +23,13 @@ def main() -> None:
             differences = test_parity_shared.worst_differences(name, Path(folder))
             state_dict = test_parity_shared.read(name)[2]
             upstream = test_parity_shared.NAMED_UPSTREAM.get(name)
-            family = recognise(state_dict, upstream).name + (", by its name" if upstream else "")
+            family = recognise(state_dict, upstream).family.name + (", by its name" if upstream else "")
             audio, losses = differences.pop("audio"), max(differences.values(), default=None)
             shown = "" if losses is None else f"{losses:.0e}"
             rows.append((name, family, f"{audio:.0e}", f"{test_parity_shared.LIMIT:.0e}", shown))
         for name in test_parity_heads.NAMES:
-            variant = find_variant(test_parity_heads.read(name)[0])
-            known = variant.name if variant else "MSST's experimental classes, by its name"
+            variants = recognise(test_parity_heads.read(name)[0]).variants
+            known = variants[0].name if variants else "MSST's experimental classes, by its name"
             audio = test_parity_heads.worst_difference(name, Path(folder))
             rows.append((name, known, f"{audio:.0e}", f"{test_parity_heads.LIMIT:.0e}", ""))
     for row in (rows[0], ("---",) * 5, *rows[1:]):

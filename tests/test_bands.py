@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from hunterFormsBS.checkpoint import CheckpointError, from_configuration, infer_configuration, read_configuration
-from hunterFormsBS.checkpoint.bands import resolve_bands
-from hunterFormsBS.checkpoint.stateDict import find_mel_layout
+from hunterFormsBS.checkpoint.bands import find_mel_layout, resolve_bands
 
 RATES = (44100, 48000, 32000, 24000, 22050, 16000, 96000)
 TRANSFORMS = (2048, 4096, 1024, 8192, 512)

@@ -1,19 +1,13 @@
-"""Checkpoints by name: the table, and the real client of the Hub against a server on the loopback address."""
+"""Checkpoints by name: the table of facts, and files that are here."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +16,9 @@ import torch
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, entries, recognise
-from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, from_configuration, save_checkpoint
+from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, from_configuration
 from hunterFormsBS.songs.settings import find_configuration
 from tests.conftest import TINY
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @cache
@@ -146,197 +138,3 @@ def test_a_checkpoint_that_is_not_on_the_hub_says_what_to_do() -> None:
     name = next(name for name, entry in entries().items() if not entry.repository)
     with pytest.raises(CheckpointError, match="not on the Hugging Face Hub: download it by hand"):
         from_checkpoint(name)
-
-
-# With the real client, in a process of its own, because it reads its settings when it is imported.
-
-
-class Hub(ThreadingHTTPServer):
-    """The routes of the Hub that fetching and uploading need."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Route)
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        self.files = files
-        self.uploaded: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-
-class Route(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def answer_json(self, content: object) -> None:
-        self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if "/tree/" in path:
-            tree = [
-                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                for name, body in self.server.files.items()
-            ]
-            self.answer_json(tree)
-            return
-        if path.startswith("/api/models/"):
-            siblings = [{"rfilename": name} for name in self.server.files]
-            self.answer_json({"id": "owner/repository", "sha": COMMIT, "siblings": siblings, "private": False})
-            return
-        body = self.server.files.get(path.rpartition("/")[2])
-        if body is None:
-            self.answer(404, b"", X_Error_Code="EntryNotFound")
-        else:
-            self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"')
-
-    def do_POST(self) -> None:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "/preupload/" in self.path:
-            named = [entry["path"] for entry in json.loads(body)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in named]
-            self.answer_json({"files": modes})
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.server.uploaded[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            address = f"{self.server.address}/owner/repository/commit/{COMMIT}"
-            self.answer_json({"success": True, "commitOid": COMMIT, "commitUrl": address})
-        elif self.path.startswith("/api/validate-yaml"):
-            self.answer_json({"errors": [], "warnings": []})
-        else:
-            self.answer_json({"url": f"{self.server.address}/owner/repository", "name": "owner/repository"})
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    import yaml
-
-    torch.save(made().state_dict(), tmp_path / "model.ckpt")
-    text = yaml.safe_dump(json.loads(json.dumps(in_msst_s_words())))
-    save_checkpoint(tmp_path / "model.safetensors", made())
-    server = Hub(
-        {
-            "model.ckpt": (tmp_path / "model.ckpt").read_bytes(),
-            "model.yaml": text.encode(),
-            "other.yaml": b"model: {}",
-            "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
-        }
-    )
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def run(hub: Hub, folder: Path, program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(folder / "cache"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_none",
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-        **environment,
-    }
-    head = "import warnings; warnings.simplefilter('error', UserWarning)\n"
-    return subprocess.run(
-        [sys.executable, "-c", head + program],
-        env={**os.environ, **settings},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-LOAD = (
-    "from hunterFormsBS.checkpoint import from_checkpoint\n"
-    "model = from_checkpoint('hub:owner/repository/model.ckpt')\n"
-    "print(model.configuration['stft_hop_length'], model.zero_dc, sum(p.sum().item() for p in model.parameters()))"
-)
-
-
-def test_a_checkpoint_and_the_configuration_beside_it_are_fetched_once(hub: Hub, tmp_path: Path) -> None:
-    done = run(hub, tmp_path, LOAD)
-    assert done.returncode == 0, done.stderr
-    expected = f"8 False {sum(p.sum().item() for p in made().parameters())}"
-    assert done.stdout.strip() == expected
-    assert any(line.startswith("GET") and line.endswith("model.ckpt") for line in hub.asked)
-    hub.asked.clear()
-    again = run(hub, tmp_path, LOAD)
-    assert again.stdout == done.stdout
-    assert not any(line.startswith("GET") and line.endswith("model.ckpt") for line in hub.asked)
-
-
-def test_a_model_that_is_in_the_cache_needs_no_connection(hub: Hub, tmp_path: Path) -> None:
-    program = (
-        "from hunterFormsBS import BandSplitRotator\n"
-        "model = BandSplitRotator.from_pretrained('owner/repository')\n"
-        "print(model.configuration['stft_hop_length'])"
-    )
-    assert run(hub, tmp_path, program).stdout.strip() == "8"
-    hub.asked.clear()
-    assert run(hub, tmp_path, program, HF_HUB_OFFLINE="1").stdout.strip() == "8"
-    assert hub.asked == []
-
-
-def test_a_file_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
-    done = run(hub, tmp_path, LOAD.replace("model.ckpt", "nothing.ckpt"))
-    assert done.stderr.splitlines()[-1].startswith(
-        "hunterFormsBS.checkpoint.families.CheckpointError: nothing.ckpt of owner/repository cannot be fetched"
-    )
-
-
-def test_another_file_than_the_catalogue_s_is_refused(hub: Hub, tmp_path: Path) -> None:
-    program = (
-        "from hunterFormsBS.checkpoint import facts\n"
-        "entry = facts.Entry(name='x', stems=('a',), configuration={'model': {}}, repository='owner/repository',\n"
-        "                    file='model.ckpt', sha256='0' * 64)\n"
-        "facts.entries = lambda: {'x': entry}\n"
-        "from hunterFormsBS.checkpoint import from_checkpoint\n"
-        "from_checkpoint('x')"
-    )
-    done = run(hub, tmp_path, program)
-    assert "is not the file of the catalogue: its SHA-256 is" in done.stderr.splitlines()[-1]
-
-
-def test_a_published_model_is_found_again(hub: Hub, tmp_path: Path) -> None:
-    program = (
-        "import torch\n"
-        "from hunterFormsBS.catalogue import publish\n"
-        "from hunterFormsBS.checkpoint import from_checkpoint\n"
-        "model = from_checkpoint('hub:owner/repository/model.ckpt')\n"
-        "print(publish(model, 'owner/repository', configuration={'training': {'instruments': ['vocals']}}))"
-    )
-    done = run(hub, tmp_path, program)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert COMMIT in done.stdout
-    hub.files["model.safetensors"] = hub.uploaded["model.safetensors"]
-    program = (
-        "from hunterFormsBS import BandSplitRotator\n"
-        "model = BandSplitRotator.from_pretrained('owner/repository')\n"
-        "print(sum(p.sum().item() for p in model.parameters()))"
-    )
-    assert float(run(hub, tmp_path, program).stdout) == sum(p.sum().item() for p in made().parameters())

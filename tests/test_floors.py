@@ -12,7 +12,17 @@ import hunterFormsBS
 ROOT = Path(hunterFormsBS.__file__).parent
 
 FLOORS = (
-    ("theTypes", "printable", "installation", "optionRow", "containers", "signature", "limits", "console"),
+    (
+        "theTypes",
+        "printable",
+        "installation",
+        "optionRow",
+        "variantRow",
+        "containers",
+        "signature",
+        "limits",
+        "console",
+    ),
     ("operations",),
     ("kernels",),
     ("blocks", "attend"),

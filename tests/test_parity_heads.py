@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint import from_checkpoint, infer_configuration
-from hunterFormsBS.checkpoint.variants import find_variant
+from hunterFormsBS.checkpoint.recognition import recognise
 
 FOLDER = Path(
     os.environ.get("HUNTERFORMSBS_PARITY_HEADS") or Path(__file__).resolve().parents[2] / "shared" / "parity_heads"
@@ -76,8 +76,8 @@ def test_estimates_agree_with_upstream(name: str, tmp_path: Path) -> None:
 @each_vector
 def test_keys_alone_tell_the_variant_and_upstreams_arguments(name: str) -> None:
     state_dict, stated, _, _ = read(name)
-    variant = find_variant(state_dict)
-    assert (variant.name if variant else None) == VARIANTS.get(name)
+    variants = recognise(state_dict).variants
+    assert (variants[0].name if variants else None) == VARIANTS.get(name)
     inferred = infer_configuration(state_dict).arguments
     not_told = {"stft_hop_length", "stft_win_length", "zero_dc", "sample_rate", "num_bands", "dim_freqs_in"}
     told = {argument: value for argument, value in stated.items() if argument not in not_told}

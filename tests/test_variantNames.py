@@ -14,17 +14,18 @@ from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, translate_state_dict
+from hunterFormsBS.checkpoint.arguments import DEFAULTS
 from hunterFormsBS.checkpoint.families import UPSTREAM_NAMES
-from hunterFormsBS.checkpoint.stateDict import constructor_arguments
-from hunterFormsBS.checkpoint.variants import SWITCHES, VARIANTS, find_variant
+from hunterFormsBS.checkpoint.programs import SWITCHES
+from hunterFormsBS.checkpoint.recognition import find_variants
+from hunterFormsBS.checkpoint.variants import VARIANTS
 
 SMALL: dict[str, Any] = {"dim": 8, "depth": 1, "dim_head": 8, "heads": 2, "num_stems": 1, "stereo": True}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name for variant in VARIANTS])
 def test_variant_is_recognised_from_its_keys(variant: Any) -> None:
-    found = find_variant(["band_split.to_features.0.1.weight", variant.example])
-    assert found is variant
+    assert find_variants(f"band_split.to_features.0.1.weight\n{variant.example}")[0] is variant
 
 
 REFUSED = [variant for variant in VARIANTS if not variant.options]
@@ -42,7 +43,7 @@ def test_first_line_of_a_refusal_is_the_name(variant: Any, tmp_path: Path) -> No
 
 def test_plain_model_is_no_variant() -> None:
     model = BandSplitRotator(**SMALL)
-    assert find_variant(model.state_dict()) is None
+    assert not find_variants("\n".join(model.state_dict()))
 
 
 def test_likeness_is_stated_only_where_keys_match() -> None:
@@ -70,7 +71,7 @@ def test_what_is_switched_off_is_accepted(off: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("value", [True, {"enabled": True, "num_experts": 4}])
 def test_what_is_switched_on_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(CheckpointError, match=f"^the configuration is that of {re.escape(SWITCHES[name])}"):
+    with pytest.raises(CheckpointError, match=f"^the configuration is that of {re.escape(SWITCHES[name].name)}"):
         from_configuration({**SMALL, name: value})
 
 
@@ -78,7 +79,7 @@ def test_what_is_switched_on_is_refused_by_name(name: str, value: Any) -> None:
     "name", ["num_stem", "dims", "time_depth", "n_fft", "hop", "zzz", "learning_rate", "band", "x"]
 )
 def test_only_names_that_are_alike_are_suggested(name: str) -> None:
-    known = [*constructor_arguments(), *UPSTREAM_NAMES, "linear_flash_attn"]
+    known = [*DEFAULTS, *UPSTREAM_NAMES, "linear_flash_attn"]
     likeness = max(SequenceMatcher(None, one, name).ratio() for one in known)
     with pytest.raises(CheckpointError, match=f"'{name}' is not an argument") as refused:
         from_configuration({**SMALL, name: 1})

@@ -1,8 +1,8 @@
 """Checkpoints and configurations of every upstream family, read into `BandSplitRotator`."""
 
 from hunterFormsBS.checkpoint.byName import from_checkpoint
-from hunterFormsBS.checkpoint.configuration import read_configuration
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.configurationFile import read_configuration
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.loading import from_configuration, read_state_dict
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import InferredConfiguration, infer_configuration, translate_state_dict

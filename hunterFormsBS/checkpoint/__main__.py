@@ -12,10 +12,10 @@ import torch
 
 from hunterFormsBS.checkpoint import byName, from_checkpoint
 from hunterFormsBS.checkpoint.configuration import load_configuration
-from hunterFormsBS.checkpoint.families import CheckpointError, Upstream
-from hunterFormsBS.checkpoint.loading import configuration_within
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.checkpoint.saving import Layout, save_checkpoint
-from hunterFormsBS.checkpoint.weightsFile import WeightsFile
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile, configuration_within
 from hunterFormsBS.console import Console, one_line
 
 PROGRAM: Final = "hunterFormsBS.checkpoint"
@@ -151,7 +151,7 @@ def _write(options: _Options) -> list[Path]:
 def _sections(path: Path, configuration: Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return what a configuration says besides the model: of the file, within the checkpoint, or of the catalogue."""
     if configuration is None:
-        configuration = configuration_within(WeightsFile(path))[0]
+        configuration = configuration_within(WeightsFile(path))
     if configuration is None and (entry := byName.recognise(path)):
         configuration = entry.configuration
     whole = load_configuration(configuration)

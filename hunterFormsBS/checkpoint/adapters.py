@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable
 

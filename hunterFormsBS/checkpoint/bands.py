@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple, cast
 
 import torch
 
-from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, resolve_mask_filter_bank
-from hunterFormsBS.checkpoint.families import CheckpointError
-from hunterFormsBS.checkpoint.stateDict import find_mel_layout
+from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, mask_filter_bank_mel, resolve_mask_filter_bank
+from hunterFormsBS.checkpoint.errors import CheckpointError
 
 BAND_ARGUMENTS: Final = (
     "freq_range",
@@ -21,6 +21,23 @@ BAND_ARGUMENTS: Final = (
     "stft_n_fft",
 )
 """The arguments that decide how wide bands are. They are chosen together, because one can make up for another."""
+
+
+_USUAL_MEL_LAYOUTS: Final = tuple(
+    (sample_rate, stft_n_fft)
+    for sample_rate in (44100, 48000, 32000, 24000, 22050, 16000, 96000)
+    for stft_n_fft in (2048, 4096, 1024, 8192, 512)
+)
+
+_MOST_MEL_BANDS: Final = 512
+
+
+class MelLayout(NamedTuple):
+    """Arguments of a mel layout whose bands are as wide as those of a state dict."""
+
+    sample_rate: int
+    stft_n_fft: int
+    stereo: bool
 
 
 class Bands(NamedTuple):
@@ -36,6 +53,47 @@ class Bands(NamedTuple):
 
     arguments: dict[str, object]
     assumed: list[str]
+
+
+@cache
+def _usual_mel_counts(sample_rate: int, stft_n_fft: int, num_bands: int) -> tuple[int, ...]:
+    if num_bands > _MOST_MEL_BANDS:
+        return ()
+    try:
+        mask = mask_filter_bank_mel(sample_rate, stft_n_fft, num_bands)
+    except ValueError:  # so many bands that some are empty
+        return ()
+    return tuple(int(count) for count in mask.sum(dim=1))
+
+
+def find_mel_layout(widths: Sequence[int]) -> MelLayout | None:
+    """Find a usual mel layout whose bands have these widths, or return `None`."""
+    for sample_rate, stft_n_fft in _USUAL_MEL_LAYOUTS:
+        counts = _usual_mel_counts(sample_rate, stft_n_fft, len(widths))
+        for stereo in (True, False):
+            if list(widths) == [count * (4 if stereo else 2) for count in counts]:
+                return MelLayout(sample_rate, stft_n_fft, stereo)
+    return None
+
+
+def infer_bands(widths: Sequence[int], *, overlapping: bool) -> dict[str, object]:
+    """Return the band arguments that the widths determine by themselves."""
+    if overlapping:
+        arguments: dict[str, object] = {"num_bands": len(widths)}
+        mel_layout = find_mel_layout(widths)
+        if mel_layout is not None:
+            arguments.update(stereo=mel_layout.stereo, stft_n_fft=mel_layout.stft_n_fft)
+        elif any(width % 4 for width in widths):
+            arguments["stereo"] = False
+        return arguments
+    if any(width % 4 for width in widths):
+        stereo = False
+    elif sum(widths) // 4 % 2:
+        stereo = True
+    else:
+        return {}
+    freqs_per_bands = tuple(width // (4 if stereo else 2) for width in widths)
+    return {"stereo": stereo, "freqs_per_bands": freqs_per_bands, "stft_n_fft": 2 * (sum(freqs_per_bands) - 1)}
 
 
 def resolve_bands(widths: Sequence[int], known: Mapping[str, object], *, overlapping: bool) -> Bands:

@@ -8,24 +8,24 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import facts
-from hunterFormsBS.checkpoint.configuration import Configuration, PathFilename, read_configuration
+from hunterFormsBS.checkpoint import facts, hub
+from hunterFormsBS.checkpoint.configuration import Configuration
+from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
-from hunterFormsBS.checkpoint.families import CheckpointError, Upstream
+from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.checkpoint.loading import has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import translate_state_dict
-from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
-from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.checkpoint.weightsFile import read_contents
 from hunterFormsBS.printable import printable, short_repr
 
 PREFIX: Final = "hub:"
@@ -164,14 +164,8 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
             f"{printable(name)} is in the catalogue, and not on the Hugging Face Hub: download it by hand, and pass "
             "the file, which is recognised"
         )
-    path = _download(entry.repository, entry.file, entry.revision)
-    if entry.sha256 and facts.sha256(path) != entry.sha256:
-        raise CheckpointError(
-            f"{printable(entry.file)} of {printable(entry.repository)} is not the file of the catalogue: its SHA-256 "
-            f"is {facts.sha256(path)}, not {entry.sha256}. If its author replaced it, name a revision: "
-            "hub:OWNER/REPOSITORY/FILE@REVISION"
-        )
-    configuration: Mapping[str, Any] | None = entry.configuration or _configuration_beside(entry)
+    path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256)
+    configuration: Mapping[str, Any] | None = entry.configuration or _configuration_beside(entry, path)
     return path, configuration
 
 
@@ -207,17 +201,11 @@ def publish(
     ImportError
         If huggingface_hub is not installed.
     """
-    hub = _hub()
-    with TemporaryDirectory() as folder, _explained(f"{MODEL} cannot be uploaded to {printable(repository)}"):
-        path = Path(folder) / MODEL
+
+    def write(path: Path) -> None:
         save_checkpoint(path, model, configuration=configuration)
-        client = hub.HfApi()
-        client.create_repo(repository, private=private, exist_ok=True)
-        return str(
-            client.upload_file(
-                path_or_fileobj=path, path_in_repo=MODEL, repo_id=repository, commit_message="Upload a BandSplitRotator"
-            )
-        )
+
+    return hub.upload(repository, MODEL, write, private=private)
 
 
 def _entry_at(name: str) -> Entry:
@@ -237,48 +225,22 @@ def _entry_at(name: str) -> Entry:
     return Entry(name=name, stems=(), configuration={}, repository=repository, file=file, revision=revision or "main")
 
 
-def _configuration_beside(entry: Entry) -> Mapping[str, Any] | None:
+def _configuration_beside(entry: Entry, path: Path) -> Mapping[str, Any] | None:
+    """Return the configuration that is named as the checkpoint, or is the only one of the repository."""
+    commit = hub.commit_of(path, entry.file)
     try:
-        with _explained(entry.repository):
-            names: list[str] = _hub().HfApi().list_repo_files(entry.repository, revision=entry.revision)
-    except CheckpointError:
-        return None  # Offline: the file came from the cache.
+        names = hub.names_of(entry.repository, commit)
+    except CheckpointError as error:
+        warnings.warn(f"no configuration is looked for beside {printable(entry.name)}: {error}", stacklevel=5)
+        return None
     texts = [name for name in names if name.lower().endswith((".yaml", ".yml"))]
     stem = str(Path(entry.file).with_suffix(""))
     own = [name for name in texts if str(Path(name).with_suffix("")) == stem] or (texts if len(texts) == 1 else [])
-    return read_configuration(_download(entry.repository, own[0], entry.revision)) if own else None
-
-
-def _download(repository: str, file: str, revision: str) -> Path:
-    with _explained(f"{printable(file)} of {printable(repository)} cannot be fetched from the Hugging Face Hub"):
-        return Path(cast("Callable[..., str]", _hub().hf_hub_download)(repository, file, revision=revision))
-
-
-@contextmanager
-def _explained(what: str) -> Generator[None]:
-    """Turn what huggingface_hub and the libraries beneath it raise into one line that begins with `what`."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        of_hub = type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "requests")
-        if not of_hub and not isinstance(error, (OSError, ValueError)):
-            raise
-        raise CheckpointError(f"{what}: {printable(' '.join(str(error).split()), 300)}") from error
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error
-    return huggingface_hub
+    return read_configuration(hub.download(entry.repository, own[0], commit)) if own else None
 
 
 def _holds_shapes_of(entry: Entry, path: Path) -> bool:
-    file = WeightsFile(path)
     try:
-        return has_shapes_of(entry, translate_state_dict(file.read_state_dict(unwrap(file.content, path)[0], "meta")))
+        return has_shapes_of(entry, translate_state_dict(read_contents(path, "meta").state_dict))
     except CheckpointError:
         return False

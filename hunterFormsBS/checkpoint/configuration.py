@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, CheckpointError, Family
-from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
-from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
-from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
-from hunterFormsBS.checkpoint.programs import in_words_of_msst
-from hunterFormsBS.checkpoint.stateDict import constructor_arguments
-from hunterFormsBS.checkpoint.variants import in_own_words, states_nothing
+from hunterFormsBS.checkpoint.arguments import DEFAULTS, SEQUENCES
+from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
+from hunterFormsBS.checkpoint.programs import ignored_remarks, in_own_words, in_words_of_msst, states_nothing
 from hunterFormsBS.printable import printable, short_repr
-
-PathFilename: TypeAlias = str | PathLike[str]
-"""Path and name of a file."""
 
 Configuration: TypeAlias = PathFilename | Mapping[str, Any]
 """A configuration file, or what is in one."""
@@ -37,9 +30,6 @@ _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
         torch.ones,  # no window, as in the first releases of BS-RoFormer 0.3
     )
 }
-_TUPLES: Final = frozenset(
-    {"freqs_per_bands", "freq_range", "multi_stft_resolutions_window_sizes", "segm_backbone_channels"}
-)
 
 
 class StatedArguments(NamedTuple):
@@ -51,83 +41,13 @@ class StatedArguments(NamedTuple):
         Under this package's names and in its counting.
     spelled : dict[str, str]
         How the configuration wrote each of them, for messages.
+    remarks : tuple[str, ...]
+        What of the configuration is not followed.
     """
 
     arguments: dict[str, object]
     spelled: dict[str, str]
-
-
-def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
-    """Read a YAML or JSON configuration.
-
-    The YAML of Music-Source-Separation-Training has `!!python/tuple`, which is read as a tuple. Every other tag for
-    Python objects is refused, and nothing in the file is run.
-
-    Parameters
-    ----------
-    pathFilename : str | PathLike[str]
-        A file whose name ends in .json is JSON; all others are YAML.
-
-    Returns
-    -------
-    configuration : dict[str, Any]
-        The whole file, with the sections that it has.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not text, is neither YAML nor JSON, holds no mapping, states a key twice, or asks for Python
-        objects.
-    OSError
-        If the file cannot be opened.
-    """
-    path = Path(pathFilename)
-    parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
-    return parse_mapping(read_text(path), f"the configuration {printable(path)}", parse)
-
-
-def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_json) -> dict[str, Any]:
-    """Parse a mapping of plain values; `what` it is begins the message of a `CheckpointError`."""
-    try:
-        parsed = parse(text)
-        check_extent(parsed)
-    except RecursionError as error:
-        raise CheckpointError(f"{what} cannot be read: it is nested too deep") from error
-    except ValueError as error:
-        raise CheckpointError(f"{what} cannot be read: {printable(' '.join(str(error).split()))}") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(
-            f"{what} holds {'nothing' if parsed is None else type(parsed).__name__}, "
-            'but must hold a mapping such as "model: {dim: 384, depth: 6}"'
-        )
-    return cast("dict[str, Any]", parsed)
-
-
-def read_text(path: Path) -> str:
-    """Read a file of text, which must not be larger than a configuration can be.
-
-    Raises
-    ------
-    CheckpointError
-        If it is larger, is not text in UTF-8, or is a checkpoint.
-    OSError
-        If it cannot be opened.
-    """
-    refuse_what_is_no_file(path, "a configuration")
-    with path.open("rb") as file:
-        data = file.read(LARGEST_TEXT + 1)
-    refuse_weights(path, data[:4096])
-    if len(data) > LARGEST_TEXT:
-        raise CheckpointError(
-            f"{printable(path)} is larger than {LARGEST_TEXT:,} bytes, which no configuration is: pass the .yaml or "
-            ".json file"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{printable(path)} is not a configuration, because it is not text in UTF-8: {printable(error, 120)}"
-        ) from error
+    remarks: tuple[str, ...] = ()
 
 
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
@@ -155,6 +75,13 @@ def is_for_mel(section: Mapping[str, Any]) -> bool:
             "Mel-Band RoFormer: keep those of one of the two"
         )
     return bool(mel)
+
+
+def stated_arguments(configuration: Mapping[str, Any], family: Family) -> StatedArguments:
+    """Return the arguments of the model that a whole configuration states, and what of it is not followed."""
+    section = model_section(configuration)
+    remarks = (*ignored_remarks(configuration), *_flash_attn_remarks(section))
+    return translate_arguments(section, family)._replace(remarks=remarks)
 
 
 def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArguments:
@@ -204,7 +131,7 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
     CheckpointError
         If a name is unknown, or names an unknown window function.
     """
-    _refuse_unknown_names(arguments, known=constructor_arguments())
+    _refuse_unknown_names(arguments, known=[*DEFAULTS])
     return {name: _resolve_value(name, value) for name, value in arguments.items()}
 
 
@@ -234,7 +161,7 @@ def to_plain_values(value: object, where: str = "the configuration") -> object:
     )
 
 
-def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
+def _flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
     """Say what becomes of `linear_flash_attn`, where upstream's two flags differ."""
     linear, flash = section.get("linear_flash_attn"), section.get("flash_attn")
     flash = True if flash is None else flash
@@ -247,7 +174,7 @@ def flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) -> None:
-    names_known = known or [*constructor_arguments(), *UPSTREAM_NAMES, "linear_flash_attn"]
+    names_known = known or [*DEFAULTS, *UPSTREAM_NAMES, "linear_flash_attn"]
     for name in names:
         if name in names_known:
             continue
@@ -271,7 +198,7 @@ def _translate_value(name: str, value: object, family: Family) -> object:
 
 
 def _resolve_value(name: str, value: object) -> object:
-    if name in _TUPLES and isinstance(value, list):
+    if name in SEQUENCES and isinstance(value, list):
         return tuple(cast("list[object]", value))
     if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
         return _mask(cast("Sequence[object]", value))

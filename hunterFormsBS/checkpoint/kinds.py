@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.limits import LARGEST_HEADER
 from hunterFormsBS.checkpoint.torchFile import MAGIC
 from hunterFormsBS.printable import printable

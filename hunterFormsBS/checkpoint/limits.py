@@ -46,3 +46,6 @@ LONGEST_INTEGER: Final = 256
 
 LARGEST_EXPANSION: Final = 100
 """How many times larger what an archive holds may be than the archive; weights hardly compress at all."""
+
+MOST_RESTARTS: Final = 2
+"""How often a server may break off a download, and then send the file from its start."""

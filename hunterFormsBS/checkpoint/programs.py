@@ -2,102 +2,18 @@
 
 Its sections are `audio`, `model`, `training` and `inference`. UVR, audio-separator and pymss have them too. splifft's
 JSON has others, counts hidden layers in another way, and states what it has no default for; a fork of
-Music-Source-Separation-Training has `stereo` and the transform under `audio`.
+Music-Source-Separation-Training has `stereo` and the transform under `audio`. docs/catalogue.md lists them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, cast
 
-from hunterFormsBS.checkpoint.families import CheckpointError
-from hunterFormsBS.checkpoint.variants import states_nothing
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.printable import printable, short_repr
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program whose configurations are read, and what it makes itself of four lines that readers ask about.
-
-    Parameters
-    ----------
-    name : str
-        Of the program.
-    files : str
-        What its configurations are.
-    read : str
-        Where the arguments of a model are, and what else is translated.
-    chunk_size, dim_t, use_amp, zero_dc : str
-        What each of these lines does there.
-    """
-
-    name: str
-    files: str
-    read: str
-    chunk_size: str
-    dim_t: str
-    use_amp: str
-    zero_dc: str
-
-
-PROGRAMS: Final = (
-    Program(
-        name="MSST",
-        files="YAML",
-        read="`model`, `audio`, `training`, `inference`",
-        chunk_size="of `inference`, else of `audio`: the samples of a chunk",
-        dim_t="not read",
-        use_amp="float16 on CUDA unless it is false",
-        zero_dc="silences 0 Hz, unless it is false",
-    ),
-    Program(
-        name="a fork of MSST",
-        files="YAML",
-        read="the same, and `stereo` and `stft_…` of the model also in `audio`",
-        chunk_size="as in MSST",
-        dim_t="not read",
-        use_amp="as in MSST",
-        zero_dc="as in MSST",
-    ),
-    Program(
-        name="UVR",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="not read",
-        dim_t="of `inference`: a chunk is `audio.hop_length * (dim_t - 1)` samples",
-        use_amp="not read",
-        zero_dc="is refused there; 0 Hz is never silenced",
-    ),
-    Program(
-        name="audio-separator",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="not read",
-        dim_t="of `inference`: a chunk is `stft_hop_length * (dim_t - 1)` samples",
-        use_amp="not read",
-        zero_dc="read and without effect; 0 Hz is never silenced",
-    ),
-    Program(
-        name="pymss",
-        files="YAML",
-        read="the same as MSST's",
-        chunk_size="of `inference`, else of `audio`",
-        dim_t="not read",
-        use_amp="of `inference`, else of `training`: half precision unless it is false",
-        zero_dc="silences 0 Hz where it is true, and never in a Mel-Band RoFormer",
-    ),
-    Program(
-        name="splifft",
-        files="JSON",
-        read="`model`, `transform`, `audio_io`, `inference`, `waveform_chunking`; its kinds of bands and heads",
-        chunk_size="of `model`",
-        dim_t="there is none",
-        use_amp="there is none: `use_autocast_dtype` of `inference`",
-        zero_dc="there is none; 0 Hz is never silenced",
-    ),
-)
-"""Every program whose configurations are read."""
 
 OF_THE_MODEL: Final = (
     "stereo",
@@ -133,6 +49,13 @@ _OPTIONS_OF_HEADS: Final = {
 }
 _HOW_SPLIFFT_COMPUTES: Final = ("debug", "rms_norm_eps", "rotary_embed_dtype", "transformer_residual_dtype")
 
+SWITCHES: Final = MappingProxyType({variant.elsewhere: variant for variant in VARIANTS if variant.elsewhere})
+"""Arguments of other programs' models that switch on a variant which is not supported, and that variant."""
+
+IDLE: Final[frozenset[str]] = frozenset({"conv_dropout", "max_seq_len"})
+"""Arguments of other programs' models that change no audio: a dropout that MSST's Conformers do not have, and a longest
+sequence, which positions do not have here."""
+
 
 def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a configuration of any program with the sections and the words of Music-Source-Separation-Training.
@@ -158,7 +81,7 @@ def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
     remarks = [
         f"the section {name} of the configuration is not read: the weights are taken to be those of the whole model"
         for name in AUDIBLE
-        if configuration.get(name) and not _is_off(configuration[name])
+        if configuration.get(name) and _is_on(configuration[name])
     ]
     kind: object = configuration.get("type", configuration.get("model_type"))
     if isinstance(kind, str) and kind not in ROFORMERS:
@@ -166,8 +89,36 @@ def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
     return remarks
 
 
-def _is_off(section: object) -> bool:
-    return isinstance(section, Mapping) and cast("Mapping[str, object]", section).get("enabled") is False
+def states_nothing(name: str, value: object) -> bool:
+    """Tell whether an argument of another program's model says only that something is not there.
+
+    Raises
+    ------
+    CheckpointError
+        If it switches on a variant that is not supported; the message names it.
+    """
+    if name in IDLE:
+        return True
+    if name not in SWITCHES:
+        return False
+    if _is_on(value):
+        variant = SWITCHES[name]
+        raise CheckpointError(
+            f"the configuration is that of {variant.name}, which is not supported. {variant.advice} ({name} says so.)"
+        )
+    return True
+
+
+def in_own_words(section: Mapping[str, object]) -> dict[str, object]:
+    """Return the arguments of a model with the switch of FNO heads, `fno` or `use_fno`, as the published heads."""
+    own = {name: value for name, value in section.items() if name not in ("fno", "use_fno")}
+    if any(_is_on(section[name]) for name in ("fno", "use_fno") if name in section):
+        own.setdefault("mask_fno_modes", 33)
+    return own
+
+
+def _is_on(value: object) -> bool:
+    return bool(cast("Mapping[str, object]", value).get("enabled", True) if isinstance(value, Mapping) else value)
 
 
 def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:

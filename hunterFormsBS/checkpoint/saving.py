@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.configuration import PathFilename, to_plain_values
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.arguments import DEFAULTS, NOT_AUDIBLE
+from hunterFormsBS.checkpoint.configuration import to_plain_values
+from hunterFormsBS.checkpoint.configurationFile import PathFilename
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.families import newest_family
 from hunterFormsBS.checkpoint.loading import from_configuration
 from hunterFormsBS.checkpoint.stateDict import infer_configuration
 from hunterFormsBS.installation import how_to_install
@@ -32,18 +35,11 @@ _OF_ALL: Final = (
 )
 """Arguments that a file can state, and that the classes of all those programs have."""
 
-_OF_SOME: Final[Mapping[str, object]] = {
-    "linear_transformer_depth": 0,
-    "mlp_expansion_factor": 4,
-    "skip_connection": False,
-    "use_pope": False,
-    "zero_dc": True,
-}
-"""Arguments that the classes of some of those programs lack, which refuse a file that states them, with the defaults of
-Music-Source-Separation-Training: stated only where the model has another value."""
+_OF_SOME: Final = ("linear_transformer_depth", "mlp_expansion_factor", "skip_connection", "use_pope", "zero_dc")
+"""Arguments that the classes of some of those programs lack, which refuse a file that states them: stated only where
+the model has another value than Music-Source-Separation-Training's default."""
 
 _UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
-_NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
 
 
 def save_checkpoint(
@@ -135,15 +131,16 @@ def _silenced(model: BandSplitRotator) -> dict[str, Tensor]:
     if not model.zero_dc:
         return state_dict
     # The lowest bin is the first one of the first band, and of no other, in bands side by side and in those of mel.
-    last = re.compile(rf"mask_estimators\.\d+\.to_freqs\.0\.0\.{2 * _mask_estimator_depth(state_dict)}\.(weight|bias)")
+    last = re.compile(rf"mask_estimators\.\d+\.to_freqs\.0\.0\.{2 * _mask_estimator_depth(model)}\.(weight|bias)")
     for key in filter(last.fullmatch, list(state_dict)):
         state_dict[key] = state_dict[key].clone()
         state_dict[key][: 2 * model.audio_channels] = 0  # of the half that is not the gate
     return state_dict
 
 
-def _mask_estimator_depth(state_dict: Mapping[str, Tensor]) -> int:
-    return cast(int, infer_configuration(state_dict).arguments.get("mask_estimator_depth", 1))
+def _mask_estimator_depth(model: BandSplitRotator) -> int:
+    depth: int | None = model.configuration["mask_estimator_depth"]
+    return 1 if depth is None else depth
 
 
 def _rows(mask: Tensor) -> list[list[int]]:
@@ -166,15 +163,15 @@ def _complete(path: Path) -> Generator[Path]:
 
 def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration for MSST, or refuse a model that its classes cannot be."""
-    state_dict = model.state_dict()
-    arguments, inferred = model.configuration, infer_configuration(state_dict).arguments
+    arguments, inferred = model.configuration, infer_configuration(model.state_dict()).arguments
     mel = arguments["num_bands"] is not None and bool(inferred["norm_output"]) and not inferred["final_norm"]
-    resolved = {**arguments, "zero_dc": model.zero_dc}
+    family = newest_family("msst", overlapping=mel)
+    resolved, theirs = {**arguments, "zero_dc": model.zero_dc}, {**DEFAULTS, **family.defaults}
     section = {name: arguments[name] for name in _OF_ALL}
-    section |= {name: resolved[name] for name, default in _OF_SOME.items() if resolved[name] != default}
+    section |= {name: resolved[name] for name in _OF_SOME if resolved[name] != theirs[name]}
     section |= {
         "dim_freqs_in": arguments["stft_n_fft"] // 2 + 1,
-        "mask_estimator_depth": _mask_estimator_depth(state_dict) + (not mel),
+        "mask_estimator_depth": _mask_estimator_depth(model) + family.mask_estimator_depth_excess,
         "multi_stft_resolutions_window_sizes": tuple(arguments["multi_stft_resolutions_window_sizes"]),
     }
     if mel:
@@ -223,7 +220,7 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
     with torch.device("meta"):
         again = from_configuration({"model": {**section, "dim_freqs_in": None}}, upstream="msst")
     mine, theirs = _effective(model), _effective(again)
-    stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *_NOT_AUDIBLE}
+    stated = {*section, "num_bands", "sample_rate", "freqs_per_bands", "norm_output", "final_norm", *NOT_AUDIBLE}
     differing = [name for name in mine if name not in stated and mine[name] != theirs[name]]
     shapes, other = ({key: tensor.shape for key, tensor in each.state_dict().items()} for each in (model, again))
     if not differing and shapes != other:

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.limits import LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Storage, StoredTensor, unpickle
 from hunterFormsBS.printable import short_repr

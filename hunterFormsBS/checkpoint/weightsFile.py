@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.checkpoint.configuration import PathFilename, read_text
-from hunterFormsBS.checkpoint.families import CheckpointError
+from hunterFormsBS.checkpoint.configurationFile import PathFilename, parse_mapping, read_text
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.kinds import kind_of_weights
 from hunterFormsBS.checkpoint.limits import (
     DEEPEST,
@@ -23,11 +23,10 @@ from hunterFormsBS.checkpoint.limits import (
     MOST_KEYS,
     MOST_SHARDS,
 )
-from hunterFormsBS.checkpoint.stateDict import list_some
 from hunterFormsBS.checkpoint.torchFile import ASK_FOR_STATE_DICT, TorchFile
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Placeholder, StoredTensor
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.printable import list_some, printable, short_repr
 
 _WRAPPERS: Final = (
     "state_dict",
@@ -115,6 +114,51 @@ class WeightsFile:
             items = [self._read(inner, device, depth - 1) for inner in cast("Sequence[object]", value)]
             return items if isinstance(value, list) else tuple(items)
         return value
+
+
+class Contents(NamedTuple):
+    """A model, as a file of weights has it.
+
+    Parameters
+    ----------
+    state_dict : dict[str, Tensor]
+        Its tensors, out of what trainers put around them and without the prefixes of their keys.
+    configuration : Mapping[str, Any] or None
+        What `save_checkpoint` put beside them, which counts as this package does.
+    remarks : tuple[str, ...]
+        What had to be chosen.
+    """
+
+    state_dict: dict[str, Tensor]
+    configuration: Mapping[str, Any] | None
+    remarks: tuple[str, ...]
+
+
+def read_contents(pathFilename: PathFilename, map_location: torch.device | str = "cpu") -> Contents:
+    """Read a model's tensors, and what the file states of it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is empty, damaged or of another kind, holds no weights, or needs unpickling of anything but tensors
+        and plain containers.
+    OSError
+        If the file cannot be opened.
+    """
+    file = WeightsFile(pathFilename)
+    chosen, remarks = unwrap(file.content, file.path)
+    return Contents(file.read_state_dict(chosen, map_location), configuration_within(file), tuple(remarks))
+
+
+def configuration_within(file: WeightsFile) -> Mapping[str, Any] | None:
+    """Return the configuration that `save_checkpoint` put beside the weights."""
+    if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
+        return parse_mapping(file.metadata["configuration"], f"what {printable(file.path)} says of its model")
+    content = cast("Mapping[str, object]", file.content) if isinstance(file.content, Mapping) else {}
+    configuration = content.get("configuration")
+    if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
+        return None
+    return cast("Mapping[str, Any]", file.read(dict(cast("Mapping[str, object]", configuration))))
 
 
 def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:

@@ -13,7 +13,7 @@ from hunterFormsBS.heads.mlp import MLPS, OptionsMLP
 
 __all__ = ["HEADS", "OptionsOfHeads", "head_of"]
 
-HEADS: tuple[HeadKind, ...] = (HYPERACE, FOURIER, AXIAL, MLPS)
+HEADS: tuple[HeadKind, ...] = (AXIAL, HYPERACE, FOURIER, MLPS)
 """All kinds, the one without a switch last."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Final, TypedDict
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import RotaryEmbedding
 from hunterFormsBS.blocks.transformer import Transformer
 from hunterFormsBS.containers import nested
-from hunterFormsBS.heads.kind import HeadKind, Shapes, counted
+from hunterFormsBS.heads.kind import HeadKind
 from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 from hunterFormsBS.theTypes import ParametersAttention, ParametersTransformer
+from hunterFormsBS.variantRow import ATTENTION_KEYS, FEED_FORWARD_KEYS, HEAD, HEADS, NEVER_SILENT, Count, Size, Variant
 
 _TRANSFORMERS = Needs("mask_transformer_depth of at least 1", ("mask_transformer_depth",), any)
 
@@ -94,18 +95,31 @@ def check(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def infer(shapes: Shapes) -> dict[str, object]:
-    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
-    depth = counted(r"mask_estimators\.0\.layers\.(\d+)\.", shapes)
-    if not depth:
-        return {}
-    attention = "mask_estimators.0.layers.0.0.layers.0.0"
-    heads = shapes[f"{attention}.to_gates.weight"][0]
-    return {
-        "mask_transformer_depth": depth,
-        "mask_transformer_heads": heads,
-        "mask_transformer_dim_head": shapes[f"{attention}.to_qkv.weight"][0] // (3 * heads),
-    }
+_ATTENTION: Final = rf"{HEAD}layers\.0\.0\.layers\.0\.0\."
 
-
-AXIAL = HeadKind("mask_transformer_depth", build, check, infer)
+AXIAL = HeadKind(
+    "mask_transformer_depth",
+    build,
+    check,
+    (
+        Variant(
+            name="BS-RoFormer Large-Inst v2",
+            pattern=r"^mask_estimators\.\d+\.layers\.",
+            example="mask_estimators.0.layers.0.0.layers.0.0.norm.gamma",
+            options="mask_transformer_depth=4",
+            switches=("mask_transformer_depth",),
+            readings={
+                "mask_transformer_depth": Count(rf"{HEAD}layers\.(\d+)\."),
+                "mask_transformer_heads": Size(rf"{_ATTENTION}to_gates\.weight"),
+                "mask_transformer_dim_head": Size(
+                    rf"{_ATTENTION}to_qkv\.weight", per=rf"{_ATTENTION}to_gates\.weight", times=3
+                ),
+            },
+            keys=rf"{HEADS}norm\.gamma"
+            rf"|{HEADS}layers\.\d+\.[01]\.layers\.\d+\.(?:0\.(?:{ATTENTION_KEYS})|1\.(?:{FEED_FORWARD_KEYS}))",
+            overlapping=False,
+            defaults=NEVER_SILENT,
+            published="unwa",
+        ),
+    ),
+)

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Final, TypedDict
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hunterFormsBS.heads.kind import HeadKind, Shapes
+from hunterFormsBS.heads.kind import HeadKind
 from hunterFormsBS.kernels.seam import Layer
 from hunterFormsBS.optionRow import Needs, Option
+from hunterFormsBS.variantRow import HEAD, HEADS, Count, Size, Variant
 
 _MODES = Needs("mask_fno_modes of at least 1", ("mask_fno_modes",), any)
 
@@ -198,11 +199,24 @@ def build(dim: int, dim_inputs: Sequence[int], arguments: Mapping[str, Any]) -> 
     return FourierMaskEstimator(dim, dim_inputs, mask_fno_modes=modes, mask_fno_depth=depth)
 
 
-def infer(shapes: Shapes) -> dict[str, object]:
-    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
-    prefix = "mask_estimators.0.to_freqs.0.0.fno_blocks.convs."
-    weights = [shape for key, shape in shapes.items() if key.startswith(prefix) and key.endswith(".weight")]
-    return {"mask_fno_modes": weights[0][1], "mask_fno_depth": len(weights)} if weights else {}
+_OPERATOR: Final = rf"{HEAD}to_freqs\.0\.0\.fno_blocks\.convs\."
 
-
-FOURIER = HeadKind("mask_fno_modes", build, infer=infer)
+FOURIER = HeadKind(
+    "mask_fno_modes",
+    build,
+    variants=(
+        Variant(
+            name="BS-RoFormer with FNO heads",
+            pattern=r"\.fno_blocks\.|\.to_freqs\.\d+\.0\.(?:lifting|projection)\.",
+            example="mask_estimators.0.to_freqs.0.0.fno_blocks.convs.0.weight.tensor",
+            options="mask_fno_modes=33",
+            switches=("mask_fno_modes",),
+            readings={
+                "mask_fno_modes": Size(rf"{_OPERATOR}\d+\.weight", axis=1),
+                "mask_fno_depth": Count(rf"{_OPERATOR}(\d+)\.weight"),
+            },
+            keys=rf"{HEADS}to_freqs\.\d+\.0\.(?:fno_blocks|lifting|projection)\.\S+",
+            published="unwa",
+        ),
+    ),
+)

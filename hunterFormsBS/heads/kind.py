@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from hunterFormsBS.kernels.seam import Layer
-
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
-"""The keys of a state dict, named as in this package, and the shapes of its tensors."""
+from hunterFormsBS.variantRow import Variant
 
 
 def accept(_arguments: Mapping[str, Any]) -> None:
     """Refuse nothing more than the rows of the options do."""
-
-
-def infer_nothing(_shapes: Shapes) -> dict[str, object]:
-    """Return nothing: what shapes tell of this head is found for all heads alike."""
-    return {}
 
 
 class HeadKind(NamedTuple):
@@ -30,11 +22,5 @@ class HeadKind(NamedTuple):
     """Makes one, of `dim`, the widths of the bands, and all arguments of the model."""
     check: Callable[[Mapping[str, Any]], None] = accept
     """Refuses arguments that fit neither each other nor the head; bounds and needs stand in the rows of the options."""
-    infer: Callable[[Shapes], dict[str, object]] = infer_nothing
-    """Returns the arguments that the shapes of a state dict determine; none if it has another head. A `KeyError` or an
-    `IndexError` names what is missing."""
-
-
-def counted(pattern: str, shapes: Shapes) -> int:
-    """Return how many different numbers the group of a pattern finds at the beginning of keys."""
-    return len({match[1] for key in shapes if (match := re.match(pattern, key))})
+    variants: tuple[Variant, ...] = ()
+    """How it shows in a state dict, one row for each published version."""

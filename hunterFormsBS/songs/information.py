@@ -10,7 +10,7 @@ from typing import cast
 
 from hunterFormsBS.checkpoint import from_checkpoint, read_state_dict
 from hunterFormsBS.checkpoint.configuration import to_plain_values
-from hunterFormsBS.checkpoint.families import recognise
+from hunterFormsBS.checkpoint.recognition import recognise
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.printable import printable, say
 from hunterFormsBS.songs.commandLine import Options, UsageError
@@ -35,7 +35,7 @@ def show_information(options: Options, checkpoint: Path, console: Console) -> in
     settings, _ = read_settings(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        family = recognise(read_state_dict(file), options.upstream)
+        family = recognise(read_state_dict(file), options.upstream).family
         model = from_checkpoint(file, used, upstream=options.upstream)
     remarks = list(dict.fromkeys(one_line(warning.message) for warning in caught))
     numbered = [f"stem_{number}" for number in range(1, model.num_stems + 1)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from einops import rearrange
 from torch import Tensor
 
 from hunterFormsBS.heads.hyperACE.branch import SegmModel
-from hunterFormsBS.heads.kind import HeadKind, Shapes, counted
+from hunterFormsBS.heads.kind import HeadKind
 from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 from hunterFormsBS.printable import short_repr
 from hunterFormsBS.theTypes import ParametersBranch
+from hunterFormsBS.variantRow import HEAD, HEADS, NEVER_SILENT, Count, Reading, Size, Variant
 
 __all__ = ["HYPERACE", "HyperACEMaskEstimator", "OptionsHyperACE"]
 
@@ -101,23 +103,48 @@ def check(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def infer(shapes: Shapes) -> dict[str, object]:
-    """Return the arguments that the shapes of a state dict determine, none if it has another head."""
-    segm = r"mask_estimators\.0\.segm\."
-    prefix = "mask_estimators.0.segm."
-    if not any(key.startswith(prefix) for key in shapes):
-        return {}
-    stages = ("stem", "p2.0", "p3.0", "p4.0", "p5.0")
-    generation = f"{prefix}hyperace.high_order_branch.0.ahc.adaptive_hyperedge_gen"
-    return {
+_HYPEREDGES: Final = rf"{HEAD}segm\.hyperace\."
+_STAGES: Final = ("stem", r"p2\.0", r"p3\.0", r"p4\.0", r"p5\.0")
+_HYPERACE: Final[Mapping[str, Reading]] = MappingProxyType(
+    {
         "use_hyperACE": True,
-        "segm_version": 2 if any(key.startswith(f"{prefix}upsample_head.block1.out_conv.") for key in shapes) else 1,
-        "segm_backbone_channels": tuple(shapes[f"{prefix}backbone.{stage}.pwconv.weight"][0] for stage in stages),
-        "segm_base_depth": counted(segm + r"backbone\.p2\.1\.m\.m\.(\d+)\.", shapes),
-        "segm_hyperace_k": counted(segm + r"hyperace\.high_order_branch\.(\d+)\.", shapes),
-        "segm_hyperace_l": counted(segm + r"hyperace\.low_order_branch\.(\d+)\.", shapes),
-        "segm_num_hyperedges": shapes[f"{generation}.global_proto"][0],
+        "segm_backbone_channels": tuple(Size(rf"{HEAD}segm\.backbone\.{stage}\.pwconv\.weight") for stage in _STAGES),
+        "segm_base_depth": Count(rf"{HEAD}segm\.backbone\.p2\.1\.m\.m\.(\d+)\."),
+        "segm_hyperace_k": Count(rf"{_HYPEREDGES}high_order_branch\.(\d+)\."),
+        "segm_hyperace_l": Count(rf"{_HYPEREDGES}low_order_branch\.(\d+)\."),
+        "segm_num_hyperedges": Size(rf"{_HYPEREDGES}high_order_branch\.0\.ahc\.adaptive_hyperedge_gen\.global_proto"),
     }
+)
+_SEGMENTATION_KEYS: Final = rf"{HEADS}segm\.(?:backbone|hyperace|decoder|upsample_head)\.\S+"
 
-
-HYPERACE = HeadKind("use_hyperACE", build, check, infer)
+HYPERACE = HeadKind(
+    "use_hyperACE",
+    build,
+    check,
+    (
+        Variant(
+            name="HyperACE v2",
+            pattern=r"^mask_estimators\.\d+\.segm\.upsample_head\.block1\.out_conv\.",
+            example="mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
+            options="use_hyperACE=True",
+            switches=("use_hyperACE",),
+            readings={**_HYPERACE, "segm_version": 2},
+            keys=_SEGMENTATION_KEYS,
+            overlapping=False,
+            defaults=NEVER_SILENT,
+            published="unwa",
+        ),
+        Variant(
+            name="HyperACE v1",
+            pattern=r"^mask_estimators\.\d+\.segm\.",
+            example="mask_estimators.0.segm.backbone.stem.dwconv.weight",
+            options="use_hyperACE=True, segm_version=1",
+            switches=("use_hyperACE",),
+            readings={**_HYPERACE, "segm_version": 1},
+            keys=_SEGMENTATION_KEYS,
+            overlapping=False,
+            defaults=NEVER_SILENT,
+            published="unwa",
+        ),
+    ),
+)
