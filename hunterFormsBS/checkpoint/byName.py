@@ -20,6 +20,7 @@ from hunterFormsBS.checkpoint import facts, hub
 from hunterFormsBS.checkpoint.configuration import Configuration, PathFilename, read_configuration
 from hunterFormsBS.checkpoint.facts import Entry
 from hunterFormsBS.checkpoint.families import CheckpointError, Upstream
+from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
 from hunterFormsBS.checkpoint.loading import has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import translate_state_dict
@@ -119,6 +120,8 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         See `fetch`.
     FileNotFoundError
         If there is no such file; with the name of the catalogue that may be meant.
+    IsADirectoryError
+        If it is a folder. Devices, pipes and sockets are a `CheckpointError`, before anything is read.
     """
     text = Path(name).as_posix()
     if is_remote(text):
@@ -128,6 +131,7 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
         hint = f"; the catalogue has {near[0]}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
+    refuse_what_is_no_file(path, "a checkpoint")
     return path, None
 
 

@@ -273,8 +273,8 @@ def _translate_value(name: str, value: object, family: Family) -> object:
 def _resolve_value(name: str, value: object) -> object:
     if name in _TUPLES and isinstance(value, list):
         return tuple(cast("list[object]", value))
-    if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
-        return _mask(cast("Sequence[object]", value))
+    if name == "mask_filter_bank" and value is not None:
+        return _mask(value)
     if name.endswith("_window_fn") and isinstance(value, str):
         function = _WINDOW_FUNCTIONS.get(value.removeprefix("torch."))
         if function is None:
@@ -286,16 +286,19 @@ def _resolve_value(name: str, value: object) -> object:
     return value
 
 
-def _mask(rows: Sequence[object]) -> Tensor:
-    """Make a mask of rows of numbers or booleans."""
-    if all(isinstance(row, (list, tuple)) for row in rows):
-        widths = {len(cast("Sequence[object]", row)) for row in rows}
-        values = [value for row in rows for value in cast("Sequence[object]", row)]
+def _mask(rows: object) -> Tensor:
+    """Make a mask of rows of numbers or booleans, or take one that is made."""
+    if isinstance(rows, Tensor) and rows.ndim == 2:
+        return rows
+    listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
+    if listed and all(isinstance(row, (list, tuple)) for row in listed):
+        widths = {len(cast("Sequence[object]", row)) for row in listed}
+        values = [value for row in listed for value in cast("Sequence[object]", row)]
         if len(widths) == 1 and all(isinstance(value, (bool, int, float)) for value in values):
-            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in rows]
+            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in listed]
             return torch.tensor(flags, dtype=torch.bool, device="cpu")
     raise CheckpointError(
-        f"mask_filter_bank={short_repr(rows)} is no list of rows of one length, one row of numbers for each band"
+        f"mask_filter_bank={short_repr(rows)} is not a list of rows of one length, one row of numbers for each band"
     )
 
 
