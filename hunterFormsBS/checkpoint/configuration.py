@@ -86,6 +86,13 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
     return parse_mapping(read_text(path), f"the configuration {printable(path)}", parse)
 
 
+def _check_plain(mapping: Mapping[str, object], what: str) -> None:
+    try:
+        check_extent(mapping)
+    except ValueError as error:
+        raise CheckpointError(f"{what} cannot be read: {error}") from error
+
+
 def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_json) -> dict[str, Any]:
     """Parse a mapping of plain values; `what` it is begins the message of a `CheckpointError`."""
     try:
@@ -134,6 +141,8 @@ def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]
     """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
     if configuration is None:
         return {}
+    if isinstance(configuration, Mapping):
+        _check_plain(configuration, "the configuration")
     return in_words_of_msst(configuration if isinstance(configuration, Mapping) else read_configuration(configuration))
 
 
@@ -204,6 +213,7 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
     CheckpointError
         If a name is unknown, or names an unknown window function.
     """
+    _check_plain(arguments, "what is passed as arguments of the model")
     _refuse_unknown_names(arguments, known=constructor_arguments())
     return {name: _resolve_value(name, value) for name, value in arguments.items()}
 

@@ -124,10 +124,10 @@ def from_configuration(
     section = model_section(whole)
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
-    conformer = has_conformers({**section, **overrides})
+    given = _given(overrides)
+    conformer = has_conformers({**section, **given})
     family = newest_family(upstream, overlapping=overlapping, conformer=conformer)
     stated = translate_arguments(section, family).arguments
-    given = _given(overrides)
     defaults = dict(family.defaults)
     if not given.keys().isdisjoint({"freqs_per_bands", "mask_filter_bank"}):
         stated.pop("num_bands", None)
