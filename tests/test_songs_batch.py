@@ -375,6 +375,57 @@ def test_songs_of_a_few_samples_are_separated(
 # Nothing lost --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clip", ["cut", "scale"])
+def test_of_a_song_that_lacks_a_stem_only_what_is_missing_appears(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: str
+) -> None:
+    song = write_song(tmp_path / "a.wav", level=3.0)
+    arguments = [song, "--format", "flac", "--clip", clip]
+    assert run(*arguments) == 0
+    voice, band = (tmp_path / "out" / "a" / f"{name}.flac" for name in ("voice", "band"))
+    expected = voice.read_bytes()
+    voice.unlink()
+    before = band.stat()
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert "band.flac exists: pass --overwrite to replace it, --skip-existing to keep it" in capsys.readouterr().err
+    assert run(*arguments, "--skip-existing") == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{voice}\n"
+    assert str(band) not in printed.err
+    assert voice.read_bytes() == expected
+    assert (band.stat().st_ino, band.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert run(*arguments, "--skip-existing", "--json") == 0
+    assert [each["status"] for each in records(capsys.readouterr().out)] == ["skipped"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="few users may make links there")
+def test_the_folder_of_a_song_that_is_a_link_out_of_the_output_is_refused_before_the_model_is_loaded(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = ".0123456789abcdef.0123456789abcdef.hunterFormsBS.wav"
+    for name in ("out", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere" / leftover).touch()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(batch, "from_checkpoint", None)
+    assert run(write_song(tmp_path / "a.wav"), "--overwrite") == 1
+    assert f"{tmp_path / 'out' / 'a'} is, or is below, a link that leads out of" in capsys.readouterr().err
+    assert written(tmp_path / "elsewhere") == [leftover]
+
+
+def test_what_a_kill_left_of_a_song_that_was_complete_goes_although_the_song_is_left_out(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    song = write_song(tmp_path / "a.wav")
+    assert run(song) == 0
+    (tmp_path / "out" / "a" / ".0123456789abcdef.0123456789abcdef.hunterFormsBS.wav").hardlink_to(
+        tmp_path / "out" / "a" / "band.wav"
+    )
+    assert run(song, "--skip-existing") == 0
+    assert written(tmp_path / "out") == ["a/band.wav", "a/voice.wav"]
+
+
 def test_existing_songs_are_left_out_also_where_only_the_model_tells_how_many_stems_there_are(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -552,7 +603,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next_and_a_run_beside_anothe
         assert run(song, other) == 1
         assert "is being written by another process" in capsys.readouterr().err
         process.send_signal(signal.SIGKILL)
-    assert len([path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]) == 1
+    assert [path.name[0] for path in (tmp_path / "out" / "a").iterdir()] == [".", "."]
     assert run(song, other, "--skip-existing") == 0
     assert written(tmp_path / "out") == ["a/band.wav", "a/voice.wav", "b/band.wav", "b/voice.wav"]
 
