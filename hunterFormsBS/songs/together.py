@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.names import key_of
@@ -174,22 +174,31 @@ def called(path: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-class _Made(ExitStack[bool | None]):
-    """What removes all that this process has made.
+class _Made:
+    """What removes all that this process has made; use it in a with statement.
 
-    A signal can come just before a with statement cleans up, which then never begins: so what is forgotten cleans up.
+    A signal can come just before that cleans up, which then never begins: so what is forgotten cleans up.
     """
 
-    def __exit__(self, *error: Any) -> bool | None:
-        with uninterrupted():
-            return super().__exit__(*error)
+    def __init__(self) -> None:
+        self.removals: list[Callable[[], object]] = []
+        """Added before something is made, so that no signal comes between."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.remove_all()
 
     def __del__(self) -> None:
-        self.close()
+        if self.removals:
+            self.remove_all()
 
-    def removes(self, remove: Callable[[], object]) -> None:
-        """Have something removed that is about to be made, so that no signal comes between."""
-        self.callback(_quietly, remove)
+    def remove_all(self) -> None:
+        with uninterrupted():
+            while self.removals:
+                with suppress(OSError):
+                    self.removals.pop()()
 
 
 def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
@@ -202,7 +211,7 @@ def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
         busy = [target for target in targets if writing[target.parent].count(_key(target)) > 1]
         if not busy:
             return files
-        made.close()
+        made.remove_all()
         time.sleep(random.uniform(0, 0.1))
     raise BusyError(f"{printable(busy[0])} is being written by another process: wait for it, or use another --output")
 
@@ -213,13 +222,13 @@ def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
     with called(target):
         for path in reversed([folder, *folder.parents]):
             if not path.exists():
-                made.removes(path.rmdir)
+                made.removals.append(path.rmdir)
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             hidden = folder / _hidden_name(target)
-            made.removes(hidden.unlink)
+            made.removals.append(hidden.unlink)
             file = FileIO(str(hidden), "x+")
-            made.removes(file.close)
+            made.removals.append(file.close)
             # Until it was locked, another process could have taken it for left.
             if _lock(file) is not False and hidden.exists():
                 return file
@@ -230,7 +239,7 @@ def _name(hidden: Path, target: Path, existing: Existing, made: _Made, undo: Exi
     """Give a file its name, and note how everything would be as it was before."""
     if existing == "replace":
         former = target.with_name(_hidden_name(target))
-        made.removes(former.unlink)
+        made.removals.append(former.unlink)
         try:
             former.hardlink_to(target)
         except FileNotFoundError:
@@ -263,11 +272,6 @@ def _link(hidden: Path, target: Path) -> None:
         except BaseException:
             target.unlink()
             raise
-
-
-def _quietly(function: Callable[[], object]) -> None:
-    with suppress(OSError):
-        function()
 
 
 def _real_folder(output: Path, folder: Path) -> Path:
