@@ -342,7 +342,7 @@ def test_where_nothing_can_be_locked_songs_are_written_and_nothing_is_taken_for_
         raise OSError(errno.ENOLCK, "No locks available")
 
     write_by_hand(tmp_path, f"song/{OURS}")
-    monkeypatch.setattr(together.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     write(tmp_path, "new")
     assert content(tmp_path) == {**dict.fromkeys(NAMES, "new"), f"song/{OURS}": "old"}
 

@@ -155,9 +155,10 @@ class _Batch:
 
     def remove_leftovers(self, songs: Sequence[Song]) -> None:
         """Remove what killed processes left where the files of songs are to be."""
+        output = self.options.output
         files = [file for song in songs for file in self.files(song, self.names or ["stem"]).values()]
-        for folder in {file.parent for file in files}:
-            remove_leftovers(self.options.output, folder)
+        for folder in {output, *(file.parent for file in files)}:
+            remove_leftovers(output, folder)
 
     def seconds(self, song: Song) -> float:
         """Return about how long a song is, 0 if it cannot be read."""

@@ -24,9 +24,6 @@ from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.names import key_of
 from hunterFormsBS.songs.signals import uninterrupted
 
-if sys.platform != "win32":
-    import fcntl
-
 __all__ = [
     "BusyError",
     "Existing",
@@ -317,6 +314,8 @@ def _lock(file: FileIO) -> bool | None:
     """Lock an open file until it is closed: False if another process has, None where there are no locks."""
     if sys.platform == "win32":
         return None
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
