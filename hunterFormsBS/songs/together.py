@@ -113,10 +113,12 @@ def remove_leftovers(output: Path, folder: Path) -> list[str]:
         The `_key` of each file that a process is writing there.
     """
     try:
-        found = [path for path in _real_folder(output, folder).iterdir() if _HIDDEN.fullmatch(path.name)]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if _HIDDEN.fullmatch(entry.name)]
+        folder = _real_folder(output, folder) if names else folder
     except (OSError, ValueError):  # It is not there, or not ours.
         return []
-    return [path.name.split(".")[1] for path in found if _is_written(path)]
+    return [name.split(".")[1] for name in names if _is_written(folder / name)]
 
 
 @contextmanager
