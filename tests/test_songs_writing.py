@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,33 @@ def test_levels_are_measured_where_they_are_cut_off(tmp_path: Path) -> None:
             file.write(torch.tensor([[0.5, -1.5]]))
             file.write(torch.tensor([[1.0, 1.25]]))
         assert (file.clipped, file.peak) == (clipped, 1.5)
+
+
+def test_a_file_is_closed_once_a_thread_that_nobody_waited_for_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, closes = soundfile.SoundFile.write, soundfile.SoundFile.close
+    begun, closing, order = threading.Event(), threading.Event(), []
+
+    def write_slowly(self: soundfile.SoundFile, samples: object) -> None:
+        begun.set()
+        closing.wait(0.1)
+        writes(self, samples)
+        order.append("written")
+
+    def close(self: soundfile.SoundFile) -> None:
+        closing.set()
+        order.append("closed")
+        closes(self)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write_slowly)
+    monkeypatch.setattr(soundfile.SoundFile, "close", close)
+    path = tmp_path / "a.wav"
+    with path.open("xb") as new:
+        file = StemFile(new, path, sample_rate=8000, channels=1, encoding=Encoding(), length=10)
+        thread = threading.Thread(target=file.write, args=(torch.zeros(1, 10),))
+        thread.start()
+        begun.wait()
+        file.close()
+        thread.join()
+    assert order[:2] == ["written", "closed"]

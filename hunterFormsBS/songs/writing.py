@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Lock
 from types import ModuleType, TracebackType
 from typing import IO, Any, Literal, NamedTuple, Self, get_args
 
@@ -231,7 +232,8 @@ class Sound:
     """What libsndfile reads or writes through a file of Python, and no signal on the way.
 
     What the handler of a signal raises within a callback is printed and lost, the samples with it: the song would be
-    cut off, and the program would go on.
+    cut off, and the program would go on. Where a signal comes before the thread that writes is waited for, the file is
+    closed once a write has ended: libsndfile crashes when a file is closed while it writes it.
 
     Parameters
     ----------
@@ -240,6 +242,7 @@ class Sound:
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._lock = Lock()
         with uninterrupted():
             self._sound = soundfile_module().SoundFile(*arguments, **keywords)
         self.shape: tuple[int, int] = (int(self._sound.frames), int(self._sound.channels))
@@ -260,12 +263,12 @@ class Sound:
 
     def write(self, samples: Any) -> None:
         """Write samples `(t, s)`."""
-        with uninterrupted():
+        with uninterrupted(), self._lock:
             self._sound.write(samples)
 
     def close(self) -> None:
         """End the file."""
-        with uninterrupted():
+        with uninterrupted(), self._lock:
             self._sound.close()
 
 
@@ -391,23 +394,25 @@ def writing_together(
     """
     rate = encoding.rate(sample_rate)
     scale = scale and encoding.cuts_off
-    with appearing_together(output, [*files.values()], existing=existing) as new, ExitStack() as scratch:
-        first: list[IO[bytes]] = [*new]
+    with appearing_together(output, [*files.values()], existing=existing) as hidden, ExitStack() as scratch:
+        new = dict(zip(files, hidden, strict=True))
+        first: Mapping[str, IO[bytes]] = new
         if scale:
             with uninterrupted():
-                first = [scratch.enter_context(TemporaryFile(dir=Path(str(file.name)).parent)) for file in new]
-        folder = AudioFolder(
-            files, dict(zip(files, first, strict=True)), sample_rate, rate, Encoding() if scale else encoding
-        )
+                first = {
+                    name: scratch.enter_context(TemporaryFile(dir=Path(str(file.name)).parent))
+                    for name, file in new.items()
+                }
+        folder = AudioFolder(files, first, sample_rate, rate, Encoding() if scale else encoding)
         with folder.opened:
             yield folder
         if scale:
             folder.factor = 1 / max(1.0, *(file.peak for file in folder.written.values()))
-            for unscaled, file, written in zip(first, new, folder.written.values(), strict=True):
-                _encode(unscaled, folder.factor, file, written, encoding)
-        for file, path in zip(new, files.values(), strict=True):
+            for name, written in folder.written.items():
+                _encode(first[name], folder.factor, new[name], written, encoding)
+        for name, file in new.items():
             if finish is not None:
-                with called(path):
+                with called(files[name]):
                     finish(Path(str(file.name)))
 
 
