@@ -215,7 +215,7 @@ def check_kill(bench: Bench, mode: str, old: dict[str, bytes]) -> str:
         assert content == bench.new[name] or (name in old and content == old[name])
         assert mode == "overwrite" or name not in old or content == old[name]
     status, _ = bench.run("skip" if mode == "plain" else mode)
-    assert status == 0
+    assert status == 0, (mode, left.keys(), bench.errors.read_text())
     assert bench.content() == bench.new | ({} if mode == "overwrite" else old)
     new = {name for name, content in stems.items() if name not in old or content != old[name]}
     half = any(0 < len({f"{song}/{stem}.flac" for stem in STEMS} & new) < len(STEMS) for song in SONGS)

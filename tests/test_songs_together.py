@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from hunterFormsBS.songs import together
-from hunterFormsBS.songs.together import BusyError, Existing, appearing_together, check_targets, identity
+from hunterFormsBS.songs.together import (
+    BusyError,
+    Existing,
+    appearing_together,
+    check_targets,
+    identity,
+    remove_leftovers,
+)
 
 NAMES = ("song/a.wav", "song/b.wav", "elsewhere/c.wav")
 PATTERN = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.hunterFormsBS\.wav")
@@ -299,6 +306,8 @@ def test_nothing_that_others_left_is_followed_trusted_moved_or_deleted(
     before = {path: path.lstat() for path in [tmp_path / "other" / "precious", *(tmp_path / "out").rglob(f"{name}*")]}
     write(tmp_path / "out", "new")
     write(tmp_path / "out", "newer", existing="replace")
+    for folder in (tmp_path / "out", tmp_path / "out" / "song"):
+        assert remove_leftovers(tmp_path / "out", folder) == []
     assert {target: (tmp_path / "out" / target).read_text() for target in NAMES} == dict.fromkeys(NAMES, "newer")
     for path, status in before.items():
         assert os.path.samestat(path.lstat(), status)
