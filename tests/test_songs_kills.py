@@ -130,7 +130,6 @@ class Bench:
         from hunterFormsBS import BandSplitRotator
         from hunterFormsBS.checkpoint import save_checkpoint
 
-        torch.set_num_threads(1)
         torch.manual_seed(0)
         sizes: dict[str, Any] = {"time_transformer_depth": 1, "freq_transformer_depth": 1, "dim_freqs_in": 33}
         sizes |= {"stft_n_fft": 64, "stft_win_length": 64, "stft_hop_length": 32, "freqs_per_bands": (3, 10, 20)}
