@@ -175,15 +175,12 @@ def called(path: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-class _Made:
-    """What removes all that this process has made; use it in a with statement.
+class _Made(list[Callable[[], object]]):
+    """Functions that remove what this process has made, called at the end of the with statement, the last one first.
 
-    A signal can come just before that cleans up, which then never begins: so what is forgotten cleans up.
+    Each is appended before the file or folder is made, so that no signal comes between. As a signal can also come just
+    before the end of a with statement, and keep it from beginning, they are called when the list is forgotten, too.
     """
-
-    def __init__(self) -> None:
-        self.removals: list[Callable[[], object]] = []
-        """Added before something is made, so that no signal comes between."""
 
     def __enter__(self) -> Self:
         return self
@@ -192,14 +189,14 @@ class _Made:
         self.remove_all()
 
     def __del__(self) -> None:
-        if self.removals:
+        if self:
             self.remove_all()
 
     def remove_all(self) -> None:
         with uninterrupted():
-            while self.removals:
+            while self:
                 with suppress(OSError):
-                    self.removals.pop()()
+                    self.pop()()
 
 
 def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
@@ -223,13 +220,13 @@ def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
     with called(target):
         for path in reversed([folder, *folder.parents]):
             if not path.exists():
-                made.removals.append(path.rmdir)
+                made.append(path.rmdir)
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             hidden = folder / _hidden_name(target)
-            made.removals.append(hidden.unlink)
+            made.append(hidden.unlink)
             file = FileIO(str(hidden), "x+")
-            made.removals.append(file.close)
+            made.append(file.close)
             # Until it was locked, another process could have taken it for left.
             if _lock(file) is not False and hidden.exists():
                 return file
@@ -240,7 +237,7 @@ def _name(hidden: Path, target: Path, existing: Existing, made: _Made, undo: Exi
     """Give a file its name, and note how everything would be as it was before."""
     if existing == "replace":
         former = target.with_name(_hidden_name(target))
-        made.removals.append(former.unlink)
+        made.append(former.unlink)
         try:
             former.hardlink_to(target)
         except FileNotFoundError:
