@@ -24,6 +24,7 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.songs import batch as program
+from hunterFormsBS.songs import together
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.together import appearing_together
 from hunterFormsBS.songs.writing import StemFile, WritingError
@@ -291,10 +292,10 @@ def test_a_full_disk_stops_the_batch_and_is_named_once(
 def test_a_second_process_on_the_same_songs_leaves_them_to_the_first(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with appearing_together(bench.output, [bench.output / "song" / "vocals.wav"]) as (place,):
+    with appearing_together(bench.output, [bench.output / "song" / "vocals.wav"]) as (file,):
         assert bench.run() == 1
         assert "vocals.wav is being written by another process" in capsys.readouterr().err
-        place.write_bytes(b"first")
+        file.write(b"first")
     assert bench.written() == ["song/vocals.wav"]
 
 
@@ -384,7 +385,8 @@ def test_stems_that_exist_are_replaced_only_when_asked(bench: Bench, capsys: pyt
     assert precious.read_bytes() == b"precious"
     assert bench.written() == ["b/other.wav", "b/vocals.wav", "song/vocals.wav"]
     assert capsys.readouterr().err == (
-        f"hunterFormsBS: error: {bench.song}: {precious} exists: pass --overwrite to replace it, or another --output\n"
+        f"hunterFormsBS: error: {bench.song}: {precious} exists: pass --overwrite to replace it, "
+        "--skip-existing to keep it, or another --output\n"
     )
     assert bench.run("--stems", "other") == 0
     bench.model = Model()
@@ -489,11 +491,11 @@ def test_an_output_folder_that_cannot_be_written_is_one_line_before_the_model_is
 def test_an_output_folder_that_takes_no_files_is_found_before_the_model_is_loaded(
     bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**keywords: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(keywords["dir"]))
+    def refuse(name: str, _mode: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
 
     # Not by permissions, which do not stop an administrator.
-    monkeypatch.setattr(program, "TemporaryFile", refuse)
+    monkeypatch.setattr(together, "FileIO", refuse)
     assert bench.run() == 1
     assert capsys.readouterr().err == f"hunterFormsBS: error: {bench.output}: Permission denied\n"
     assert bench.loaded == []

@@ -29,7 +29,7 @@ def writing(
     folder: Path, names: list[str], encoding: Encoding = FLOAT, *, overwrite: bool = True
 ) -> AbstractContextManager[AudioFolder]:
     files = {name: folder / f"{name}.{encoding.format}" for name in names}
-    return writing_together(folder, files, RATE, encoding, overwrite=overwrite)
+    return writing_together(folder, files, RATE, encoding, existing="replace" if overwrite else "refuse")
 
 
 def sine(frequency: float, sample_rate: int, seconds: float = 0.5) -> Tensor:

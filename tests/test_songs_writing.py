@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,7 @@ def test_higher_quality_takes_more_bytes(kind: Format, tmp_path: Path) -> None:
     assert sizes == sorted(set(sizes))
 
 
-class Full(io.BufferedRandom):
+class Full(io.FileIO):
     """A file on a disk that holds so many bytes."""
 
     room = 0
@@ -75,17 +77,8 @@ def test_a_full_disk_is_named_with_the_file(
 ) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, 480_000)).astype("float32"))
     path = tmp_path / "out" / f"a.{kind}"
-    opened = Path.open
-
-    def full(self: Path, mode: str = "r", *arguments: object, **keywords: object) -> object:
-        file = opened(self, mode, *arguments, **keywords)  # type: ignore[call-overload]
-        if mode != "w+b":
-            return file
-        limited = Full(file.detach())
-        limited.room = room
-        return limited
-
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(Full, "room", room)
+    monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: io.BufferedRandom(Full(descriptor, mode)))
     with pytest.raises(WritingError) as caught:
         write(path, Encoding(kind, DEPTHS[kind]), 48000, noise)
     assert caught.value.errno == errno.ENOSPC
@@ -98,16 +91,51 @@ def test_a_long_wav_is_rf64_from_its_beginning(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(writing, "BYTES_OF_RIFF", 1000)
     for length, container in ((500, "WAV"), (501, "RF64")):
         place = tmp_path / f"{length}.wav"
-        with StemFile(place, place, sample_rate=8000, channels=1, encoding=Encoding("wav", 16), length=length) as file:
+        with (
+            place.open("xb") as new,
+            StemFile(new, place, sample_rate=8000, channels=1, encoding=Encoding("wav", 16), length=length) as file,
+        ):
             file.write(torch.zeros(1, length))
         assert soundfile.info(place).format == container
 
 
 def test_levels_are_measured_where_they_are_cut_off(tmp_path: Path) -> None:
     for encoding, clipped in ((Encoding("wav", 16), 2), (Encoding(), 0)):
-        with StemFile(
-            tmp_path / "a.wav", tmp_path / "a.wav", sample_rate=8000, channels=1, encoding=encoding, length=4
-        ) as file:
+        place = tmp_path / "a.wav"
+        with (
+            place.open("w+b") as new,
+            StemFile(new, place, sample_rate=8000, channels=1, encoding=encoding, length=4) as file,
+        ):
             file.write(torch.tensor([[0.5, -1.5]]))
             file.write(torch.tensor([[1.0, 1.25]]))
         assert (file.clipped, file.peak) == (clipped, 1.5)
+
+
+def test_a_file_is_closed_once_a_thread_that_nobody_waited_for_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, closes = soundfile.SoundFile.write, soundfile.SoundFile.close
+    begun, closing, order = threading.Event(), threading.Event(), []
+
+    def write_slowly(self: soundfile.SoundFile, samples: object) -> None:
+        begun.set()
+        closing.wait(0.1)
+        writes(self, samples)
+        order.append("written")
+
+    def close(self: soundfile.SoundFile) -> None:
+        closing.set()
+        order.append("closed")
+        closes(self)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write_slowly)
+    monkeypatch.setattr(soundfile.SoundFile, "close", close)
+    path = tmp_path / "a.wav"
+    with path.open("xb") as new:
+        file = StemFile(new, path, sample_rate=8000, channels=1, encoding=Encoding(), length=10)
+        thread = threading.Thread(target=file.write, args=(torch.zeros(1, 10),))
+        thread.start()
+        begun.wait()
+        file.close()
+        thread.join()
+    assert order[:2] == ["written", "closed"]

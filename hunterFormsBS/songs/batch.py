@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from hunterFormsBS.songs.settings import Settings, find_configuration, read_sett
 from hunterFormsBS.songs.sharing import Place, place_in_job, share_of, wait_for_others
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
-from hunterFormsBS.songs.together import Identity, check_targets, finish_leftovers, identities
+from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
 from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, StemFile, writing_together
 
 __all__ = ["FAILURES", "separate_all"]
@@ -77,19 +77,19 @@ def _separate_share(options: Options, console: Console, place: Place) -> int:
         songs = find_songs(options.mixtures, options.output, copies, console)
         batch = _Batch(options, console, encoding, sources, songs)
         batch.name_stems(names)
-        if options.output.is_dir():
-            finish_leftovers(options.output)
         lengths = [batch.seconds(song) for song in songs] if place.size > 1 else []
-        waiting = batch.without_existing(share_of(place, songs, lengths))
+        share = share_of(place, songs, lengths)
+        batch.remove_leftovers(share)
+        waiting = batch.without_existing(share)
         checked = batch.those_that_succeed(waiting, batch.check)
         failed = len(waiting) > len(checked)
         if not checked:
             return int(failed)
-        with _output_folder(options.output):
-            separators = [_load(source, options, device) for source in sources]
-            if batch.name_stems(_names_loaded(names, separators, console)):
-                checked = batch.without_existing(checked)
-            separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
+        check_writable(options.output)
+        separators = [_load(source, options, device) for source in sources]
+        if batch.name_stems(_names_loaded(names, separators, console)):
+            checked = batch.without_existing(checked)
+        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
     return int(failed or len(separated) < len(checked))
 
 
@@ -106,7 +106,8 @@ class _Batch:
         self.names: list[str] = []
         """Of the files of each song; empty while only the model tells how many there are."""
         self._model = safe_name("+".join(source.checkpoint.stem for source in sources))
-        self._kept: frozenset[Identity] = identities(song.place for song in songs)
+        self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
+        self._kept = {identity(song.place) for song in songs} - {None}
         self._probe = cache(self._probed)
 
     def name_stems(self, stems: Sequence[str]) -> bool:
@@ -152,6 +153,13 @@ class _Batch:
             for number, name in enumerate(self.names if names is None else names, start=1)
         }
 
+    def remove_leftovers(self, songs: Sequence[Song]) -> None:
+        """Remove what killed processes left where the files of songs are to be."""
+        output = self.options.output
+        files = [file for song in songs for file in self.files(song, self.names or ["stem"]).values()]
+        for folder in {output, *(file.parent for file in files)}:
+            remove_leftovers(output, folder)
+
     def seconds(self, song: Song) -> float:
         """Return about how long a song is, 0 if it cannot be read."""
         try:
@@ -167,7 +175,7 @@ class _Batch:
         waiting: list[Song] = []
         for song in songs:
             files = self.files(song)
-            if all(map(Path.exists, files.values())):
+            if all(map(os.path.lexists, files.values())):
                 self._record(song, "skipped", outputs=files)
             else:
                 waiting.append(song)
@@ -179,7 +187,7 @@ class _Batch:
         files = list(self.files(song).values())
         for file in files or self.files(song, ["stem"]).values():
             check_length(file, self.options.output)
-        check_targets(files, overwrite=self.options.overwrite, kept=self._kept)
+        check_targets(self.options.output, files, existing=self._existing, kept=self._kept)
 
     def separate(self, song: Song, separators: Sequence[Separator]) -> None:
         """Separate one song and write its stems, block by block."""
@@ -187,6 +195,7 @@ class _Batch:
             return  # Another process was faster.
         self.check(song)
         options, audio, files = self.options, self._probe(song), self.files(song)
+        kept = {path for path in files.values() if self._existing == "keep" and os.path.lexists(path)}
         self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
         begun = time.monotonic()
         tags = read_tags(song.place)
@@ -197,9 +206,9 @@ class _Batch:
                 files,
                 audio.sample_rate,
                 self.encoding,
-                overwrite=options.overwrite,
+                existing=self._existing,
                 scale=options.clip == "scale",
-                finish=lambda places: write_tags(tags, places),
+                finish=lambda path: write_tags(tags, [path]),
             ) as folder,
         ):
             opened = [folder.open(name, audio.channels, _samples(audio)) for name in files]
@@ -216,7 +225,7 @@ class _Batch:
                 for block in stems:
                     write(block)
         for file in opened:
-            if file.clipped:
+            if file.clipped and file.path not in kept:
                 self.console.warn(
                     f"{file.clipped} values of {file.path} were beyond full scale and are cut off: --clip scale lowers "
                     "all stems, --format wav --bit-depth 32 keeps them"
@@ -224,7 +233,8 @@ class _Batch:
         if folder.factor < 1:
             self.console.remark(f"{song.path}: all stems are multiplied by {folder.factor:.4f}, to stay in full scale")
         for path in files.values():
-            self.console.show(path)
+            if path not in kept:
+                self.console.show(path)
         self._record(
             song,
             "separated",
@@ -391,17 +401,3 @@ def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console
     if names:
         console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: I number them")
     return [f"stem_{number}" for number in range(1, count + 1)]
-
-
-@contextmanager
-def _output_folder(folder: Path) -> Generator[None]:
-    """Make the folder, find out whether it can be written, and remove it again if nothing came into it."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder):
-        pass
-    try:
-        yield
-    finally:
-        if new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()

@@ -283,7 +283,11 @@ def parser() -> argparse.ArgumentParser:
         "stems of the song lowered by one factor (default: cut)",
     )
     add("--overwrite", action="store_true", help="replace stems that exist")
-    add("--skip-existing", action="store_true", help="leave songs out whose stems all exist")
+    add(
+        "--skip-existing",
+        action="store_true",
+        help="leave out songs whose stems all exist, and write only what others lack",
+    )
     add("--json", action="store_true", help="print one line of JSON for each song, and not the names of files")
     add("--quiet", action="store_true", help="no progress, and no list of the files written")
 

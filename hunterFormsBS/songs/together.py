@@ -1,60 +1,87 @@
-"""The files of one song appear together at the end, or none does, whatever happens on the way.
+"""The files of a song appear together once all of them are complete, and nothing that others left is trusted.
 
-They are written to a hidden folder within the output, which holds a lock while its process lives, and renamed once all
-are complete. What a killed process left behind has no lock: it is finished if all of its files were complete, and else
-removed.
+Each is written under a hidden name that nobody can guess, beside its target, and gets its own name at the end. Until
+then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePath
-from typing import IO, Any
+import random
+import re
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Callable, Container, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Literal, Self
 
 from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.names import key_of
 from hunterFormsBS.songs.signals import uninterrupted
 
-__all__ = ["BusyError", "appearing_together", "check_targets", "finish_leftovers", "identities"]
+__all__ = [
+    "BusyError",
+    "Existing",
+    "appearing_together",
+    "called",
+    "check_targets",
+    "check_writable",
+    "identity",
+    "remove_leftovers",
+]
 
-SUFFIX = ".hunterFormsBS"
-LOCK, JOURNAL = "lock", "journal"
+Existing = Literal["refuse", "keep", "replace"]
+"""What becomes of a file that exists under the name of a stem; "refuse": the song fails."""
 
 Identity = tuple[int, int]
+
+ATTEMPTS = 4
+"""How often a song is begun: two processes that begin at the same moment notice each other, and both step back."""
+
+_HIDDEN = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.hunterFormsBS(\.\w+)?")
 
 
 class BusyError(OSError):
     """Another process is writing the same files."""
 
 
-def identities(paths: Iterable[Path]) -> frozenset[Identity]:
-    """Return what tells files apart whatever they are called, for those that exist."""
-    return frozenset(identity for identity in map(_identity, paths) if identity is not None)
+def identity(path: Path) -> Identity | None:
+    """Return what tells a file apart whatever it is called, None if there is none or its name cannot be one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
-def check_targets(targets: Sequence[Path], *, overwrite: bool, kept: frozenset[Identity] = frozenset()) -> None:
+def check_targets(
+    output: Path, targets: Sequence[Path], *, existing: Existing, kept: Container[Identity | None] = ()
+) -> None:
     """Find out whether the files of a song can be written.
 
     Parameters
     ----------
+    output : Path
+        The folder that they are to be in.
     targets : Sequence[Path]
         The files.
-    overwrite : bool
-        Whether files that exist may be replaced.
-    kept : frozenset[Identity]
-        `identities` of files that may not be replaced in any case.
+    existing : Existing
+        What becomes of files that exist.
+    kept : Container[Identity | None], default ()
+        The `identity` of each file that may not be replaced in any case.
 
     Raises
     ------
     OSError, ValueError
         With the file and the remedy.
     """
-    existing: list[Path] = []
     for path in targets:
+        _real_folder(output, path.parent)
         for parent in path.parents:
             if parent.exists():
                 if not parent.is_dir():
@@ -63,186 +90,244 @@ def check_targets(targets: Sequence[Path], *, overwrite: bool, kept: frozenset[I
                 break
         if path.is_dir():
             raise IsADirectoryError(f"{printable(path)} is a folder where a stem would be: move it away")
-        if _identity(path) in kept:
+        if identity(path) in kept:
             raise ValueError(f"the song {printable(path)} would be replaced by a stem: pass another --output")
-        if os.path.lexists(path):
-            existing.append(path)
-    if existing and not overwrite:
-        listed = ", ".join(printable(path) for path in existing)
-        raise ValueError(f"{listed} exists: pass --overwrite to replace it, or another --output")
+    if existing == "refuse" and (found := [path for path in targets if os.path.lexists(path)]):
+        raise _exists(found)
+
+
+def check_writable(output: Path) -> None:
+    """Raise an OSError if no file can be made in a folder, which is made for that, and removed again."""
+    with called(output), _Made() as made:
+        _new_file(output / "probe", output, made)
+
+
+def remove_leftovers(output: Path, folder: Path) -> list[str]:
+    """Remove what killed processes of this user left in the output folder, or in one below it.
+
+    These are regular files with hidden names, as `appearing_together` makes them, and without a lock.
+
+    Returns
+    -------
+    writing : list[str]
+        The `_key` of each file that a process is writing there.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if _HIDDEN.fullmatch(entry.name)]
+        folder = _real_folder(output, folder) if names else folder
+    except (OSError, ValueError):  # It is not there, or not ours.
+        return []
+    return [name.split(".")[1] for name in names if _is_written(folder / name)]
 
 
 @contextmanager
-def appearing_together(output: Path, targets: Sequence[Path], *, overwrite: bool = False) -> Generator[list[Path]]:
-    """Give each file a place to be written, and rename all of them at the end of the with statement.
+def appearing_together(
+    output: Path, targets: Sequence[Path], *, existing: Existing = "refuse"
+) -> Generator[list[FileIO]]:
+    """Make files that get their names together at the end of the with statement, or, after an error, are removed.
 
     Parameters
     ----------
     output : Path
-        A folder on one file system with the targets. It is made, and removed again after an error.
+        The folder that all are below. Links below it are not followed out of it. Folders that do not exist are made,
+        and removed again after an error.
     targets : Sequence[Path]
-        Where the files are to appear, below the output folder.
-    overwrite : bool
-        Whether they may replace files.
+        The names that the files get.
+    existing : Existing, default "refuse"
+        What becomes of files that have these names by then.
 
     Yields
     ------
-    places : list[Path]
-        Where to write the files, one for each target. All of them must be written.
+    files : list[FileIO]
+        One for each target, open for writing; `name` is the hidden name. All must be written.
 
     Raises
     ------
     BusyError
-        If another process is writing these files.
+        If another process is writing one of them.
     OSError, ValueError
-        If something cannot be written or renamed; what was replaced until then is back.
+        If a file cannot be made or named. After that, what had the names before has them again.
     """
-    made = _make_folder(output)
-    name = hashlib.sha256(os.fsencode(os.path.relpath(targets[0], output))).hexdigest()[:16]
-    folder = output / f".{name}{SUFFIX}"
-    try:
-        with _locked(folder, targets[0]):
-            try:
-                _finish_or_remove(folder, output)
-                places = [folder / f"{number}{path.suffix}" for number, path in enumerate(targets)]
-                yield places
-                with uninterrupted():
-                    _rename_all(folder, output, places, targets, overwrite=overwrite)
-            finally:
-                with uninterrupted():
-                    _empty(folder)
-    finally:
-        with uninterrupted():
-            _remove_empty(made)
-
-
-def finish_leftovers(output: Path) -> None:
-    """Finish or remove what killed processes left in the output folder."""
-    for folder in output.glob(f".*{SUFFIX}"):
-        with suppress(OSError), _locked(folder, folder):
-            _finish_or_remove(folder, output)
-
-
-def _rename_all(
-    folder: Path, output: Path, places: Sequence[Path], targets: Sequence[Path], *, overwrite: bool
-) -> None:
-    """Rename all files, or, after an error, have everything as it was."""
-    made: list[Path] = []
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for target in targets:
-            made += _make_folder(target.parent)
-        check_targets(targets, overwrite=overwrite)
-        # From here on a process that takes over from a killed one goes forward: everything is complete.
-        names = [[place.name, os.path.relpath(target, output)] for place, target in zip(places, targets, strict=True)]
-        (folder / JOURNAL).write_text(json.dumps(names))
-        for number, (place, target) in enumerate(zip(places, targets, strict=True)):
-            if os.path.lexists(target):
-                replaced = folder / f"{number}.replaced"
-                _rename(target, replaced)
-                moved.append((target, replaced))
-            _rename(place, target)
-            moved.append((place, target))
-    except BaseException:
-        for before, after in reversed(moved):
-            _rename(after, before)
-        (folder / JOURNAL).unlink(missing_ok=True)
-        _remove_empty(made)
-        raise
-
-
-def _rename(before: Path, after: Path) -> None:
-    before.replace(after)
-
-
-def _finish_or_remove(folder: Path, output: Path) -> None:
-    """Rename the files of a killed process if all were complete, and remove what else is in its folder."""
-    journal: list[tuple[str, str]] = []
-    with suppress(OSError, TypeError, ValueError):  # Without a journal, or with half of one, nothing was renamed.
-        journal = [(str(place), str(target)) for place, target in json.loads((folder / JOURNAL).read_text())]
-    for place_name, target_name in journal:
-        place, target = folder / PurePath(place_name).name, PurePath(target_name)
-        if place.exists() and not target.is_absolute() and ".." not in target.parts:
-            (output / target).parent.mkdir(parents=True, exist_ok=True)
-            _rename(place, output / target)
-    _empty(folder)
-
-
-def _empty(folder: Path) -> None:
-    """Remove what is in the hidden folder but its lock."""
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    with _Made() as made:
+        files = _begin(output, targets, made)
+        yield files
+        for file, target in zip(files, targets, strict=True):
+            with called(target):
+                os.fsync(file.fileno())
+        with uninterrupted(), ExitStack() as undo:
+            for file, target in zip(files, targets, strict=True):
+                if sys.platform == "win32":  # Nothing that is open can be renamed there.
+                    file.close()
+                with called(target):
+                    _name(Path(str(file.name)), _real_folder(output, target.parent) / target.name, existing, made, undo)
+            undo.pop_all()
 
 
 @contextmanager
-def _locked(folder: Path, target: Path) -> Generator[None]:
-    """Hold the lock of a hidden folder, which is made, and removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with path.open("a+b") as file:
-        # Whoever held the lock removed its file, if this is not the file that has the name now.
-        if not _lock(file) or not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise BusyError(
-                f"{printable(target)} is being written by another process: wait for it, or use another --output"
-            )
-        try:
-            yield
-        finally:
-            with uninterrupted():
-                if os.name == "nt":
-                    file.close()  # No file that is open can be removed there.
-                path.unlink(missing_ok=True)
-                with suppress(OSError):
-                    folder.rmdir()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock an open file until it is closed, and tell whether that worked; true where there are no locks."""
+def called(path: Path) -> Generator[None]:
+    """Have errors name this, and nothing hidden."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return _lock_on_windows(file)
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+class _Made(list[Callable[[], object]]):
+    """Functions that remove what this process has made, called at the end of the with statement, the last one first.
+
+    Each is appended before the file or folder is made, so that no signal comes between. As a signal can also come just
+    before the end of a with statement, and keep it from beginning, they are called when the list is forgotten, too.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.remove_all()
+
+    def __del__(self) -> None:
+        if self:
+            self.remove_all()
+
+    def remove_all(self) -> None:
+        with uninterrupted():
+            while self:
+                with suppress(OSError):
+                    self.pop()()
+
+
+def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
+    """Make the hidden files, unless another process has them."""
+    busy: list[Path] = []
+    for _ in range(ATTEMPTS):
+        files = [_new_file(target, output, made) for target in targets]
+        # Only now, so that of two processes one at least notices the other.
+        writing = {folder: remove_leftovers(output, folder) for folder in {target.parent for target in targets}}
+        busy = [target for target in targets if writing[target.parent].count(_key(target)) > 1]
+        if not busy:
+            return files
+        made.remove_all()
+        time.sleep(random.uniform(0, 0.1))
+    raise BusyError(f"{printable(busy[0])} is being written by another process: wait for it, or use another --output")
+
+
+def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
+    """Make a file of a hidden name beside a target, locked, and the folders above it."""
+    folder = _real_folder(output, target.parent)
+    with called(target):
+        for path in reversed([folder, *folder.parents]):
+            if not path.exists():
+                made.append(path.rmdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            hidden = folder / _hidden_name(target)
+            made.append(hidden.unlink)
+            file = FileIO(str(hidden), "x+")
+            made.append(file.close)
+            # Until it was locked, another process could have taken it for left.
+            if _lock(file) is not False and hidden.exists():
+                return file
+            file.close()
+
+
+def _name(hidden: Path, target: Path, existing: Existing, made: _Made, undo: ExitStack) -> None:
+    """Give a file its name, and note how everything would be as it was before."""
+    if existing == "replace":
+        former = target.with_name(_hidden_name(target))
+        made.append(former.unlink)
+        try:
+            former.hardlink_to(target)
+        except FileNotFoundError:
+            undo.callback(target.unlink, missing_ok=True)
+        except OSError:  # Without hard links, what is replaced cannot come back.
+            pass
+        else:
+            undo.callback(former.replace, target)
+        hidden.replace(target)
+        return
+    try:
+        _link(hidden, target)
+    except FileExistsError:
+        if existing == "refuse":
+            raise _exists([target]) from None
+    else:
+        undo.callback(target.unlink, missing_ok=True)
+
+
+def _link(hidden: Path, target: Path) -> None:
+    """Give a file a name that no file has."""
+    try:
+        target.hardlink_to(hidden)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        target.touch(exist_ok=False)
+        try:
+            hidden.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
+
+
+def _real_folder(output: Path, folder: Path) -> Path:
+    """Return where a folder of the output folder is, unless a link leads out of that."""
+    real, root = (Path(os.path.realpath(path)) for path in (folder, output))
+    if not real.is_relative_to(root):
+        raise ValueError(
+            f"{printable(folder)} is, or is below, a link that leads out of {printable(output)}: remove the link, or "
+            "pass another --output"
+        )
+    return real
+
+
+def _key(target: Path) -> str:
+    """Return what the hidden names of all processes that write one file have in common."""
+    return hashlib.sha256(os.fsencode(key_of(target.name))).hexdigest()[:16]
+
+
+def _hidden_name(target: Path) -> str:
+    return f".{_key(target)}.{secrets.token_hex(8)}.hunterFormsBS{target.suffix}"
+
+
+def _is_written(hidden: Path) -> bool:
+    """Tell whether a process is writing what has a hidden name, and remove what none writes, if it is ours."""
+    try:
+        status = hidden.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if sys.platform == "win32":
+            hidden.unlink()  # which fails where it is open
+        elif status.st_uid == os.geteuid():
+            with FileIO(os.open(hidden, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+                locked = _lock(file)
+                if locked and os.path.samestat(status, os.fstat(file.fileno())):
+                    hidden.unlink()
+                return locked is False
+    except OSError as error:
+        return sys.platform == "win32" and isinstance(error, PermissionError)
+    return False
+
+
+def _lock(file: FileIO) -> bool | None:
+    """Lock an open file until it is closed: False if another process has, None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _lock_on_windows(file: IO[bytes]) -> bool:
-    import importlib
-
-    locks: Any = importlib.import_module("msvcrt")
-    try:
-        locks.locking(file.fileno(), locks.LK_NBLCK, 1)
     except OSError:
-        return False
+        return None
     return True
 
 
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and all above it, and return those that were not there, outermost first."""
-    missing = [path for path in reversed([folder, *folder.parents]) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in reversed(folders):
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _identity(path: Path) -> Identity | None:
-    """Return what tells a file apart, None if there is none or its name cannot be one."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+def _exists(paths: Sequence[Path]) -> ValueError:
+    listed = ", ".join(map(printable, paths))
+    return ValueError(
+        f"{listed} exists: pass --overwrite to replace it, --skip-existing to keep it, or another --output"
+    )

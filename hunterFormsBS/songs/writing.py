@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock
 from types import ModuleType, TracebackType
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import IO, Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.signals import uninterrupted
-from hunterFormsBS.songs.together import appearing_together
+from hunterFormsBS.songs.together import Existing, appearing_together, called
 
 __all__ = [
     "FORMATS",
@@ -107,8 +109,8 @@ class StemFile:
 
     Parameters
     ----------
-    place : Path
-        Where it is written.
+    file : IO[bytes]
+        Where it is written. It stays open.
     path : Path
         What messages call it.
     sample_rate : int
@@ -123,7 +125,7 @@ class StemFile:
 
     def __init__(
         self,
-        place: Path,
+        file: IO[bytes],
         path: Path,
         *,
         sample_rate: int,
@@ -150,11 +152,7 @@ class StemFile:
             keywords["compression_level"] = min(0.99, 1 - encoding.quality / 10)  # LAME refuses 1
             if encoding.format == "mp3":
                 keywords["bitrate_mode"] = "VARIABLE"
-        try:
-            self._raw = _File(place)
-        except OSError as error:
-            raise WritingError(error.errno, error.strerror, str(path)) from error
-        # libsndfile opens files by names in the encoding of the system; Python those with other names as well.
+        self._raw = _File(file)
         self._sound = Sound(
             self._raw,
             "w",
@@ -234,7 +232,8 @@ class Sound:
     """What libsndfile reads or writes through a file of Python, and no signal on the way.
 
     What the handler of a signal raises within a callback is printed and lost, the samples with it: the song would be
-    cut off, and the program would go on.
+    cut off, and the program would go on. Where a signal comes before the thread that writes is waited for, the file is
+    closed once a write has ended: libsndfile crashes when a file is closed while it writes it.
 
     Parameters
     ----------
@@ -243,6 +242,7 @@ class Sound:
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._lock = Lock()
         with uninterrupted():
             self._sound = soundfile_module().SoundFile(*arguments, **keywords)
         self.shape: tuple[int, int] = (int(self._sound.frames), int(self._sound.channels))
@@ -263,20 +263,20 @@ class Sound:
 
     def write(self, samples: Any) -> None:
         """Write samples `(t, s)`."""
-        with uninterrupted():
+        with uninterrupted(), self._lock:
             self._sound.write(samples)
 
     def close(self) -> None:
         """End the file."""
-        with uninterrupted():
+        with uninterrupted(), self._lock:
             self._sound.close()
 
 
 class _File(io.RawIOBase):
     """A file for libsndfile, which learns only that something was not written; what it was is kept here."""
 
-    def __init__(self, place: Path) -> None:
-        self._file = place.open("w+b")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = os.fdopen(os.dup(file.fileno()), "r+b")
         self.error: OSError | None = None
 
     def seekable(self) -> bool:
@@ -322,65 +322,33 @@ class _File(io.RawIOBase):
 
 
 class AudioFolder:
-    """Files that are about to appear; `writing_together` makes one.
-
-    Parameters
-    ----------
-    files : Mapping[str, Path]
-        The file that each stem gets.
-    places : Mapping[str, Path]
-        Where it is written until all are complete.
-    sample_rate : int
-        Of the stems. Where the format cannot have it, files get the next one that it can have.
-    encoding : Encoding
-    scale : bool
-        Lower all stems by one factor if one of them goes beyond full scale, where the encoding would cut it off.
-    """
+    """Files that are about to appear, as `writing_together` makes it."""
 
     def __init__(
-        self,
-        files: Mapping[str, Path],
-        places: Mapping[str, Path],
-        sample_rate: int,
-        encoding: Encoding,
-        *,
-        scale: bool = False,
+        self, files: Mapping[str, Path], new: Mapping[str, IO[bytes]], sample_rate: int, rate: int, encoding: Encoding
     ) -> None:
-        self.files = files
-        self.places = places
-        self.sample_rate = sample_rate
-        self.encoding = encoding
+        self._files = files
+        self._new = new
+        self._sample_rate = sample_rate
+        self._rate = rate
+        self._encoding = encoding
+        self.opened = ExitStack()
+        self.written: dict[str, StemFile] = {}
         self.factor = 1.0
         """By how much all stems were lowered."""
-        self._scale = scale and encoding.cuts_off
-        self._written: dict[str, StemFile] = {}
-        self._opened = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, error, traceback)
-        if kind is None and self._scale:
-            self._encode_all()
 
     def open(self, name: str, channels: int, length: int) -> StemFile:
-        """Begin a file of some channels and about so many samples, under a hidden name."""
-        rate = self.encoding.rate(self.sample_rate)
-        place = self.places[name]
-        file = StemFile(
-            _unscaled(place) if self._scale else place,
-            self.files[name],
-            sample_rate=rate,
+        """Begin a file of some channels and about so many samples."""
+        self.written[name] = StemFile(
+            self._new[name],
+            self._files[name],
+            sample_rate=self._rate,
             channels=channels,
-            encoding=Encoding() if self._scale else self.encoding,
+            encoding=self._encoding,
             length=length,
-            convert=None if rate == self.sample_rate else Resampler(self.sample_rate, rate),
+            convert=None if self._rate == self._sample_rate else Resampler(self._sample_rate, self._rate),
         )
-        self._written[name] = file
-        return self._opened.enter_context(file)
+        return self.opened.enter_context(self.written[name])
 
     def write(self, name: str, audio: Tensor) -> int:
         """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
@@ -388,31 +356,6 @@ class AudioFolder:
         for block in torch.split(audio, FRAMES_PER_WRITE, dim=-1):
             file.write(block)
         return file.clipped
-
-    def _encode_all(self) -> None:
-        """Write what is in floating point so far as it is to be, with the largest value at full scale at most."""
-        self.factor = 1 / max(1.0, *(file.peak for file in self._written.values()))
-        for name, file in self._written.items():
-            place = _unscaled(self.places[name])
-            with (
-                place.open("rb") as raw,
-                Sound(raw) as sound,
-                StemFile(
-                    self.places[name],
-                    self.files[name],
-                    sample_rate=file.sample_rate,
-                    channels=file.channels,
-                    encoding=self.encoding,
-                    length=file.written,
-                ) as final,
-            ):
-                while len(samples := sound.read(FRAMES_PER_WRITE)):
-                    final.write(torch.as_tensor(samples).T * self.factor)
-            place.unlink()
-
-
-def _unscaled(place: Path) -> Path:
-    return place.with_suffix(".unscaled")
 
 
 @contextmanager
@@ -422,40 +365,73 @@ def writing_together(
     sample_rate: int,
     encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
     *,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
     scale: bool = False,
-    finish: Callable[[Sequence[Path]], object] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Generator[AudioFolder]:
     """Make the files written in the with statement appear together at its end, or, after an error, none.
-
-    Folders are made where they do not exist, and removed again after an error.
 
     Parameters
     ----------
     output : Path
-        The folder that all files are below.
+        The folder that all files are below, as in `appearing_together`.
     files : Mapping[str, Path]
         The file that each stem gets. All must be written.
     sample_rate : int
+        Of the stems. Where the format cannot have it, files get the next one that it can have.
     encoding : Encoding
-    overwrite : bool
-        Whether files that exist may be replaced.
-    scale : bool
-        As in `AudioFolder`.
-    finish : Callable[[Sequence[Path]], object] | None
-        Called with the complete files, in the order of `files`, before they appear.
+    existing : Existing, default "refuse"
+        What becomes of files that exist.
+    scale : bool, default False
+        Lower all stems by one factor if one of them goes beyond full scale, where the encoding would cut it off.
+    finish : Callable[[Path], object] | None, default None
+        Called with each complete file before they appear.
 
     Raises
     ------
     OSError, ValueError
         If a file cannot be written.
     """
-    with appearing_together(output, list(files.values()), overwrite=overwrite) as places:
-        named = dict(zip(files, places, strict=True))
-        with AudioFolder(files, named, sample_rate, encoding, scale=scale) as folder:
+    rate = encoding.rate(sample_rate)
+    scale = scale and encoding.cuts_off
+    with appearing_together(output, [*files.values()], existing=existing) as hidden, ExitStack() as scratch:
+        new = dict(zip(files, hidden, strict=True))
+        first: Mapping[str, IO[bytes]] = new
+        if scale:
+            with uninterrupted():
+                first = {
+                    name: scratch.enter_context(TemporaryFile(dir=Path(str(file.name)).parent))
+                    for name, file in new.items()
+                }
+        folder = AudioFolder(files, first, sample_rate, rate, Encoding() if scale else encoding)
+        with folder.opened:
             yield folder
-        if finish is not None:
-            finish(places)
+        if scale:
+            folder.factor = 1 / max(1.0, *(file.peak for file in folder.written.values()))
+            for name, written in folder.written.items():
+                _encode(first[name], folder.factor, new[name], written, encoding)
+        for name, file in new.items():
+            if finish is not None:
+                with called(files[name]):
+                    finish(Path(str(file.name)))
+
+
+def _encode(unscaled: IO[bytes], factor: float, file: IO[bytes], written: StemFile, encoding: Encoding) -> None:
+    """Write what is in floating point so far, multiplied by a factor, as it is to be."""
+    unscaled.seek(0)
+    with (
+        Sound(unscaled) as sound,
+        StemFile(
+            file,
+            written.path,
+            sample_rate=written.sample_rate,
+            channels=written.channels,
+            encoding=encoding,
+            length=written.written,
+        ) as final,
+    ):
+        while len(samples := sound.read(FRAMES_PER_WRITE)):
+            final.write(torch.as_tensor(samples).T * factor)
 
 
 def soundfile_module() -> ModuleType:
