@@ -46,3 +46,6 @@ LONGEST_INTEGER: Final = 256
 
 LARGEST_EXPANSION: Final = 100
 """How many times larger what an archive holds may be than the archive; weights hardly compress at all."""
+
+LONGEST_MATCHING: Final = 5.0
+"""Seconds in which names and regular expressions of adapters are compared with the names of a model's layers."""
