@@ -30,8 +30,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     path = newest_state(arguments.run)
-    if path is None or not path.is_file():
-        raise ValueError(f"{arguments.run / 'resume'} has no state, or a sharded one: choose the folder of another run")
+    if path is None:
+        raise ValueError(f"{arguments.run / 'resume'} has no state: choose the folder of another run")
     last = arguments.run / "last.ckpt"
     if not last.is_file():
         raise ValueError(f"{last} is not there: a run with adapters goes on in this program only")

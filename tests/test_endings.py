@@ -33,7 +33,7 @@ WRONG = {
     "separate_onnx.py": (["o.onnx", "nowhere.wav"], "nowhere.wav: No such file or directory"),
     "to_msst.py": (
         ["--run", "nowhere", "--output", "x.ckpt"],
-        "nowhere/resume has no state, or a sharded one: choose the folder of another run",
+        "nowhere/resume has no state: choose the folder of another run",
     ),
     "train.py": (
         ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],

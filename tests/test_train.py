@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import multiprocessing
+import pickle
 import re
 import resource
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -41,7 +43,7 @@ from training.run import Run  # noqa: E402
 from training.schedules import learning_rate_factor  # noqa: E402
 from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
 from training.settings import SECTIONS, Settings, settings_from  # noqa: E402
-from training.states import StoppedError, newest_state  # noqa: E402
+from training.states import StoppedError, claim, newest_state  # noqa: E402
 from training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
@@ -782,13 +784,6 @@ def test_log_has_sound_and_pictures(whole_run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sharded_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("sharded")
-    Launched(configured(output), songs, output, "--strategy", "fsdp2", processes=2).finish()
-    return output
-
-
-@pytest.fixture(scope="module")
 def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train without dropout in one process, with the double batch of the runs in two."""
     output = tmp_path_factory.mktemp("one")
@@ -797,14 +792,26 @@ def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # gloo, the CPU's way of communicating, cannot scatter sums in older versions.
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if Version(torch.__version__).release >= (2, 7) else ["ddp"])
-def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
-    strategy: str, one_process: Path, songs: Path, tmp_path: Path
+SHARDS = Version(torch.__version__).release >= (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(("ddp", 2), ("fsdp2", 2)), (("fsdp2", 2), ("auto", 1))] if SHARDS else [(("ddp", 2), ("ddp", 2))],
+    ids=str,
+)
+def test_runs_killed_and_resumed_by_other_processes_train_as_one_with_the_double_batch(
+    before: tuple[str, int], after: tuple[str, int], one_process: Path, songs: Path, tmp_path: Path
 ) -> None:
-    configuration = configured(tmp_path, training={"batch_size": 1})
-    assert 0 < Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2).kill() < 12
-    report = Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2).finish()
-    assert "2 processes on cpu" in report
+    def launch(strategy: str, processes: int) -> Launched:
+        configuration = configured(tmp_path, training={"batch_size": 2 // processes})
+        return Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=processes)
+
+    killed_after = launch(*before).kill()
+    assert 0 < killed_after < 12
+    report = launch(*after).finish()
+    assert f"{after[1]} processes on cpu" in report
+    assert f"continuing after update {killed_after} of 12" in report
     for tag, tolerance in (("loss/total", 1e-4), ("gradient_norm", 1e-3), ("sdr/mean", 1e-2)):
         expected = curve(one_process, tag)
         assert curve(tmp_path, tag) == pytest.approx(expected, rel=tolerance, abs=tolerance)
@@ -1001,7 +1008,7 @@ def test_a_run_continues_the_same_in_whatever_order_the_parameters_are_registere
     if positional:
         path = newest_state(tmp_path)
         assert path is not None
-        saved = torch.load(path, weights_only=False)
+        saved = torch.load(path, weights_only=True)
         # It had one group for whatever has two axes or more, and one for the rest.
         trained = [parameter for parameter in first.model.parameters() if parameter.requires_grad]
         groups = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
@@ -1035,6 +1042,28 @@ def test_moments_of_another_shape_are_refused(tiny_model: Callable[..., nn.Modul
     saved["state"][name]["exp_avg"] = torch.zeros(3)
     with pytest.raises(ValueError, match=rf"exp_avg of {re.escape(name)} has the shape \(3,\)"):
         load_named_state(optimizer, model, saved)
+
+
+@pytest.mark.parametrize(("before", "after"), [((), (1,)), ((1,), ())], ids=str)
+def test_moments_of_a_scalar_fit_the_vector_of_one_that_sharding_makes_of_it(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    def made(shape: tuple[int, ...]) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Module()
+        model.register_parameter("scale", nn.Parameter(torch.ones(shape)))
+        optimizer = make_optimizer(model, "adamw", lr=1.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return model, optimizer
+
+    first, stepped = made(before)
+    saved = named_state(stepped, first)
+    model, optimizer = made(after)
+    load_named_state(optimizer, model, saved)
+    (state,) = optimizer.state.values()
+    assert state["exp_avg"].shape == after
+    assert state["step"].shape == ()
 
 
 def test_a_resumed_run_takes_the_learning_rate_of_its_settings(songs: Path, tmp_path: Path) -> None:
@@ -1099,24 +1128,57 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
     assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
 
 
-@pytest.mark.skipif(Version(torch.__version__).release < (2, 7), reason="FSDP2 on a CPU")
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        (".metadata", overwrite),
-        ("__0_0.distcp", cut_off),
-        *(pytest.param(".metadata", damage, marks=pytest.mark.slow) for damage in (cut_off, empty)),
-        *(pytest.param("__0_0.distcp", damage, marks=pytest.mark.slow) for damage in (empty, overwrite)),
-    ],
-)
-def test_a_damaged_sharded_state_is_passed_over(
-    damage: Callable[[Path], None], file: str, sharded_run: Path, songs: Path, tmp_path: Path
+class Gadget:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def a_file_that_runs(state: Path, proof: Path) -> None:
+    torch.save({**torch.load(state, weights_only=True), "more": Gadget(proof)}, state)
+
+
+def shards_that_run(state: Path, proof: Path) -> None:
+    """Put the folder that `torch.distributed.checkpoint` writes, and reads with pickle, in place of a state."""
+    state.unlink()
+    state.mkdir()
+    (state / ".metadata").write_bytes(pickle.dumps(Gadget(proof)))
+
+
+@pytest.mark.parametrize("put", [a_file_that_runs, shards_that_run])
+def test_nothing_in_a_state_runs(put: Callable[[Path, Path], None], songs: Path, tmp_path: Path) -> None:
+    updated_and_saved(in_this_process(tmp_path), songs, 2)
+    put(tmp_path / "resume" / "000000002", tmp_path / "proof")
+    run = in_this_process(tmp_path)
+    with pytest.warns(UserWarning, match=r"000000002 is damaged, so the state before it is tried"):
+        assert run.resume()
+    assert run.updates == 1
+    assert not (tmp_path / "proof").exists()
+
+
+def test_states_are_written_in_the_folder_of_the_run_alone(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = shutil.copytree(sharded_run, tmp_path / "run")
-    damage(output / "resume" / "000000012" / file)
-    report = Launched(output / "train.yaml", songs, output, "--strategy", "fsdp2", processes=2).finish()
-    assert "000000012 is damaged, so the state before it is tried" in report
-    assert "continuing after update 10 of 12" in report
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    updated_and_saved(in_this_process(tmp_path / "run"), songs, 1)
+    assert states(tmp_path / "run") == [1]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(songs: Path, tmp_path: Path) -> None:
+    ours = ["resume/000000003.unfinished", ".last.ckpt.4711.unfinished", "scores/000000003.csv.unfinished"]
+    others = ["notes.unfinished", "resume/000000003", "last.ckpt", "best.lora/adapter_config.json"]
+    (tmp_path / "last.lora.unfinished").mkdir()
+    for name in (*ours, *others, "last.lora.unfinished/adapter_config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    lock = claim(in_this_process(tmp_path).fabric, tmp_path)
+    assert lock is not None
+    lock.close()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {*others, "lock"}
 
 
 def size_of_files_limited(limit: int) -> AbstractContextManager[None]:

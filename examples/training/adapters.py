@@ -3,7 +3,7 @@
     adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
     …train `model`, whose layers now have adapters…
     adapted.save_pretrained("adapters")
-    merged = adapted.merge_and_unload()         # or later, of the checkpoint: `merge_adapters` of the package
+    merged = adapted.merge_and_unload()         # or later, of the checkpoint: `read_adapters` of the package
 
 Needs `python -m pip install -e ".[lora]"`. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021,
 arXiv 2106.09685.

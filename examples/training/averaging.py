@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from training.sharding import like
 
 
 class AveragedWeights:
@@ -58,18 +60,14 @@ class AveragedWeights:
     def load(self, whole: Mapping[str, Tensor]) -> None:
         """Take over what `gather` returned, whatever the number of processes then and now."""
         for name, parameter in self.model.named_parameters():
-            average = whole[name].to(parameter.device)
-            if isinstance(parameter, DTensor):
-                average = distribute_tensor(average, parameter.device_mesh, parameter.placements).to_local()
-            self.averages[name].copy_(average)
+            self.averages[name].copy_(_local(like(whole[name], parameter)))
 
 
 def copy_weights(whole: Mapping[str, Tensor], model: nn.Module) -> None:
     """Put whole tensors by the names of parameters into a model that is not sharded."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # A scalar that `engine.shard` made a vector of one is a scalar here.
-            parameter.copy_(whole[name].view_as(parameter))
+            parameter.copy_(like(whole[name], parameter))
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.sharding import like
+
 Saved = Mapping[str, Any]
 
 OF_THE_SETTINGS = ("params", "lr", "initial_lr", "weight_decay", "betas", "eps")
@@ -59,7 +61,7 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Saved) -> No
     names = {parameter: name for name, parameter in parameters.items()}
     for name, state in saved["state"].items():
         for key, value in state.items():
-            if name in parameters and _is_moment(value) and value.shape != parameters[name].shape:
+            if name in parameters and _is_moment(key, value, parameters[name]) and not _fits(value, parameters[name]):
                 raise ValueError(
                     f"{key} of {name} has the shape {tuple(value.shape)}, and the parameter "
                     f"{tuple(parameters[name].shape)}: this is the state of another model's optimizer"
@@ -74,7 +76,10 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Saved) -> No
         groups.append({**numbered, **{key: value for key, value in found.items() if key not in OF_THE_SETTINGS}})
         for number, name in zip(numbered["params"], ordered, strict=True):
             if name in saved["state"]:
-                state[number] = saved["state"][name]
+                state[number] = {
+                    key: like(value, parameters[name]) if _is_moment(key, value, parameters[name]) else value
+                    for key, value in saved["state"][name].items()
+                }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -92,5 +97,11 @@ def names_in_older_order(parameter_names: Iterable[str], model: nn.Module) -> li
     return sorted(registered, key=lambda name: trained[name].ndim < 2)
 
 
-def _is_moment(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _is_moment(key: str, value: object, parameter: Tensor) -> bool:
+    """Tell whether a value belongs to the numbers of a parameter; that of a scalar is one, and so is its `step`."""
+    return isinstance(value, Tensor) and (value.ndim > 0 or (parameter.numel() == 1 and key != "step"))
+
+
+def _fits(moment: Tensor, parameter: Tensor) -> bool:
+    """Tell whether the shapes are the same, where `engine.shard` makes a scalar a vector of one."""
+    return moment.shape == parameter.shape or moment.numel() == parameter.numel() == 1

@@ -15,7 +15,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,12 +33,13 @@ from training.pictures import log_excerpt
 from training.schedules import Plateau, learning_rate_factor
 from training.segments import Positions, Read, Segments, Song, read, read_song
 from training.settings import Settings
-from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, remove_unfinished, replace
+from training.sharding import like, whole
+from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, replace, replace_files
 from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
 
 Batch = tuple[Tensor, Tensor]
 
-DAMAGES = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, BadZipFile, CheckpointException)
+DAMAGES = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, BadZipFile)
 """What a damaged state raises while it is read."""
 
 
@@ -123,7 +123,6 @@ class Run:
             try:
                 self._load(path)
             except DAMAGES as error:
-                # Of sharded states there is a report from each process.
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"{path} is damaged, so the state before it is tried: {reason}", stacklevel=2)
             else:
@@ -136,21 +135,21 @@ class Run:
         return False
 
     def _load(self, path: Path) -> None:
-        state: dict[str, Any] = {"progress": {}}
         refuse_damaged(path)
-        if self.sharded:
-            state |= {"model": self.wrapped, "optimizer": self.optimizer}
-            self.fabric.load(path, state)
-        else:
-            state = self.fabric.load(path)
+        # Processes that shard a model share the pages of one file, and take their parts of it.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=self.sharded)
         progress = state["progress"]
         if progress["model"] != dict(self.configuration.get("model") or {}):
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
-        if not self.sharded:
-            names = names_in_older_order(state["model"], self.model)
-            self.model.load_state_dict(state["model"])
-            optimizer = state["optimizer"] if "names" in progress else with_names(state["optimizer"], names)
-            load_named_state(self.optimizer.optimizer, self.model, optimizer)
+        now = self.model.state_dict()
+        if now.keys() != state["model"].keys():
+            raise ValueError(
+                f"{path} is of a run with other layers, with fine_tuning.lora or without: choose another --output"
+            )
+        names = names_in_older_order(state["model"], self.model)
+        self.model.load_state_dict({key: like(tensor, now[key]) for key, tensor in state["model"].items()})
+        optimizer = state["optimizer"] if "names" in progress else with_names(state["optimizer"], names)
+        load_named_state(self.optimizer.optimizer, self.model, optimizer)
         self.average.load(progress["average"])
         self.fabric.strategy.precision.load_state_dict(progress["precision"])
         self.updates = progress["updates"]
@@ -180,38 +179,47 @@ class Run:
     def save(self) -> None:
         """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
         average = self.average.gather()
-        progress = {
-            "model": dict(self.configuration.get("model") or {}),
-            "names": True,  # the optimizer's state has names for numbers
-            "average": average,
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "updates": self.updates,
-            "skipped": self.skipped,
-            "best": self.best,
-            "plateau": self.plateau.state_dict(),
+        first = self.fabric.is_global_zero
+        state = {
+            "model": whole(self.model.state_dict(), keep=first),
+            "optimizer": whole(named_state(self.optimizer.optimizer, self.model), keep=first),
+            "progress": {
+                "model": dict(self.configuration.get("model") or {}),
+                "names": True,  # the optimizer's state has names for numbers
+                "average": average,
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "updates": self.updates,
+                "skipped": self.skipped,
+                "best": self.best,
+                "plateau": self.plateau.state_dict(),
+            },
         }
         path = self.folder / "resume" / f"{self.updates:09}"
-        unfinished = path.with_suffix(".unfinished")
-        if self.fabric.is_global_zero:
-            remove_unfinished(self.folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self.fabric.barrier()
-        # PyTorch itself saves sharded optimizers by names.
-        optimizer = self.optimizer if self.sharded else named_state(self.optimizer.optimizer, self.model)
-        try:
-            self.fabric.save(unfinished, {"model": self.wrapped, "optimizer": optimizer, "progress": progress})
-            self.fabric.barrier()
-            if self.fabric.is_global_zero:
-                replace(unfinished, path)
-                for older in complete_states(self.folder)[KEPT:]:
-                    remove(older)
+        wrong = ""
+        if first:
+            try:
+                self._write_state(path, state)
                 self.write_checkpoint("last", average)
-        except (OSError, RuntimeError, CheckpointException) as error:
-            remove(unfinished)
+            except (OSError, RuntimeError) as error:
+                wrong = str(error).partition("\n")[0] or type(error).__name__
+        if wrong := self.fabric.broadcast(wrong):
             raise StoppedError(
-                f"{path} cannot be written: {str(error).partition(chr(10))[0]}. What was saved before is as it was: "
-                "make room on the disk, and give the same command again"
-            ) from error
+                f"{path} cannot be written: {wrong}. What was saved before is as it was: make room on the disk, and "
+                "give the same command again"
+            )
+
+    def _write_state(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a state beside its name, and give it that when it is complete; then remove older ones."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            torch.save(state, unfinished)
+            replace(unfinished, path)
+        except BaseException:
+            remove(unfinished)
+            raise
+        for older in complete_states(self.folder)[KEPT:]:
+            remove(older)
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
@@ -220,7 +228,7 @@ class Run:
             unfinished = folder.with_suffix(".unfinished")
             remove(unfinished)
             self.with_adapters(weights).save_pretrained(str(unfinished))
-            replace(unfinished, folder)
+            replace_files(unfinished, folder)
             return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
         save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,6 +13,10 @@ from lightning_fabric import Fabric
 
 KEPT = 2
 """States in the folder of a run: the newest, and the one before in case that is damaged."""
+
+
+_OURS = re.compile(r"\.?(?:\d{9}|last|best)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
+"""Names of states, checkpoints, adapters and scores that were not completed."""
 
 
 class StoppedError(RuntimeError):
@@ -42,6 +47,8 @@ def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
             pass
         except OSError:
             free = False
+        if free:
+            remove_unfinished(folder)
     if not fabric.broadcast(free):
         raise StoppedError(f"another process trains in {folder}: end it, or choose another --output")
     return lock
@@ -54,8 +61,10 @@ def complete_states(folder: Path) -> list[Path]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes left that were killed while they wrote."""
-    for path in (*(folder / "resume").glob("*.unfinished"), *(folder / "resume").glob("*.older")):
-        remove(path)
+    for place in (folder, folder / "resume", folder / "scores"):
+        for path in place.glob("*.unfinished"):
+            if _OURS.fullmatch(path.name):
+                remove(path)
 
 
 def newest_state(folder: Path) -> Path | None:
@@ -69,41 +78,42 @@ def refuse_damaged(path: Path) -> None:
     Raises
     ------
     RuntimeError
-        If something differs.
+        If something differs, or it is a folder, as sharded runs of older versions left.
     zipfile.BadZipFile
         If the file has another format, or was cut off.
     """
-    if path.is_file():
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-        if damaged is not None:
-            raise RuntimeError(f"{damaged} in it is not what was written")
+    if path.is_dir():
+        raise RuntimeError("it is a folder of an older version, which only a pickle describes, and that could run code")
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise RuntimeError(f"{damaged} in it is not what was written")
 
 
 def write_through(path: Path) -> None:
-    """Have a file, or a folder and the files in it, on the disk and not only in the system's memory."""
-    for each in (*(path.iterdir() if path.is_dir() else ()), path):
-        if each.is_dir() and os.name == "nt":
-            continue  # Windows opens no folders
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Have a file, or the names in a folder, on the disk and not only in the system's memory."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace(unfinished: Path, path: Path) -> None:
-    """Give a complete file or folder its name, with what had that name gone only afterwards."""
+    """Give a complete file its name, in place of what had that name."""
     write_through(unfinished)
-    if path.exists() and (path.is_dir() or unfinished.is_dir()):
-        older = path.with_name(f"{path.name}.older")
-        remove(older)
-        path.rename(older)
-        unfinished.rename(path)
-        remove(older)
-    else:
-        unfinished.replace(path)
+    unfinished.replace(path)
     write_through(path.parent)
+
+
+def replace_files(unfinished: Path, folder: Path) -> None:
+    """Put the files of a complete folder of adapters into another one, weights first: only they change in a run."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix != ".safetensors"):
+        replace(path, folder / path.name)
+    unfinished.rmdir()
 
 
 def remove(path: Path) -> None:

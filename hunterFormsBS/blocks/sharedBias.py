@@ -28,5 +28,10 @@ def share(layers: nn.Module, bias: SharedBias) -> None:
     """Let every softmax attention in `layers` use these parameters."""
     for module in layers.modules():
         if getattr(module, "has_shared_bias", False):
-            cast(nn.Linear, module.to_qkv).bias = bias.qkv
-            cast(nn.Linear, cast(nn.Sequential, module.to_out)[0]).bias = bias.out
+            _linear_in(cast(nn.Module, module.to_qkv)).bias = bias.qkv
+            _linear_in(cast(nn.Sequential, module.to_out)[0]).bias = bias.out
+
+
+def _linear_in(module: nn.Module) -> nn.Linear:
+    """Return a linear layer, itself or what adapters surround."""
+    return next(each for each in module.modules() if isinstance(each, nn.Linear))

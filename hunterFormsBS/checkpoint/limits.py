@@ -53,3 +53,6 @@ COMPRESSIONS: Final = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 
 MOST_RESTARTS: Final = 2
 """How often a server may break off a download, and then send the file from its start."""
+
+LONGEST_MATCHING: Final = 5.0
+"""Seconds in which names and regular expressions of adapters are compared with the names of a model's layers."""

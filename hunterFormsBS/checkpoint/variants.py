@@ -33,7 +33,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         pattern=r"\.lora_(?:[AB]|down|up)(?:\.|$)|^base_model\.model\.",
         example="layers.0.0.layers.0.0.to_qkv.lora_A",
         elsewhere="lora",
-        advice="Merge it into the checkpoint that it was trained on, and load the result.",
+        advice="Load the checkpoint that it was trained on, and merge it (`--lora`).",
         published="MSST (loralib, peft)",
     ),
     *(variant for kind in HEADS for variant in kind.variants),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import check_adapters, merge_adapters
+from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
@@ -45,6 +45,7 @@ class _Source(NamedTuple):
     configuration: Path | Mapping[str, Any] | None
     settings: Settings
     stems: list[int] | None
+    adapters: Adapters | None
 
 
 def separate_all(options: Options, console: Console) -> int:
@@ -338,20 +339,22 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
     if count > 1 and options.lora is not None:
         raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
-    if options.lora is not None:
-        check_adapters(options.lora)
     if options.weights is not None:
         if len(options.weights) != count:
             raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")
         if not options.ensemble.startswith("avg"):
             raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
     configurations: list[Path | None] = [*options.configuration] or [None]
+    adapters: Adapters | None = None
     found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
     remarks: dict[str, None] = {}
     for checkpoint, configuration in zip(
         options.checkpoint, configurations * (count // len(configurations)), strict=True
     ):
         file, used, content = find_configuration(checkpoint, configuration)
+        if options.lora is not None:
+            adapters = read_adapters(options.lora, content)
+            used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
         settings, warnings = read_settings(
             content, chunk_size=options.chunk_size, num_overlap=options.num_overlap, batch_size=options.batch_size
         )
@@ -369,12 +372,12 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
     for file, used, settings in found:
         whole = options.stems is None and names == settings.names
         stems = None if whole else stem_indices(options.stems or names or None, settings.names)
-        sources.append(_Source(file, used, settings, stems))
+        sources.append(_Source(file, used, settings, stems, adapters))
     return sources, list(names)
 
 
 def _load(source: _Source, options: Options, device: torch.device) -> Separator:
-    whole = options.lora is not None  # adapters may have been trained on any of the heads
+    whole = source.adapters is not None  # adapters may have been trained on any of the heads
     model = from_checkpoint(
         source.checkpoint,
         source.configuration,
@@ -382,8 +385,8 @@ def _load(source: _Source, options: Options, device: torch.device) -> Separator:
         device="cpu" if whole else device,
         stems=None if whole else source.stems,
     )
-    if options.lora is not None:
-        model = merge_adapters(model, options.lora).to(device)
+    if source.adapters is not None:
+        model = source.adapters.merge_into(model).to(device)
     return Separator(model, source.settings, source.stems if whole else None)
 
 

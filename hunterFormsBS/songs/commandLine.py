@@ -231,7 +231,12 @@ def parser() -> argparse.ArgumentParser:
         choices=get_args(Upstream),
         help="project whose counting the configuration follows (default: recognised from the checkpoint)",
     )
-    add("--lora", type=Path, metavar="DIR", help="folder of low-rank adapters that peft saved, for the checkpoint")
+    add(
+        "--lora",
+        type=Path,
+        metavar="PATH",
+        help="low-rank adapters for the checkpoint: the folder that peft saved, or MSST's file of loralib",
+    )
 
     group = reader.add_argument_group("what is read")
     add = group.add_argument
