@@ -76,13 +76,6 @@ def test_what_is_no_audio_is_refused_in_one_line(content: bytes, tmp_path: Path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = encode(tmp_path / "a.m4a", "aac", tone())
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"PyAV is not here: .*\.\[av\]"):
-        probe_audio(path)
-
-
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_absurd_sample_rates_are_refused_with_the_value(rate: int, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((100, 2)), rate)

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from hunterFormsBS.songs.ffmpeg import texts_by_ffmpeg
+from hunterFormsBS.songs.ffmpeg import texts_of
 
 __all__ = ["Tags", "read_tags", "write_tags"]
 
@@ -84,7 +84,7 @@ def read_tags(pathFilename: Path) -> Tags:
     with suppress(ImportError):
         tags = _tags_by_mutagen(pathFilename)
         if not tags.texts:
-            told = {ALIASES.get(name, name): [text] for name, text in texts_by_ffmpeg(pathFilename).items()}
+            told = {ALIASES.get(name, name): [text] for name, text in texts_of(pathFilename).items()}
             tags = tags._replace(texts={name: told[name] for name in FRAMES if name in told})
     return tags
 
