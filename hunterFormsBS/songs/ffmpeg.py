@@ -144,6 +144,7 @@ class Decoder:
         """Its offset in the file."""
         self._seconds = 0.0
         self._bytes = 0
+        self._padding = 0
 
     def blocks(self, frames: int) -> Iterator[Tensor]:
         """Yield audio `(s, t)`, float32, full scale at 1, in blocks of about so many frames.
@@ -156,12 +157,19 @@ class Decoder:
         with open_stream(self.pathFilename, self.number) as (container, stream):
             convert = _Converter(self.layout, stream.codec_context.sample_rate)
             pieces = map(convert, chain(self._frames(container, stream), [None]))
+            held: Tensor | None = None
             while (block := _block(pieces, frames)) is not None:
-                yield block
+                if held is not None:
+                    yield held
+                held = block
+            if held is not None and held.shape[-1] > self._padding:
+                yield held[:, : held.shape[-1] - self._padding]
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
         """Yield decoded frames, and note what lies between them that cannot be decoded."""
         expected: float | None = None
+        # MP4 states where the sound ends, and not all versions of FFmpeg leave out what fills up the last frame.
+        end = (stream.start_time or 0) + (stream.duration or 0) if "mov" in container.format.name.split(",") else 0
         for packet in self._packets(container, stream):
             for frame in self._decoded(packet, stream):
                 start = None if frame.pts is None else float(frame.pts * frame.time_base)
@@ -176,6 +184,8 @@ class Decoder:
                 self.unfinished = 0.0
                 self._seconds += duration
                 expected = (expected or 0.0) + duration if start is None else start + duration
+                beyond = round((expected - float(end * stream.time_base)) * frame.sample_rate)
+                self._padding = beyond if end and 0 < beyond < frame.samples else 0
                 yield frame
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Sizes in the headers of WAV, RF64 and W64: FFmpeg corrects silently what is too large, and refuses what was never set.
+"""Sizes in the headers of WAV, RF64 and W64, of which FFmpeg corrects some silently, and refuses those never set.
 
 A recording that is cut off would be whole, and one whose writer could not go back to its header would be lost.
 """
@@ -54,7 +54,15 @@ class PatchedFile(io.FileIO):
         self.is_wave = header is not None
         self.seek(0)
 
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to an offset, or return -1: damaged headers lead to offsets before the file."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, OverflowError):
+            return -1
+
     def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes as they should be."""
         position = self.tell() if self._patches else 0
         data = super().read(size)
         for start, right in self._patches.items():
@@ -93,10 +101,10 @@ def _chunks(file: io.FileIO, end: int) -> Iterator[tuple[bytes, int, int, bool]]
         return
     position, head = (40, 24) if wide else (12, 8)
     for _ in range(MOST_CHUNKS):
+        if position + head > end:
+            return
         file.seek(position)
         header = file.read(head)
-        if len(header) < head:
-            return
         size = int.from_bytes(header[16:], "little") - 24 if wide else int.from_bytes(header[4:], "little")
         yield header[:4], position + head, size, wide
         position += head + max(0, size) + -size % (8 if wide else 2)

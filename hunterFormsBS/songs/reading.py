@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
 
 FRAMES_PER_BLOCK = 1 << 18
 
-EXACT = ("aiff", "ape", "au", "caf", "flac", "tta", "wv")
-"""Containers whose headers state the number of samples."""
+EXACT = ("aiff", "ape", "au", "flac", "tta", "wv")
+"""Containers whose headers state the number of samples, besides WAV, W64 and CAF."""
 
 ROUNDED = ("asf", "matroska", "mov", "mp3")
 """Containers whose headers state a duration, to about a frame of the codec; MP3 only with the header of Xing."""
@@ -29,9 +29,6 @@ SHORT_BY = 0.1
 
 LONGEST_FRAME = 3000
 """Bytes of a frame of MP3, and some more."""
-
-LONGEST_PADDING = 4096
-"""Samples by which an encoder fills up its last frame."""
 
 
 class AudioFile(NamedTuple):
@@ -89,30 +86,11 @@ class AudioFile(NamedTuple):
         """
         decoder = Decoder(self.pathFilename, self.stream, self.layout)
         position = 0
-        for block in self._without_padding(decoder.blocks(frames)):
+        for block in decoder.blocks(frames):
             self._check_finite(block, position)
             position += block.shape[-1]
             yield block
         self._check_end(position, decoder)
-
-    def _without_padding(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Leave out what comes after the end that an MP4 file states, if it only fills up the last frame."""
-        if self.length is None or "mov" not in self.kind.split(","):
-            yield from blocks
-            return
-        position = 0
-        beyond: list[Tensor] = []
-        for block in blocks:
-            rest = max(0, self.length - position)
-            position += block.shape[-1]
-            if position > self.length + LONGEST_PADDING:
-                yield from [*beyond, block]
-                beyond = []
-                continue
-            if rest:
-                yield block[:, :rest]
-            if rest < block.shape[-1]:
-                beyond.append(block[:, rest:])
 
     def _check_finite(self, block: Tensor, position: int) -> None:
         finite = torch.isfinite(block).all(dim=0)
@@ -241,8 +219,11 @@ def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
         stated, exact = None, False
         if kind in ("wav", "w64"):
             stated, exact = container.file.file.length, True
+        elif kind == "caf":
+            exact = context.name.startswith("pcm_")
+            stated = stream.frames if exact else None
         elif kind in EXACT:
-            stated, exact = stream.frames or length, True
+            stated, exact = length, True
         elif any(each in ROUNDED for each in kind.split(",")):
             stated = length
         return AudioFile(pathFilename, name, rate, int(context.channels or 0), length, kind, stated, exact, number)
