@@ -21,7 +21,7 @@ __all__ = ["Decoder", "NotDecodableError", "is_audio", "open_stream", "texts_of"
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,dv,eac3,flac,flv,gxf,iff,ircam,loas,m4v,matroska,mlp,mov,"
-    "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,oma,paf,pvf,rm,shn,sox,svx,tak,truehd,tta,voc,vqf,w64,wav,webm,"
+    "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,svx,tak,truehd,tta,voc,vqf,w64,wav,webm,"
     "wsd,wtv,wv,xwma"
 )
 """Containers that hold what they are made of: no playlist that would lead to other files or into the network."""
@@ -39,6 +39,12 @@ CHECKSUMMED = ("flac", "tta", "wavpack")
 
 SHORTEST_GAP = 0.03
 """Seconds by which time stamps may jump without a loss: some containers round them to milliseconds."""
+
+SHORTEST_LOSS = 0.01
+"""Seconds that are worth a warning."""
+
+TAGS = (b"ID3", b"TAG", b"APE")
+"""How packets begin that are no sound, where files were joined."""
 
 
 class NotDecodableError(ValueError):
@@ -178,7 +184,7 @@ class Decoder:
                 duration = frame.samples / frame.sample_rate
                 if frame.is_corrupt:  # The decoder made up what it could not read.
                     loss += duration
-                if loss:
+                if loss > SHORTEST_LOSS:
                     self.damaged.append(self._seconds)
                     self.lost += loss
                 self.unfinished = 0.0
@@ -203,10 +209,13 @@ class Decoder:
         try:
             frames = stream.codec_context.decode(packet if packet.size else None)
         except _av().error.FFmpegError:
-            stated = 0.0 if packet.duration is None else float(packet.duration * packet.time_base)
-            # What lies between two frames that can be found is one packet, however much it is.
-            by_size = packet.size * self._seconds / self._bytes if self._bytes else 0.0
-            self.unfinished += max(stated, by_size)
+            # What lies between two frames that can be found is one packet, be it a tag or thousands of bytes.
+            if bytes(packet)[:3] in TAGS:
+                return []
+            if self._bytes:
+                self.unfinished += packet.size * self._seconds / self._bytes
+            elif packet.duration is not None:
+                self.unfinished += float(packet.duration * packet.time_base)
             return []
         self._bytes += packet.size
         return frames
@@ -246,7 +255,13 @@ class _Converter:
                 self._resampler = _av().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
             self._kind = kind
         if frame is not None:
-            ready += self._resampler.resample(frame)
+            try:
+                ready += self._resampler.resample(frame)
+            except _av().error.FFmpegError as error:
+                raise ValueError(
+                    f"FFmpeg cannot mix {frame.layout.name} down by itself: pass it a matrix, as in ffmpeg -i FILE "
+                    "-af 'pan=stereo|c0=c0|c1=c1' mixture.wav"
+                ) from error
         return [torch.from_numpy(converted.to_ndarray()) for converted in ready]
 
 

@@ -1,6 +1,7 @@
 """Sizes in the headers of WAV, RF64 and W64, of which FFmpeg corrects some silently, and refuses those never set.
 
-A recording that is cut off would be whole, and one whose writer could not go back to its header would be lost.
+A recording that is cut off would be whole, and one whose writer could not go back to its header would be lost. ID3 tags
+within WAV, AIFF and DSF are hidden from FFmpeg, which would decompress them to any size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ ENDLESS_LONG = 1 << 60
 
 MOST_CHUNKS = 10_000
 
-_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+RIFF = (b"RIFF", b"RF64", b"BW64")
+W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
 class Header(NamedTuple):
@@ -31,7 +33,7 @@ class Header(NamedTuple):
     length : int | None
         Samples of each channel; None where it says nothing.
     patches : dict[int, bytes]
-        What would have to stand at some offsets, for FFmpeg to read on to the end of the file.
+        What would have to stand at some offsets, for FFmpeg to read all samples and no ID3 tag.
     """
 
     length: int | None
@@ -49,9 +51,9 @@ class PatchedFile(io.FileIO):
     def __init__(self, pathFilename: Path) -> None:
         super().__init__(os.fspath(pathFilename))  # Python opens names that are not UTF-8 as well.
         self._patches: dict[int, bytes] = {}
-        header = _read(self, self.seek(0, 2))
-        self.length, self._patches = header or (None, {})
-        self.is_wave = header is not None
+        first = super().read(16)
+        self.is_wave = first[:4] in RIFF or first == W64_RIFF
+        self.length, self._patches = _read(self, self.seek(0, os.SEEK_END))
         self.seek(0)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -72,32 +74,40 @@ class PatchedFile(io.FileIO):
         return data
 
 
-def _read(file: io.FileIO, end: int) -> Header | None:
-    """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64; None of others."""
-    bytes_a_frame, long_size = 0, None
-    for name, start, size, wide in _chunks(file, end):
+def _read(file: io.FileIO, end: int) -> Header:
+    """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
+    file.seek(0)
+    first = file.read(16)
+    if first[:4] == b"DSD ":
+        return Header(None, {20: bytes(8)})  # It leads to an ID3 tag.
+    length, bytes_a_frame, long_size = None, 0, None
+    patches: dict[int, bytes] = {}
+    for name, start, size, wide in _chunks(file, end, first):
         file.seek(start)
-        if name == b"ds64" and size >= 24:
+        if name in (b"id3 ", b"ID3 "):
+            patches[start - 8] = b"JUNK"
+        elif name == b"ds64" and size >= 24:
             (long_size,) = struct.unpack_from("<Q", file.read(24).ljust(24, b"\0"), 8)
         elif name == b"fmt " and size >= 16:
             kind, _, _, _, bytes_a_frame, _ = struct.unpack("<HHIIHH", file.read(16).ljust(16, b"\0"))
             bytes_a_frame *= kind in (1, 3, 0xFFFE)  # In other kinds a block holds many samples.
         elif name == b"data":
             stated = size if wide or long_size is None or size not in ENDLESS else long_size
-            if not wide and stated in ENDLESS:
-                return Header(None, {} if long_size is None else {0: b"RIFF", start - 4: b"\xff\xff\xff\xff"})
             if wide and stated >= ENDLESS_LONG - 24:
-                return Header(None, {start - 8: struct.pack("<Q", end - start + 24)})
-            return Header(stated // bytes_a_frame if bytes_a_frame else None, {})
-    return None
+                patches[start - 8] = struct.pack("<Q", end - start + 24)
+            elif wide or stated not in ENDLESS:
+                length = stated // bytes_a_frame if bytes_a_frame else None
+                continue
+            elif long_size is not None:
+                patches |= {0: b"RIFF", start - 4: b"\xff\xff\xff\xff"}
+            break
+    return Header(length, patches)
 
 
-def _chunks(file: io.FileIO, end: int) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Yield the name, the start and the size of chunks, and whether the size has 64 bits."""
-    file.seek(0)
-    first = file.read(16)
-    wide = first == _W64_RIFF
-    if not wide and first[:4] not in (b"RIFF", b"RF64", b"BW64"):
+def _chunks(file: io.FileIO, end: int, first: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Yield the name, the start and the size of chunks of WAV and AIFF, and whether the size has 64 bits."""
+    wide, order = first == W64_RIFF, "big" if first[:4] == b"FORM" else "little"
+    if not wide and first[:4] not in (*RIFF, b"FORM"):
         return
     position, head = (40, 24) if wide else (12, 8)
     for _ in range(MOST_CHUNKS):
@@ -105,6 +115,6 @@ def _chunks(file: io.FileIO, end: int) -> Iterator[tuple[bytes, int, int, bool]]
             return
         file.seek(position)
         header = file.read(head)
-        size = int.from_bytes(header[16:], "little") - 24 if wide else int.from_bytes(header[4:], "little")
+        size = int.from_bytes(header[16:], "little") - 24 if wide else int.from_bytes(header[4:], order)
         yield header[:4], position + head, size, wide
         position += head + max(0, size) + -size % (8 if wide else 2)

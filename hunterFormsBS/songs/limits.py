@@ -17,4 +17,7 @@ MOST_TEXTS: Final = 100
 """Values of one tag, such as artists."""
 
 LARGEST_TAGS: Final = 64 * 2**20
-"""Bytes of all tags of a song, of its compressed tags once they are decompressed, and of its pictures together."""
+"""Bytes of all compressed tags of a song once they are decompressed."""
+
+LARGEST_PICTURES: Final = 32 * 2**20
+"""Bytes of all pictures of a song together."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.ffmpeg import Decoder, NotDecodableError, open_stream
+from hunterFormsBS.songs.ffmpeg import SHORTEST_LOSS, Decoder, NotDecodableError, open_stream
 from hunterFormsBS.songs.limits import HIGHEST_RATE, LOWEST_RATE
 
 __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
@@ -115,7 +115,7 @@ class AudioFile(NamedTuple):
             missing.append(f"ends after {duration(seconds)}, and its header says {duration(stated)}")
         elif self.kind == "ogg" and not _ends_its_streams(self.pathFilename):
             missing.append(f"ends after {duration(seconds)}, in the middle of what its format ends with")
-        elif decoder.unfinished:
+        elif decoder.unfinished > SHORTEST_LOSS:
             damaged, lost = [*damaged, seconds], lost + decoder.unfinished
         if damaged:
             span = f"at {duration(damaged[0])}"
