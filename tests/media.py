@@ -11,25 +11,33 @@ import numpy as np
 
 RATE = 48000
 
-KINDS: dict[str, tuple[str, str | None]] = {
-    **{f"{codec}.wav": (codec, None) for codec in ("pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")},
-    **{f"{codec}.wav": (codec, None) for codec in ("pcm_u8", "pcm_alaw", "pcm_mulaw", "adpcm_ms", "adpcm_ima_wav")},
-    **{"a.w64": ("pcm_s24le", None), "a.aiff": ("pcm_s16be", None), "a.caf": ("pcm_s16be", None)},
-    **{"a.au": ("pcm_s16be", None), "a.voc": ("pcm_s16le", None), "a.flac": ("flac", None), "a.tta": ("tta", None)},
-    **{"a.wv": ("wavpack", None), "alac.m4a": ("alac", None), "a.m4a": ("aac", None), "a.m4b": ("aac", "ipod")},
-    **{"a.mp4": ("aac", None), "a.mov": ("pcm_s16le", None), "a.3gp": ("aac", None), "a.mka": ("flac", None)},
-    **{"a.mkv": ("ac3", None), "opus.webm": ("libopus", None), "vorbis.webm": ("libvorbis", None)},
-    **{
-        "a.ogg": ("libvorbis", None),
-        "a.oga": ("flac", None),
-        "a.opus": ("libopus", None),
-        "a.mp3": ("libmp3lame", None),
-    },
-    **{"a.mp2": ("mp2", None), "a.aac": ("aac", None), "a.ac3": ("ac3", None), "a.eac3": ("eac3", None)},
-    **{"a.wma": ("wmav2", None), "a.asf": ("wmav1", None), "a.ts": ("aac", None), "mp2.ts": ("mp2", None)},
-    **{"a.avi": ("libmp3lame", None), "a.flv": ("aac", None), "a.mpg": ("mp2", "mpeg"), "a.nut": ("libvorbis", None)},
+SUFFIXES = {
+    **dict.fromkeys(["pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_u8", "pcm_alaw", "pcm_mulaw"], "wav"),
+    "pcm_s16le": "wav mov voc w64",
+    "pcm_s16be": "aiff caf au",
+    "adpcm_ms": "wav",
+    "adpcm_ima_wav": "wav",
+    "flac": "flac oga mka",
+    "tta": "tta",
+    "wavpack": "wv",
+    "alac": "m4a",
+    "aac": "m4a m4b mp4 3gp aac ts flv",
+    "ac3": "mkv ac3",
+    "eac3": "eac3",
+    "libopus": "webm opus",
+    "libvorbis": "webm ogg nut",
+    "libmp3lame": "mp3 avi",
+    "mp2": "mp2 ts mpg",
+    "wmav1": "asf",
+    "wmav2": "wma",
 }
-"""A codec and a container, where the suffix does not say which, for each name of a file."""
+"""In what each codec comes."""
+
+KINDS = {f"{codec}.{suffix}": codec for codec, suffixes in SUFFIXES.items() for suffix in suffixes.split()}
+"""The codec of each name of a file."""
+
+CONTAINERS = {"m4b": "ipod", "mpg": "mpeg"}
+"""What FFmpeg calls a container, where it is not the suffix."""
 
 CHECKSUMMED = ("flac", "tta", "wavpack")
 """Codecs of which a frame that fails its checksum is left out."""
@@ -47,8 +55,15 @@ def encode(folder: Path, audio: np.ndarray, kinds: Sequence[str] = tuple(KINDS),
     folder.mkdir(exist_ok=True)
     command = ["-f", "f32le", "-ar", str(RATE), "-ac", str(len(audio)), "-i", "-"]
     for kind in kinds:
-        codec, container = KINDS[kind]
-        command += ["-c:a", codec, "-ar", str(rate), *(["-f", container] if container else []), str(folder / kind)]
+        container = CONTAINERS.get(kind.rpartition(".")[2])
+        command += [
+            "-c:a",
+            KINDS[kind],
+            "-ar",
+            str(rate),
+            *(["-f", container] if container else []),
+            str(folder / kind),
+        ]
     program("-y", *command, given=np.ascontiguousarray(audio.T).tobytes())
     return folder
 
@@ -61,8 +76,7 @@ def program(*arguments: str, given: bytes = b"") -> bytes:
 
 def by_program(path: Path, channels: int = 2) -> np.ndarray:
     """Return what FFmpeg's own program decodes of the first audio stream, `(s, t)`; nothing if it fails."""
-    codec = KINDS.get(path.name, ("", None))[0]
-    checked = ["-err_detect", "crccheck+explode"] if codec in CHECKSUMMED else []
+    checked = ["-err_detect", "crccheck+explode"] if KINDS.get(path.name) in CHECKSUMMED else []
     output = ["-map", "0:a:0", "-f", "f32le", "-c:a", "pcm_f32le", "-"]
     done = program("-nostdin", *checked, "-i", str(path), *output)
     return np.frombuffer(done, "<f4").reshape(-1, channels).T

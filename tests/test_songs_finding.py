@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.media import KINDS, encode, noise
 
 from hunterFormsBS.console import Console
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.finding import STANDARD_INPUT, Song, find_songs
+from tests.media import KINDS, encode, noise
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_what_is_left_out_of_a_folder_is_counted_by_reason_and_named_in_the_reco
     touch(songs / "._song.wav", songs / ".trash" / "a.wav", songs / "out" / "song" / "vocals.wav")
     for name, content in LEFT_OUT.items():
         (songs / name).write_bytes(content)
-    shutil.copy(playing / "a.tta", songs / "song.tta")
+    shutil.copy(playing / "tta.tta", songs / "song.tta")
     console = Console("test")
     console.json = True
     assert [song.path.name for song in find_songs([songs], songs / "out", copies, console)] == ["song.tta"]

@@ -203,7 +203,7 @@ def test_titles_and_pictures_without_measure_are_cut_off_with_a_warning(tmp_path
     frames.add(mutagen.id3.TPE1(encoding=3, text=["y"] * 10_000))
     frames.add(mutagen.id3.APIC(encoding=0, mime="image/png", type=3, desc="", data=bytes(LARGEST_PICTURES + 1)))
     frames.save(path)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="of the song") as caught:
         tags = read_tags(path)
     assert [len(tags.texts["title"][0]), len(tags.texts["artist"]), len(tags.pictures)] == [LONGEST_TEXT, MOST_TEXTS, 0]
     assert [str(warning.message).partition(":")[0] for warning in caught] == [

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tests.media import KINDS, RATE, by_program, encode, noise
 
 from hunterFormsBS.songs.reading import probe_audio, read_audio
+from tests.media import KINDS, RATE, by_program, encode, noise
 
 FIRST, SECOND = noise(1.0), noise(0.7, seed=1)
 
@@ -62,13 +62,17 @@ def test_cut_and_damaged_files_are_read_as_ffmpeg_reads_them_or_refused_in_one_l
         try:
             audio, said = read(tmp_path / kind)
         except ValueError as error:
-            assert re.search("is not audio|has NaN|none of its samples", str(error))
-            continue
-        assert len(said) < 2
-        np.testing.assert_array_equal(audio, by_program(tmp_path / kind))
+            refused = str(error)
+        else:
+            refused = ""
+            np.testing.assert_array_equal(audio, by_program(tmp_path / kind))
+        assert refused == "" or re.search("is not audio|has NaN|none of its samples", refused)
+        assert refused or len(said) < 2
 
 
-@pytest.mark.parametrize("kind", ["a.mp3", "a.ogg", "a.opus", "a.flac", "a.mp2", "a.aac", "a.ac3", "a.ts"])
+@pytest.mark.parametrize(
+    "kind", ["libmp3lame.mp3", "libvorbis.ogg", "libopus.opus", "flac.flac", "mp2.mp2", "aac.aac", "ac3.ac3", "aac.ts"]
+)
 def test_of_joined_and_chained_files_both_parts_are_there(kind: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / kind).write_bytes(b"".join((folder / name / kind).read_bytes() for name in ("first", "second")))
     audio, said = read(tmp_path / kind)
@@ -77,13 +81,15 @@ def test_of_joined_and_chained_files_both_parts_are_there(kind: str, folder: Pat
     assert said == []
 
 
-@pytest.mark.parametrize("kind", ["a.mp3", "a.mp2", "a.aac", "a.ac3", "a.flac", "a.ogg", "a.opus", "a.m4a"])
+@pytest.mark.parametrize(
+    "kind", ["libmp3lame.mp3", "mp2.mp2", "aac.aac", "ac3.ac3", "flac.flac", "libvorbis.ogg", "libopus.opus", "aac.m4a"]
+)
 def test_damage_in_the_middle_is_left_out_with_one_warning_that_says_where_and_how_much(
     kind: str, tmp_path: Path
 ) -> None:
     path = encode(tmp_path, noise(6.0), [kind]) / kind
     content = bytearray(path.read_bytes())
-    bad = len(content) // 12 if kind == "a.flac" else 3000
+    bad = len(content) // 12 if kind == "flac.flac" else 3000
     middle = len(content) // 2
     content[middle : middle + bad] = random.Random(0).randbytes(bad)
     path.write_bytes(content)
@@ -95,7 +101,7 @@ def test_damage_in_the_middle_is_left_out_with_one_warning_that_says_where_and_h
     assert found is not None
     where, lost = map(float, found.groups())
     # Pages of Ogg have up to a second, which is lost as a whole.
-    assert where == pytest.approx(3.0, abs=1.1 if kind in ("a.ogg", "a.opus") else 0.4)
+    assert where == pytest.approx(3.0, abs=1.1 if kind.endswith((".ogg", ".opus")) else 0.4)
     assert 0 < lost < 2.2
     assert audio.shape[-1] / RATE + lost == pytest.approx(6.0, abs=0.2)
 
@@ -155,8 +161,10 @@ def test_channels_that_cannot_be_mixed_down_are_refused_in_one_line(tmp_path: Pa
 
 
 def test_parts_with_other_rates_and_channels_get_those_of_the_first(tmp_path: Path) -> None:
-    first = (encode(tmp_path / "first", noise(1.0), ["a.mp3"]) / "a.mp3").read_bytes()
-    second = (encode(tmp_path / "second", noise(0.5, channels=1), ["a.mp3"], rate=44100) / "a.mp3").read_bytes()
+    first = (encode(tmp_path / "first", noise(1.0), ["libmp3lame.mp3"]) / "libmp3lame.mp3").read_bytes()
+    second = (
+        encode(tmp_path / "second", noise(0.5, channels=1), ["libmp3lame.mp3"], rate=44100) / "libmp3lame.mp3"
+    ).read_bytes()
     (tmp_path / "a.mp3").write_bytes(first + second)
     audio, _ = read(tmp_path / "a.mp3")
     assert audio.shape[0] == 2

@@ -21,7 +21,7 @@ __all__ = ["Decoder", "NotDecodableError", "is_audio", "open_stream", "texts_of"
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,dv,eac3,flac,flv,gxf,iff,ircam,loas,m4v,matroska,mlp,mov,"
-    "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,svx,tak,truehd,tta,voc,vqf,w64,wav,webm,"
+    "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,tak,truehd,tta,voc,vqf,w64,wav,webm,"
     "wsd,wtv,wv,xwma"
 )
 """Containers that hold what they are made of: no playlist that would lead to other files or into the network."""
