@@ -45,9 +45,19 @@ SONGS_PER_BATCH = 6
 ALLOWED = (ValueError, OSError)
 
 SMALL = {
-    "dim": 8, "depth": 1, "heads": 1, "dim_head": 4, "time_transformer_depth": 1, "freq_transformer_depth": 1,
-    "freqs_per_bands": (3, 6), "dim_freqs_in": 9, "stft_n_fft": 16, "stft_win_length": 16, "stft_hop_length": 8,
-    "stereo": True, "num_stems": 1,
+    "dim": 8,
+    "depth": 1,
+    "heads": 1,
+    "dim_head": 4,
+    "time_transformer_depth": 1,
+    "freq_transformer_depth": 1,
+    "freqs_per_bands": (3, 6),
+    "dim_freqs_in": 9,
+    "stft_n_fft": 16,
+    "stft_win_length": 16,
+    "stft_hop_length": 8,
+    "stereo": True,
+    "num_stems": 1,
 }
 
 

@@ -59,6 +59,7 @@ def test_cut_and_damaged_files_are_read_as_ffmpeg_reads_them_or_refused_in_one_l
         start = dice.randrange(len(whole) // 4, len(whole) - length)
         content[start : start + length] = dice.randbytes(length)
         (tmp_path / kind).write_bytes(content if length else content[:start])
+        said: list[str] = []
         try:
             audio, said = read(tmp_path / kind)
         except ValueError as error:
@@ -67,7 +68,7 @@ def test_cut_and_damaged_files_are_read_as_ffmpeg_reads_them_or_refused_in_one_l
             refused = ""
             np.testing.assert_array_equal(audio, by_program(tmp_path / kind))
         assert refused == "" or re.search("is not audio|has NaN|none of its samples", refused)
-        assert refused or len(said) < 2
+        assert len(said) < 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ class NotDecodableError(ValueError):
 
 
 @contextmanager
-def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> Generator[tuple[Any, Any]]:
-    """Open a container and its audio stream of this number, counted from 1.
+def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> Generator[tuple[Any, Any, int | None]]:
+    """Open a container and its audio stream of this number, counted from 1; the header of WAV and W64 states a length.
 
     Messages call the file by the name, or else by its path.
 
@@ -72,7 +72,8 @@ def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> 
     with ExitStack() as stack:
         # What the handler of a signal raises within PyAV's calls of a file of Python would be printed and lost.
         with uninterrupted():
-            container = _container(pathFilename, called, stack)
+            file = stack.enter_context(PatchedFile(pathFilename))
+            container = _container(file, called, stack)
         streams = container.streams.audio
         if not streams:
             raise NotDecodableError(f"{called} is not audio: FFmpeg finds no audio stream in it")
@@ -83,12 +84,11 @@ def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> 
             raise NotDecodableError(f"{called} has audio that FFmpeg has no decoder for")
         if stream.codec_context.name in CHECKSUMMED:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
-        yield container, stream
+        yield container, stream, file.length
 
 
-def _container(pathFilename: Path, called: str, stack: ExitStack) -> Any:
+def _container(file: PatchedFile, called: str, stack: ExitStack) -> Any:
     av = _av()
-    file = stack.enter_context(PatchedFile(pathFilename))
     options = {**OPTIONS, "skip_initial_bytes": str(_end_of_id3(file))}
     if file.is_wave:
         options["probesize"] = PROBED_OF_WAVE
@@ -99,27 +99,15 @@ def _container(pathFilename: Path, called: str, stack: ExitStack) -> Any:
 
 
 def is_audio(pathFilename: Path) -> bool:
-    """Tell whether FFmpeg finds audio in a file, and decodes the beginning of it.
-
-    Raises
-    ------
-    ImportError
-        If PyAV is not installed.
-    """
+    """Tell whether FFmpeg finds audio in a file, and decodes the beginning of it."""
     with suppress(ValueError, OSError):
         return next(Decoder(pathFilename).blocks(1), None) is not None
     return False
 
 
 def texts_of(pathFilename: Path) -> dict[str, str]:
-    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it.
-
-    Raises
-    ------
-    ImportError
-        If PyAV is not installed.
-    """
-    with suppress(NotDecodableError, OSError), open_stream(pathFilename) as (container, stream):
+    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it."""
+    with suppress(NotDecodableError, OSError), open_stream(pathFilename) as (container, stream, _):
         return {str(name).lower(): str(text) for name, text in {**stream.metadata, **container.metadata}.items()}
     return {}
 
@@ -160,7 +148,7 @@ class Decoder:
         ValueError
             If the channels cannot be mixed down.
         """
-        with open_stream(self.pathFilename, self.number) as (container, stream):
+        with open_stream(self.pathFilename, self.number) as (container, stream, _):
             convert = _Converter(self.layout, stream.codec_context.sample_rate)
             pieces = map(convert, chain(self._frames(container, stream), [None]))
             held: Tensor | None = None
@@ -207,7 +195,7 @@ class Decoder:
     def _decoded(self, packet: Any, stream: Any) -> list[Any]:
         """Return the frames of a packet; none where it is damaged."""
         try:
-            frames = stream.codec_context.decode(packet if packet.size else None)
+            frames: list[Any] = stream.codec_context.decode(packet if packet.size else None)
         except _av().error.FFmpegError:
             # What lies between two frames that can be found is one packet, be it a tag or thousands of bytes.
             if bytes(packet)[:3] in TAGS:
@@ -265,7 +253,7 @@ class _Converter:
         return [torch.from_numpy(converted.to_ndarray()) for converted in ready]
 
 
-def _end_of_id3(file: IO[bytes]) -> int:
+def _end_of_id3(file: PatchedFile) -> int:
     """Return where the ID3v2 tags at the beginning of a file end: FFmpeg would decompress them to any size."""
     end = 0
     while True:

@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 ENDLESS = (0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF)
 """Sizes of samples in WAV whose writer could not go back to state them."""
@@ -25,35 +24,17 @@ RIFF = (b"RIFF", b"RF64", b"BW64")
 W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
-class Header(NamedTuple):
-    """What a header says.
-
-    Parameters
-    ----------
-    length : int | None
-        Samples of each channel; None where it says nothing.
-    patches : dict[int, bytes]
-        What would have to stand at some offsets, for FFmpeg to read all samples and no ID3 tag.
-    """
-
-    length: int | None
-    patches: dict[int, bytes]
-
-
 class PatchedFile(io.FileIO):
-    """A file to read, whose header is put right.
-
-    Parameters
-    ----------
-    pathFilename : Path
-    """
+    """A file to read, with what would have to stand in it for FFmpeg to read all samples and no ID3 tag."""
 
     def __init__(self, pathFilename: Path) -> None:
         super().__init__(os.fspath(pathFilename))  # Python opens names that are not UTF-8 as well.
+        self.length: int | None = None
+        """Samples of each channel that a WAV or W64 header states."""
         self._patches: dict[int, bytes] = {}
-        first = super().read(16)
-        self.is_wave = first[:4] in RIFF or first == W64_RIFF
-        self.length, self._patches = _read(self, self.seek(0, os.SEEK_END))
+        self._first = super().read(16)
+        self.is_wave = self._first[:4] in RIFF or self._first == W64_RIFF
+        self._put_right(self.seek(0, os.SEEK_END))
         self.seek(0)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -68,53 +49,48 @@ class PatchedFile(io.FileIO):
         position = self.tell() if self._patches else 0
         data = super().read(size)
         for start, right in self._patches.items():
-            for offset, byte in enumerate(right, start - position):
-                if 0 <= offset < len(data):
-                    data = data[:offset] + bytes([byte]) + data[offset + 1 :]
+            if start < position + len(data) and start + len(right) > position:
+                for offset, byte in enumerate(right, start - position):
+                    if 0 <= offset < len(data):
+                        data = data[:offset] + bytes([byte]) + data[offset + 1 :]
         return data
 
+    def _put_right(self, end: int) -> None:
+        """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
+        if self._first[:4] == b"DSD ":
+            self._patches[20] = bytes(8)  # It leads to an ID3 tag.
+        bytes_a_frame, long_size = 0, None
+        for name, start, size, wide in self._chunks(end):
+            self.seek(start)
+            if name in (b"id3 ", b"ID3 "):
+                self._patches[start - 8] = b"JUNK"
+            elif name == b"ds64" and size >= 24:
+                (long_size,) = struct.unpack_from("<Q", self.read(24).ljust(24, b"\0"), 8)
+            elif name == b"fmt " and size >= 16:
+                kind, bytes_a_frame = struct.unpack("<H10xH2x", self.read(16).ljust(16, b"\0"))
+                bytes_a_frame *= kind in (1, 3, 0xFFFE)  # In other kinds a block holds many samples.
+            elif name == b"data":
+                stated = size if wide or long_size is None or size not in ENDLESS else long_size
+                if wide and stated >= ENDLESS_LONG - 24:
+                    self._patches[start - 8] = struct.pack("<Q", end - start + 24)
+                elif wide or stated not in ENDLESS:
+                    self.length = stated // bytes_a_frame if bytes_a_frame else None
+                    continue
+                elif long_size is not None:
+                    self._patches |= {0: b"RIFF", start - 4: b"\xff\xff\xff\xff"}
+                return
 
-def _read(file: io.FileIO, end: int) -> Header:
-    """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
-    file.seek(0)
-    first = file.read(16)
-    if first[:4] == b"DSD ":
-        return Header(None, {20: bytes(8)})  # It leads to an ID3 tag.
-    length, bytes_a_frame, long_size = None, 0, None
-    patches: dict[int, bytes] = {}
-    for name, start, size, wide in _chunks(file, end, first):
-        file.seek(start)
-        if name in (b"id3 ", b"ID3 "):
-            patches[start - 8] = b"JUNK"
-        elif name == b"ds64" and size >= 24:
-            (long_size,) = struct.unpack_from("<Q", file.read(24).ljust(24, b"\0"), 8)
-        elif name == b"fmt " and size >= 16:
-            kind, _, _, _, bytes_a_frame, _ = struct.unpack("<HHIIHH", file.read(16).ljust(16, b"\0"))
-            bytes_a_frame *= kind in (1, 3, 0xFFFE)  # In other kinds a block holds many samples.
-        elif name == b"data":
-            stated = size if wide or long_size is None or size not in ENDLESS else long_size
-            if wide and stated >= ENDLESS_LONG - 24:
-                patches[start - 8] = struct.pack("<Q", end - start + 24)
-            elif wide or stated not in ENDLESS:
-                length = stated // bytes_a_frame if bytes_a_frame else None
-                continue
-            elif long_size is not None:
-                patches |= {0: b"RIFF", start - 4: b"\xff\xff\xff\xff"}
-            break
-    return Header(length, patches)
-
-
-def _chunks(file: io.FileIO, end: int, first: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Yield the name, the start and the size of chunks of WAV and AIFF, and whether the size has 64 bits."""
-    wide, order = first == W64_RIFF, "big" if first[:4] == b"FORM" else "little"
-    if not wide and first[:4] not in (*RIFF, b"FORM"):
-        return
-    position, head = (40, 24) if wide else (12, 8)
-    for _ in range(MOST_CHUNKS):
-        if position + head > end:
+    def _chunks(self, end: int) -> Iterator[tuple[bytes, int, int, bool]]:
+        """Yield the name, the start and the size of chunks of WAV and AIFF, and whether the size has 64 bits."""
+        wide, little = self._first == W64_RIFF, self._first[:4] != b"FORM"
+        if little and not self.is_wave:
             return
-        file.seek(position)
-        header = file.read(head)
-        size = int.from_bytes(header[16:], "little") - 24 if wide else int.from_bytes(header[4:], order)
-        yield header[:4], position + head, size, wide
-        position += head + max(0, size) + -size % (8 if wide else 2)
+        position, head = (40, 24) if wide else (12, 8)
+        for _ in range(MOST_CHUNKS):
+            if position + head > end:
+                return
+            self.seek(position)
+            header = self.read(head)
+            size = int.from_bytes(header[16 if wide else 4 :], "little" if little else "big") - 24 * wide
+            yield header[:4], position + head, size, wide
+            position += head + max(0, size) + -size % (8 if wide else 2)

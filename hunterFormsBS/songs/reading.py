@@ -205,7 +205,7 @@ def duration(seconds: float) -> str:
 
 
 def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
-    with open_stream(pathFilename, number, name=name) as (container, stream):
+    with open_stream(pathFilename, number, name=name) as (container, stream, by_header):
         context = stream.codec_context
         kind, rate = str(container.format.name), int(context.sample_rate or 0)
         seconds = 0.0
@@ -218,7 +218,7 @@ def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
             raise ValueError(f"{name} holds no samples: record or export it again")
         stated, exact = None, False
         if kind in ("wav", "w64"):
-            stated, exact = container.file.file.length, True
+            stated, exact = by_header, True
         elif kind == "caf":
             exact = context.name.startswith("pcm_")
             stated = stream.frames if exact else None
