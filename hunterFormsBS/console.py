@@ -11,7 +11,19 @@ from contextlib import contextmanager
 
 from hunterFormsBS.printable import say
 
-__all__ = ["Console", "keep_standard_streams", "one_line"]
+__all__ = ["RECORD", "Console", "keep_standard_streams", "one_line"]
+
+RECORD: Mapping[str, object] = {
+    "song": None,
+    "status": None,
+    "outputs": {},
+    "duration": None,
+    "seconds": None,
+    "factor": 1.0,
+    "warnings": [],
+    "error": None,
+}
+"""What is known of a song before anything becomes of it."""
 
 
 class Console:

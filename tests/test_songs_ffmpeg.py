@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from hunterFormsBS.songs import ffmpeg
 from hunterFormsBS.songs.reading import probe_audio, read_audio
 
 RATE = 48000
@@ -76,13 +77,6 @@ def test_what_is_no_audio_is_refused_in_one_line(content: bytes, tmp_path: Path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = encode(tmp_path / "a.m4a", "aac", tone())
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"PyAV is not here: .*\.\[av\]"):
-        probe_audio(path)
-
-
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_absurd_sample_rates_are_refused_with_the_value(rate: int, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((100, 2)), rate)
@@ -140,16 +134,51 @@ def test_the_audio_stream_asked_for_is_read(name: str, tmp_path: Path) -> None:
         probe_audio(path, stream=3)
 
 
-def test_a_playlist_leads_to_no_other_file(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "secret.wav", tone().T, RATE)
-    playlist = tmp_path / "song.m3u8"
-    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.wav\n#EXT-X-ENDLIST\n")
-    with pytest.raises(ValueError, match="is not audio"):
-        probe_audio(playlist)
-    concat = tmp_path / "song.mp4"
-    concat.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'secret.wav'}\n")
-    with pytest.raises(ValueError, match="is not audio"):
-        probe_audio(concat)
+REFERRING = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{secret}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile {secret}\n",
+    "dash": """<?xml version="1.0"?>
+<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" type="static"
+ mediaPresentationDuration="PT2S"><Period><AdaptationSet mimeType="audio/wav" contentType="audio"><Representation id="1"
+ bandwidth="1"><BaseURL>{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>""",
+    "imf": """<?xml version="1.0"?>
+<CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2016"><Id>urn:uuid:1</Id></CompositionPlaylist>""",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 40000 RTP/AVP 0\n",
+    "vobsub": "# VobSub index file, v7\nid: en, index: 0\ntimestamp: 00:00:00:000, filepos: 000000000\n",
+    "webm_dash_manifest": None,
+    **dict.fromkeys(("image2", "rtp", "rtsp", "sap", "lavfi", "libcdio", "bluray", "avisynth", "vapoursynth")),
+}
+"""What FFmpeg reads that leads to other files, devices or the network, and how its content begins, if that tells it."""
+
+
+@pytest.mark.parametrize("name", REFERRING)
+def test_what_leads_to_other_files_is_no_format_that_is_read(name: str) -> None:
+    assert name not in ffmpeg.FORMATS.split(",")
+
+
+def test_all_formats_that_are_read_exist_under_these_names() -> None:
+    known = {name for each in av.formats_available for name in each.split(",")}
+    assert set(ffmpeg.FORMATS.split(",")) <= known
+
+
+@pytest.mark.parametrize("wall", ["formats", "protocols"])
+@pytest.mark.parametrize("name", [name for name, content in REFERRING.items() if content])
+def test_what_leads_to_other_files_or_the_network_is_refused_by_each_wall_alone(
+    name: str, wall: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.wav"
+    soundfile.write(secret, tone().T, RATE)
+    path = tmp_path / "song.wav"
+    for address in ("secret.wav", str(secret), secret.as_uri()):
+        path.write_text(str(REFERRING[name]).format(secret=address))
+        options = dict(ffmpeg.OPTIONS)
+        if wall == "formats":
+            options["protocol_whitelist"] = "file,crypto,data"
+        else:
+            options.update(format_whitelist=name, safe="0", allowed_extensions="ALL", strict="experimental")
+        monkeypatch.setattr(ffmpeg, "OPTIONS", options)
+        with pytest.raises(ValueError, match="is not audio"):
+            read_audio(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")

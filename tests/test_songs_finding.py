@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import random
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +20,9 @@ import pytest
 
 from hunterFormsBS.console import Console
 from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.finding import STANDARD_INPUT, Song, find_songs
+from tests.media import KINDS, encode, noise
 
 
 @pytest.fixture
@@ -141,3 +146,59 @@ def test_a_temporary_folder_that_is_full_is_named(
     with pytest.raises(OSError, match="No space left on device for what comes out of -") as caught:
         found(copies, STANDARD_INPUT)
     assert str(caught.value.filename).startswith(str(tmp_path))
+
+
+LEFT_OUT = {
+    "notes.txt": b"Dear diary, today I sang.\n" * 50,
+    "list.m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsong.tta\n#EXT-X-ENDLIST\n",
+    "cover.webp": b"RIFF\x24\0\0\0WEBPVP8 " + bytes(24),  # which begins as WAV does
+    "cover.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),  # as M4A
+    "cover.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(range(256)) * 40,
+    "cover.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40,
+    "song.lrc": b"[00:01.00] la\n" * 99,
+    "song.srt": b"1\n00:00:01,000 --> 00:00:02,000\nla\n\n" * 99,
+    "noise.bin": random.Random(0).randbytes(50_000),
+    "nothing": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def playing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of files of every kind that plays."""
+    return encode(tmp_path_factory.mktemp("playing") / "songs", noise(0.4))
+
+
+def test_everything_that_plays_is_taken_from_a_folder_whatever_its_suffix(playing: Path, copies: ExitStack) -> None:
+    taken = {song.path.name for song in found(copies, playing)}
+    assert taken == set(KINDS)
+    assert all(is_audio(file) for file in playing.iterdir())
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_reason_and_named_in_the_records(
+    playing: Path, tmp_path: Path, copies: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = tmp_path / "songs"
+    touch(songs / "._song.wav", songs / ".trash" / "a.wav", songs / "out" / "song" / "vocals.wav")
+    for name, content in LEFT_OUT.items():
+        (songs / name).write_bytes(content)
+    shutil.copy(playing / "tta.tta", songs / "song.tta")
+    console = Console("test")
+    console.json = True
+    assert [song.path.name for song in find_songs([songs], songs / "out", copies, console)] == ["song.tta"]
+    printed = capsys.readouterr()
+    assert re.findall(r"(\d+) (hidden|not audio|written)", printed.err) == [
+        ("2", "hidden"),
+        (str(len(LEFT_OUT)), "not audio"),
+        ("1", "written"),
+    ]
+    records = [json.loads(line) for line in printed.out.splitlines()]
+    assert {Path(record["song"]).name for record in records} == {*LEFT_OUT, "._song.wav", "a.wav", "vocals.wav"}
+    assert {record["status"] for record in records} == {"left out"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_within_a_folder_are_not_waited_for(tmp_path: Path, copies: ExitStack) -> None:
+    touch(tmp_path / "a.wav")
+    os.mkfifo(tmp_path / "b.wav")
+    (tmp_path / "c.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert [song.path.name for song in found(copies, tmp_path)] == ["a.wav"]

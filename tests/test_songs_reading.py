@@ -204,13 +204,13 @@ def test_after_an_error_no_file_is_there_and_what_was_there_stays(tmp_path: Path
     assert (tmp_path / "old" / "first.wav").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("module", ["soundfile", "soxr"])
+@pytest.mark.parametrize(("module", "called"), [("av", "PyAV"), ("soxr", "soxr")])
 def test_a_missing_library_is_named_with_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, called: str
 ) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((9, 1)), RATE)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ImportError, match=rf"install {module}: python -m pip install -e \"\.\[separation\]\" in a copy"
+        ImportError, match=rf"install {called}: python -m pip install -e \"\.\[separation\]\" in a copy"
     ):
         resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path / "a.wav")

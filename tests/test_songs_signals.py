@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs import reading, writing
+from hunterFormsBS.songs import headers, reading, writing
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.signals import NUMBERS, ending_on_signals, uninterrupted
 
@@ -112,9 +112,9 @@ def test_other_threads_change_no_handlers() -> None:
 
 @pytest.mark.parametrize("moment", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("kind", "method"), [(reading._PatchedFile, "readinto"), (reading._PatchedFile, "seek"), (writing._File, "write")]
+    ("kind", "method"), [(headers.PatchedFile, "read"), (headers.PatchedFile, "seek"), (writing._File, "write")]
 )
-def test_a_signal_within_a_callback_of_libsndfile_is_not_lost(
+def test_a_signal_within_a_callback_of_a_library_in_c_is_not_lost(
     kind: type[Any], method: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.flac"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import random
+import subprocess
 import sys
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hunterFormsBS.songs.limits import LARGEST_PICTURES, LONGEST_TEXT, MOST_TEXTS
 from hunterFormsBS.songs.tags import Tags, read_tags, write_tags
 from hunterFormsBS.songs.writing import DEPTHS, FORMATS, SUBTYPES, Format
 
@@ -135,3 +140,96 @@ def test_a_cover_that_is_too_large_is_left_out_with_a_warning_and_the_texts_stay
     with pytest.warns(UserWarning, match="the pictures of the song cannot be written to flac"):
         write_tags(Tags(TEXTS, [large]), [path])
     assert read_tags(path) == Tags(TEXTS, [])
+
+
+def syncsafe(size: int) -> bytes:
+    return bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+
+
+def compressed_title(size: int, frames: int = 1) -> bytes:
+    """Return an ID3 tag of titles of so many bytes, compressed a thousandfold."""
+    packed = zlib.compress(b"\x03" + bytes([65]) * size, 9)
+    frame = b"TIT2" + syncsafe(len(packed) + 4) + b"\x00\x09" + syncsafe(size + 1) + packed
+    return b"ID3\x04\x00\x00" + syncsafe(len(frame) * frames) + frame * frames
+
+
+def within(path: Path, tag: bytes) -> Path:
+    """Put an ID3 tag where a container has it."""
+    kind = path.suffix[1:]
+    if kind == "mp3":
+        write(path, kind)
+        path.write_bytes(tag + path.read_bytes())
+        return path
+    soundfile.write(path, np.zeros((RATE, 2)), RATE)
+    order: Any = "little" if kind == "wav" else "big"
+    content = path.read_bytes() + b"ID3 " + len(tag).to_bytes(4, order) + tag + bytes(len(tag) % 2)
+    path.write_bytes(content[:4] + (len(content) - 8).to_bytes(4, order) + content[8:])
+    return path
+
+
+MEASURED = """
+import sys, warnings
+from pathlib import Path
+from hunterFormsBS.songs.reading import read_audio
+from hunterFormsBS.songs.tags import read_tags
+warnings.simplefilter("ignore")
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
+before = peak()
+for name in sys.argv[1:]:
+    read_audio(Path(name))
+    texts = read_tags(Path(name)).texts
+    assert sum(len(text) for values in texts.values() for text in values) < 100_000, name
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
+def test_compressed_tags_take_no_more_memory_than_the_limit_and_leave_no_long_title(tmp_path: Path) -> None:
+    # One process for all, since it has to import PyTorch.
+    large = compressed_title(256 << 20)
+    files = [within(tmp_path / f"a.{kind}", large) for kind in ("mp3", "wav", "aiff")]
+    files.append(within(tmp_path / "many.mp3", compressed_title(16 << 20, frames=20)))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, files)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 256
+
+
+def test_titles_and_pictures_without_measure_are_cut_off_with_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp3", "mp3")
+    frames = mutagen.id3.ID3()
+    frames.add(mutagen.id3.TIT2(encoding=3, text="x" * 2_000_000))
+    frames.add(mutagen.id3.TPE1(encoding=3, text=["y"] * 10_000))
+    frames.add(mutagen.id3.APIC(encoding=0, mime="image/png", type=3, desc="", data=bytes(LARGEST_PICTURES + 1)))
+    frames.save(path)
+    with pytest.warns(UserWarning, match="of the song") as caught:
+        tags = read_tags(path)
+    assert [len(tags.texts["title"][0]), len(tags.texts["artist"]), len(tags.pictures)] == [LONGEST_TEXT, MOST_TEXTS, 0]
+    assert [str(warning.message).partition(":")[0] for warning in caught] == [
+        "artist, title of the song",
+        "the pictures of the song have 32 MiB and are left out",
+    ]
+    (tmp_path / "out").mkdir()
+    for kind in FORMATS:
+        stem = write(tmp_path / "out" / f"a.{kind}", kind)
+        write_tags(tags, [stem])
+        assert read_tags(stem).texts == tags.texts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_tags_of_every_format_end_no_song(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    for kind in FORMATS:
+        path = write(tmp_path / f"a.{kind}", kind)
+        write_tags(Tags(TEXTS, [picture()]), [path])
+        whole = path.read_bytes()
+        start = max(0, whole.find(b"Album") - 200)
+        for _ in range(10):
+            content = bytearray(whole)
+            place = start + dice.randrange(400)
+            content[place : place + 4] = dice.randbytes(dice.choice((1, 4, 40)))
+            path.write_bytes(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read_tags(path)

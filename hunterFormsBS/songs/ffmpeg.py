@@ -1,158 +1,269 @@
-"""Audio that libsndfile does not read, such as m4a and video, decoded by FFmpeg, which PyAV brings along.
-
-FFmpeg also mixes surround down to stereo.
-"""
+"""Audio streams decoded by FFmpeg, which PyAV brings along: any container, whole, and on behind what is damaged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.headers import PatchedFile
+from hunterFormsBS.songs.signals import uninterrupted
 
-__all__ = ["Decoded", "NotDecodableError", "decode_with_ffmpeg", "probe_with_ffmpeg", "texts_by_ffmpeg"]
+__all__ = ["Decoder", "NotDecodableError", "is_audio", "open_stream", "texts_of"]
 
 FORMATS = (
-    "aac,ac3,aiff,alac,amr,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,iff,ircam,matroska,mlp,mov,mp2,mp3,mpc,mpc8,"
-    "mpeg,mpegts,nut,ogg,opus,rm,shn,sox,tak,truehd,tta,voc,w64,wav,webm,wv,xwma"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,dv,eac3,flac,flv,gxf,iff,ircam,loas,m4v,matroska,mlp,mov,"
+    "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,tak,truehd,tta,voc,vqf,w64,wav,webm,"
+    "wsd,wtv,wv,xwma"
 )
 """Containers that hold what they are made of: no playlist that would lead to other files or into the network."""
 
-RELIABLE = ("mov", "wav", "w64", "aiff", "caf", "flac", "wv", "tta", "ape", "asf", "matroska")
-"""Containers whose headers state how long the audio is, and do not estimate it."""
+OPTIONS = {
+    "format_whitelist": FORMATS,
+    "protocol_whitelist": "none",  # A file of Python is open: a container opens no other file and no connection.
+}
 
+PROBED_OF_WAVE = "16384"
+"""Bytes: FFmpeg would compare megabytes of samples to all containers, to find DTS among them."""
 
-class Decoded(NamedTuple):
-    """What a container says about one of its audio streams; of the duration in seconds, only what is reliable."""
+CHECKSUMMED = ("flac", "tta", "wavpack")
+"""Codecs whose frames have a checksum that all encoders set: a frame that fails it is noise."""
 
-    sample_rate: int
-    channels: int
-    duration: float | None
+SHORTEST_GAP = 0.03
+"""Seconds by which time stamps may jump without a loss: some containers round them to milliseconds."""
+
+SHORTEST_LOSS = 0.01
+"""Seconds that are worth a warning."""
+
+TAGS = (b"ID3", b"TAG", b"APE")
+"""How packets begin that are no sound, where files were joined."""
 
 
 class NotDecodableError(ValueError):
     """FFmpeg finds no audio in a file."""
 
 
-def probe_with_ffmpeg(pathFilename: Path, number: int = 1, *, name: object = None) -> Decoded:
-    """Read what a container says about its audio stream of this number, counted from 1.
+@contextmanager
+def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> Generator[tuple[Any, Any, int | None]]:
+    """Open a container and its audio stream of this number, counted from 1; the header of WAV and W64 states a length.
 
-    Messages call it by the name, or else by its path.
+    Messages call the file by the name, or else by its path.
 
     Raises
     ------
     ImportError
         If PyAV is not installed.
+    OSError
+        If the file cannot be opened.
     NotDecodableError
-        If this is not audio.
+        If this is not audio that FFmpeg decodes.
     ValueError
         If there are fewer audio streams.
     """
+    called = printable(pathFilename if name is None else name)
     with ExitStack() as stack:
-        container, stream = _open(pathFilename, number, stack, name)
-        duration: float | None = None
-        if any(kind in RELIABLE for kind in str(container.format.name).split(",")):
-            if stream.duration is not None and stream.time_base is not None:
-                duration = float(stream.duration * stream.time_base)
-            elif container.duration is not None and len(container.streams) == 1:
-                duration = container.duration / 1e6
-        context = stream.codec_context
-        return Decoded(int(context.sample_rate or 0), int(context.channels or 0), duration)
+        # What the handler of a signal raises within PyAV's calls of a file of Python would be printed and lost.
+        with uninterrupted():
+            file = stack.enter_context(PatchedFile(pathFilename))
+            container = _container(file, called, stack)
+        streams = container.streams.audio
+        if not streams:
+            raise NotDecodableError(f"{called} is not audio: FFmpeg finds no audio stream in it")
+        if number > len(streams):
+            raise ValueError(f"{called} has {len(streams)} audio stream(s): --audio-stream {number} is none of them")
+        stream = streams[number - 1]
+        if stream.codec_context is None:
+            raise NotDecodableError(f"{called} has audio that FFmpeg has no decoder for")
+        if stream.codec_context.name in CHECKSUMMED:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        yield container, stream, file.length
 
 
-def texts_by_ffmpeg(pathFilename: Path) -> dict[str, str]:
-    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it.
+def _container(file: PatchedFile, called: str, stack: ExitStack) -> Any:
+    av = _av()
+    options = {**OPTIONS, "skip_initial_bytes": str(_end_of_id3(file))}
+    if file.is_wave:
+        options["probesize"] = PROBED_OF_WAVE
+    try:
+        return stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise NotDecodableError(f"{called} is not audio that FFmpeg decodes") from error
 
-    Raises
-    ------
-    ImportError
-        If PyAV is not installed.
-    """
-    with ExitStack() as stack, suppress(NotDecodableError, OSError):
-        container, stream = _open(pathFilename, 1, stack)
+
+def is_audio(pathFilename: Path) -> bool:
+    """Tell whether FFmpeg finds audio in a file, and decodes the beginning of it."""
+    with suppress(ValueError, OSError):
+        return next(Decoder(pathFilename).blocks(1), None) is not None
+    return False
+
+
+def texts_of(pathFilename: Path) -> dict[str, str]:
+    """Return what a file says about its song, by names in lower case; nothing if FFmpeg finds no audio in it."""
+    with suppress(NotDecodableError, OSError), open_stream(pathFilename) as (container, stream, _):
         return {str(name).lower(): str(text) for name, text in {**stream.metadata, **container.metadata}.items()}
     return {}
 
 
-def decode_with_ffmpeg(
-    pathFilename: Path, frames: int, number: int = 1, *, layout: str | None = None
-) -> Iterator[Tensor]:
-    """Decode an audio stream in blocks of about so many frames, and go on behind what is damaged.
+class Decoder:
+    """One audio stream from its beginning to its end, and what of it was damaged.
 
     Parameters
     ----------
     pathFilename : Path
-    frames : int
     number : int
         Of the audio stream, counted from 1.
     layout : str | None
         `'stereo'` mixes down by FFmpeg's standard matrix. `None`: the channels as they are.
-
-    Yields
-    ------
-    audio : Tensor
-        `(s, t)`, float32, full scale at 1.
     """
-    with ExitStack() as stack:
-        container, stream = _open(pathFilename, number, stack)
-        convert = _av().AudioResampler(format="fltp", layout=layout, rate=stream.codec_context.sample_rate)
-        ready: list[Tensor] = []
-        waiting = 0
-        # The last samples come when there is nothing more to convert.
-        for frame in chain(_frames(container, stream), iter([None])):
-            for converted in convert.resample(frame):
-                ready.append(torch.as_tensor(converted.to_ndarray().copy()))  # (s t)
-                waiting += ready[-1].shape[-1]
-            if waiting >= frames:
-                yield torch.cat(ready, dim=-1)
-                ready, waiting = [], 0
-        if waiting:
-            yield torch.cat(ready, dim=-1)
 
+    def __init__(self, pathFilename: Path, number: int = 1, layout: str | None = None) -> None:
+        self.pathFilename = pathFilename
+        self.number = number
+        self.layout = layout
+        self.damaged: list[float] = []
+        """Where something is missing, in seconds of what was decoded."""
+        self.lost = 0.0
+        """Seconds that are missing there."""
+        self.unfinished = 0.0
+        """Seconds that cannot be decoded at the end."""
+        self.first_packet = 0
+        """Its offset in the file."""
+        self._seconds = 0.0
+        self._bytes = 0
+        self._padding = 0
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield decoded frames; a packet that is damaged gives none, and damage of the container ends the file."""
-    error = _av().error
-    packets = container.demux(stream)
-    while True:
+    def blocks(self, frames: int) -> Iterator[Tensor]:
+        """Yield audio `(s, t)`, float32, full scale at 1, in blocks of about so many frames.
+
+        Raises
+        ------
+        ValueError
+            If the channels cannot be mixed down.
+        """
+        with open_stream(self.pathFilename, self.number) as (container, stream, _):
+            convert = _Converter(self.layout, stream.codec_context.sample_rate)
+            pieces = map(convert, chain(self._frames(container, stream), [None]))
+            held: Tensor | None = None
+            while (block := _block(pieces, frames)) is not None:
+                if held is not None:
+                    yield held
+                held = block
+            if held is not None and held.shape[-1] > self._padding:
+                yield held[:, : held.shape[-1] - self._padding]
+
+    def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Yield decoded frames, and note what lies between them that cannot be decoded."""
+        expected: float | None = None
+        # MP4 states where the sound ends, and not all versions of FFmpeg leave out what fills up the last frame.
+        end = (stream.start_time or 0) + (stream.duration or 0) if "mov" in container.format.name.split(",") else 0
+        for packet in self._packets(container, stream):
+            for frame in self._decoded(packet, stream):
+                start = None if frame.pts is None else float(frame.pts * frame.time_base)
+                gap = 0.0 if start is None or expected is None else start - expected
+                loss = max(self.unfinished, gap if gap > SHORTEST_GAP else 0.0)
+                duration = frame.samples / frame.sample_rate
+                if frame.is_corrupt:  # The decoder made up what it could not read.
+                    loss += duration
+                if loss > SHORTEST_LOSS:
+                    self.damaged.append(self._seconds)
+                    self.lost += loss
+                self.unfinished = 0.0
+                self._seconds += duration
+                expected = (expected or 0.0) + duration if start is None else start + duration
+                beyond = round((expected - float(end * stream.time_base)) * frame.sample_rate)
+                self._padding = beyond if end and 0 < beyond < frame.samples else 0
+                yield frame
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Yield packets, an empty one at the end; damage of the container ends the file."""
+        packets = container.demux(stream)
+        with suppress(_av().error.FFmpegError):
+            for packet in packets:
+                self.first_packet = self.first_packet or packet.pos or 0
+                yield packet
+            return
+        yield _av().Packet()
+
+    def _decoded(self, packet: Any, stream: Any) -> list[Any]:
+        """Return the frames of a packet; none where it is damaged."""
         try:
-            packet = next(packets, None)
-        except error.FFmpegError:
-            # Threads of the decoder hold frames that came before.
-            with suppress(error.FFmpegError):
-                yield from stream.codec_context.decode(None)
-            return
-        if packet is None:
-            return
-        with suppress(error.InvalidDataError, error.EOFError):
-            yield from packet.decode()
+            frames: list[Any] = stream.codec_context.decode(packet if packet.size else None)
+        except _av().error.FFmpegError:
+            # What lies between two frames that can be found is one packet, be it a tag or thousands of bytes.
+            if bytes(packet)[:3] in TAGS:
+                return []
+            if self._bytes:
+                self.unfinished += packet.size * self._seconds / self._bytes
+            elif packet.duration is not None:
+                self.unfinished += float(packet.duration * packet.time_base)
+            return []
+        self._bytes += packet.size
+        return frames
 
 
-def _open(pathFilename: Path, number: int, stack: ExitStack, name: object = None) -> tuple[Any, Any]:
-    """Open a container and one of its audio streams, both until the stack ends."""
-    av = _av()
-    called = printable(pathFilename if name is None else name)
-    file = stack.enter_context(pathFilename.open("rb"))  # Python opens names that are not UTF-8 as well.
-    try:
-        container = stack.enter_context(av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace"))
-    except (av.error.FFmpegError, ValueError) as error:
-        raise NotDecodableError(f"{called} is not audio that libsndfile or FFmpeg reads") from error
-    streams = container.streams.audio
-    if not streams:
-        raise NotDecodableError(f"{called} is not audio: FFmpeg finds no audio stream in it")
-    if number > len(streams):
-        raise ValueError(f"{called} has {len(streams)} audio stream(s): --audio-stream {number} is none of them")
-    stream = streams[number - 1]
-    stream.thread_type = "AUTO"
-    return container, stream
+def _block(pieces: Iterator[list[Tensor]], frames: int) -> Tensor | None:
+    """Return about so many frames, or None at the end."""
+    ready: list[Tensor] = []
+    waiting = 0
+    with uninterrupted():
+        for piece in pieces:
+            ready += piece
+            waiting += sum(part.shape[-1] for part in piece)
+            if waiting >= frames:
+                break
+    return torch.cat(ready, dim=-1) if waiting else None
+
+
+class _Converter:
+    """Frames of any format, and of formats that change on the way, as tensors of the first one's rate and channels."""
+
+    def __init__(self, layout: Any, rate: int) -> None:
+        self._layout = layout
+        self._rate = rate
+        self._kind: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+
+    def __call__(self, frame: Any) -> list[Tensor]:
+        """Return the samples `(s, t)` that are ready after a frame; after `None`, which is the last, all."""
+        ready: list[Any] = []
+        kind = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind:
+            if self._resampler is not None:
+                ready += self._resampler.resample(None)
+            if frame is not None:
+                self._layout = self._layout or frame.layout
+                self._resampler = _av().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+            self._kind = kind
+        if frame is not None:
+            try:
+                ready += self._resampler.resample(frame)
+            except _av().error.FFmpegError as error:
+                raise ValueError(
+                    f"FFmpeg cannot mix {frame.layout.name} down by itself: pass it a matrix, as in ffmpeg -i FILE "
+                    "-af 'pan=stereo|c0=c0|c1=c1' mixture.wav"
+                ) from error
+        return [torch.from_numpy(converted.to_ndarray()) for converted in ready]
+
+
+def _end_of_id3(file: PatchedFile) -> int:
+    """Return where the ID3v2 tags at the beginning of a file end: FFmpeg would decompress them to any size."""
+    end = 0
+    while True:
+        file.seek(end)
+        header = file.read(10)
+        if len(header) < 10 or header[:3] != b"ID3" or max(header[6:]) > 0x7F:
+            file.seek(0)
+            return end
+        size = sum(byte << shift for byte, shift in zip(header[6:], (21, 14, 7, 0), strict=True))
+        end += 10 + size + 10 * bool(header[5] & 0x10)
 
 
 def _av() -> Any:
@@ -160,5 +271,5 @@ def _av() -> Any:
         module = import_module("av")
         import_module("av.error")
     except ImportError as error:
-        raise ImportError(f"PyAV is not here: {how_to_install('av')} reads all that FFmpeg does") from error
+        raise ImportError(f"to read audio files, install PyAV: {how_to_install('separation')}") from error
     return module

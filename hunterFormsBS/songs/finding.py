@@ -12,20 +12,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, NamedTuple
 
-from hunterFormsBS.console import Console
+from hunterFormsBS.console import RECORD, Console
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.names import song_name
+from hunterFormsBS.songs.sharing import place_in_job
 
 __all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs", "is_pipe"]
 
 STANDARD_INPUT = Path("-")
 
 AUDIO_SUFFIXES = frozenset(
-    {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
-    | {".aac", ".ac3", ".alac", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma", ".wv"}
+    {".aif", ".aifc", ".aiff", ".ape", ".au", ".caf", ".dsf", ".flac", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".rf64"}
+    | {".aac", ".ac3", ".alac", ".dts", ".eac3", ".m4a", ".m4b", ".mka", ".snd", ".spx", ".tta", ".voc", ".w64", ".wav"}
+    | {".wave", ".wma", ".wv", ".mkv", ".mov", ".mp4", ".webm"}
 )
-"""Files that are taken from folders."""
+"""Files that are taken from folders by their names; of others, those whose beginning can be decoded."""
 
 
 class Song(NamedTuple):
@@ -85,9 +88,7 @@ def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: 
                 f"--output {printable(output)} is the folder that songs are taken from, and the next run would "
                 f"separate the stems: pass another, such as {printable(output / 'stems')}"
             )
-        below = [
-            file for file in sorted(path.rglob("*")) if _is_audio(file, path) and not _was_written(file, path, output)
-        ]
+        below = _songs_below(path, output, console)
         if not below and path in given:
             raise UsageError(f"{printable(path)} is a folder without audio files: pass files, or another folder")
         for file in below:
@@ -111,16 +112,32 @@ def _expanded(given: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _is_audio(path: Path, folder: Path) -> bool:
-    """Tell whether a file below a folder looks like audio, and neither it nor a folder between them is hidden."""
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in AUDIO_SUFFIXES and not hidden and path.is_file()
+def _songs_below(folder: Path, output: Path, console: Console) -> list[Path]:
+    """Return the audio files below a folder, and say which files are left out."""
+    written = output.resolve() if folder.resolve() in output.resolve().parents else None
+    songs: list[Path] = []
+    left_out: dict[str, list[Path]] = {}
+    for file in sorted(each for each in folder.rglob("*") if not each.is_dir()):
+        reason = _why_left_out(file, folder, written)
+        left_out.setdefault(reason, []).append(file) if reason else songs.append(file)
+    if left_out and place_in_job().rank == 0:
+        counts = ", ".join(f"{len(files)} {reason}" for reason, files in left_out.items())
+        console.remark(f"{printable(folder)}: files left out: {counts}")
+        for reason, files in left_out.items():
+            for file in files:
+                console.record({**RECORD, "song": str(file), "status": "left out", "error": reason})
+    return songs
 
 
-def _was_written(file: Path, folder: Path, output: Path) -> bool:
-    """Tell whether a file is in the output folder, and that one within the folder of the songs."""
-    output, folder = output.resolve(), folder.resolve()
-    return folder in output.parents and output in file.resolve().parents
+def _why_left_out(file: Path, folder: Path, written: Path | None) -> str:
+    """Return why a file below a folder is no song; nothing if it is one."""
+    if any(part.startswith(".") for part in file.relative_to(folder).parts):
+        return "hidden"
+    if not file.is_file():
+        return "not regular"
+    if written is not None and written in file.resolve().parents:
+        return "written by an earlier run"
+    return "" if file.suffix.lower() in AUDIO_SUFFIXES or is_audio(file) else "not audio"
 
 
 def is_pipe(path: Path) -> bool:

@@ -1,33 +1,34 @@
-"""Audio files read block by block: by libsndfile what it reads, by FFmpeg all the rest."""
+"""Audio files checked by their headers, then read block by block."""
 
 from __future__ import annotations
 
-import io
-import os
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.ffmpeg import NotDecodableError, decode_with_ffmpeg, probe_with_ffmpeg
-from hunterFormsBS.songs.headers import Header, read_header
-from hunterFormsBS.songs.writing import Sound, soundfile_module
+from hunterFormsBS.songs.ffmpeg import SHORTEST_LOSS, Decoder, NotDecodableError, open_stream
+from hunterFormsBS.songs.limits import HIGHEST_RATE, LOWEST_RATE
 
 __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
 
 FRAMES_PER_BLOCK = 1 << 18
 
-LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz
-SHORT_BY = 0.1
-"""Seconds that a file may lack without a word: encoders round."""
+EXACT = ("aiff", "ape", "au", "flac", "tta", "wv")
+"""Containers whose headers state the number of samples, besides WAV, W64 and CAF."""
 
-UNKNOWN = 1 << 62
-"""From here on a number of samples is libsndfile's way of saying that it does not know."""
+ROUNDED = ("asf", "matroska", "mov", "mp3")
+"""Containers whose headers state a duration, to about a frame of the codec; MP3 only with the header of Xing."""
+
+SHORT_BY = 0.1
+"""Seconds that a file with a rounded duration may lack without a word."""
+
+LONGEST_FRAME = 3000
+"""Bytes of a frame of MP3, and some more."""
 
 
 class AudioFile(NamedTuple):
@@ -45,15 +46,16 @@ class AudioFile(NamedTuple):
         1 or 2, after mixing down.
     length : int | None
         Samples of each channel that the file seems to have; None if only reading tells.
-    stated : float | None
-        Duration in seconds by the header.
-    header : Header
+    kind : str
+        FFmpeg's names of the container, with commas between them.
+    stated : int | None
+        Samples that the header states; None if it states none, or only FFmpeg estimates them.
+    exact : bool
+        Whether it states each of them, and does not round.
     stream : int
         Number of the audio stream, counted from 1.
     layout : str | None
         What FFmpeg mixes it down to.
-    by_ffmpeg : bool
-        Whether FFmpeg reads it, and not libsndfile.
     """
 
     pathFilename: Path
@@ -61,14 +63,14 @@ class AudioFile(NamedTuple):
     sample_rate: int
     channels: int
     length: int | None = None
-    stated: float | None = None
-    header: Header = Header()
+    kind: str = ""
+    stated: int | None = None
+    exact: bool = False
     stream: int = 1
     layout: str | None = None
-    by_ffmpeg: bool = False
 
     def blocks(self, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
-        """Read the file from its beginning to its end, and warn if that comes before its header says.
+        """Read the file from its beginning to its end, and warn of what is damaged or missing.
 
         Yields
         ------
@@ -82,75 +84,46 @@ class AudioFile(NamedTuple):
         ValueError
             If it cannot be decoded, holds no samples, or has samples that are not finite.
         """
-        place = 0
-        for block in self._by_ffmpeg(frames) if self.by_ffmpeg else self._by_libsndfile(frames):
-            self._check_finite(block, place)
-            place += block.shape[-1]
+        decoder = Decoder(self.pathFilename, self.stream, self.layout)
+        position = 0
+        for block in decoder.blocks(frames):
+            self._check_finite(block, position)
+            position += block.shape[-1]
             yield block
-        self._check_end(place)
+        self._check_end(position, decoder)
 
-    def _by_ffmpeg(self, frames: int) -> Iterator[Tensor]:
-        return decode_with_ffmpeg(self.pathFilename, frames, self.stream, layout=self.layout)
-
-    def _by_libsndfile(self, frames: int) -> Iterator[Tensor]:
-        soundfile = soundfile_module()
-        with _PatchedFile(self.pathFilename, self.header.unsized) as file, Sound(file) as sound:
-            place = 0
-            while True:
-                try:
-                    samples = sound.read(frames)
-                except (soundfile.SoundFileError, AssertionError) as error:
-                    if (
-                        file.ended
-                    ):  # FFmpeg reads the last block of a compressed file that is cut off as far as it goes.
-                        yield from self._rest_by_ffmpeg(place, frames)
-                        return
-                    raise ValueError(
-                        f"{self.name} is damaged at {place / self.sample_rate:.1f} s: copy or download it again "
-                        f"({printable(error)})"
-                    ) from error
-                if not len(samples):
-                    return
-                place += len(samples)
-                yield torch.as_tensor(samples).T.contiguous()  # (t s) -> (s t)
-
-    def _rest_by_ffmpeg(self, done: int, frames: int) -> Iterator[Tensor]:
-        """Read what comes after the first samples, or nothing where PyAV is not installed."""
-        place = 0
-        with suppress(ImportError, NotDecodableError):
-            for block in decode_with_ffmpeg(self.pathFilename, frames):
-                skipped = min(max(0, done - place), block.shape[-1])
-                place += block.shape[-1]
-                if skipped < block.shape[-1]:
-                    yield block[:, skipped:]
-        if place >= (self.length or 0):
-            self._warn(f"{self.name} is damaged after {duration(done / self.sample_rate)}: what can be decoded is used")
-
-    def _check_finite(self, block: Tensor, place: int) -> None:
+    def _check_finite(self, block: Tensor, position: int) -> None:
         finite = torch.isfinite(block).all(dim=0)
         if not bool(finite.all()):
-            first = place + int(finite.logical_not().nonzero()[0])
+            first = position + int(finite.logical_not().nonzero()[0])
             raise ValueError(
                 f"{self.name} has NaN or infinity at {int(finite.logical_not().sum())} samples, the first at "
                 f"{first / self.sample_rate:.3f} s: repair or cut out those samples"
             )
 
-    def _check_end(self, place: int) -> None:
-        """Compare what was read with what the header says."""
-        if not place:
+    def _check_end(self, length: int, decoder: Decoder) -> None:
+        """Warn once of all that is missing."""
+        if not length:
             raise ValueError(f"{self.name} is damaged, none of its samples can be decoded: copy or download it again")
-        seconds = place / self.sample_rate
-        missing = (self.stated or 0) - seconds
-        if missing > SHORT_BY or (missing > 0 and self.header.cut_off):
-            said = f"and its header says {duration(self.stated or 0)}"
-        elif self.header.cut_off:
-            said = "in the middle of what its format ends with"
-        else:
-            return
-        self._warn(f"{self.name} ends after {duration(seconds)}, {said}: was it copied or downloaded whole?")
-
-    def _warn(self, message: str) -> None:
-        warnings.warn(message, stacklevel=4)
+        seconds = length / self.sample_rate
+        damaged, lost = decoder.damaged, decoder.lost
+        missing: list[str] = []
+        stated = (self.stated or 0) / self.sample_rate
+        if self.kind == "mp3" and not _counts_frames(self.pathFilename, decoder.first_packet):
+            stated = 0.0
+        if stated - seconds > (0 if self.exact and not damaged else lost + SHORT_BY):
+            missing.append(f"ends after {duration(seconds)}, and its header says {duration(stated)}")
+        elif self.kind == "ogg" and not _ends_its_streams(self.pathFilename):
+            missing.append(f"ends after {duration(seconds)}, in the middle of what its format ends with")
+        elif decoder.unfinished > SHORTEST_LOSS:
+            damaged, lost = [*damaged, seconds], lost + decoder.unfinished
+        if damaged:
+            span = f"at {duration(damaged[0])}"
+            if len(damaged) > 1:
+                span = f"at {len(damaged)} points from {duration(damaged[0])} to {duration(damaged[-1])}"
+            missing.insert(0, f"is damaged {span}, where about {duration(lost)} cannot be decoded and is left out")
+        if missing:
+            warnings.warn(f"{self.name} {'; it '.join(missing)}: was it copied or downloaded whole?", stacklevel=3)
 
 
 def probe_audio(
@@ -173,32 +146,34 @@ def probe_audio(
     OSError
         If the file cannot be opened.
     ImportError
-        If a library is missing that reads it.
+        If PyAV is missing, which reads it.
     ValueError
         If it is no audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
     """
     called = printable(pathFilename if name is None else name)
     if pathFilename.is_dir():
         raise IsADirectoryError(f"{called} is a folder: pass the files in it")
-    with pathFilename.open("rb") as file:
-        if not file.read(1):
-            raise ValueError(f"{called} is empty (0 bytes): copy or download it again")
-    audio = _probe_libsndfile(pathFilename, called) if stream in (None, 1) else None
-    if audio is None:
-        audio = _probe_ffmpeg(pathFilename, called, stream or 1)
+    if not pathFilename.stat().st_size:
+        raise ValueError(f"{called} is empty (0 bytes): copy or download it again")
+    try:
+        audio = _probe(pathFilename, called, stream or 1)
+    except NotDecodableError as error:
+        hint = "copy or download it again, or convert it, for example with ffmpeg -i FILE mixture.wav"
+        raise ValueError(f"{error}: {hint}") from error
     if not LOWEST_RATE <= audio.sample_rate <= HIGHEST_RATE:
         raise ValueError(
             f"{called} says that it has {audio.sample_rate} samples a second, and audio has "
             f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is no music"
         )
+    if audio.channels < 1:
+        raise ValueError(f"{called} says that it has {audio.channels} channels: its header is damaged")
     if audio.channels > 2:
         if not downmix:
             raise ValueError(
                 f"{called} has {audio.channels} channels, but at most 2 can be separated: mix it down with --downmix, "
                 "or for example with ffmpeg -i FILE -ac 2 mixture.wav"
             )
-        mixed = _probe_ffmpeg(pathFilename, called, stream or 1)
-        return mixed._replace(channels=2, layout="stereo", length=audio.length, stated=audio.stated)
+        return audio._replace(channels=2, layout="stereo")
     return audio
 
 
@@ -229,81 +204,46 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def _probe_libsndfile(pathFilename: Path, name: str) -> AudioFile | None:
-    """Read a header by libsndfile; return None if FFmpeg has to try."""
-    soundfile = soundfile_module()
-    header = read_header(pathFilename)
-    try:
-        with _PatchedFile(pathFilename, header.unsized) as file, Sound(file) as sound:
-            (length, channels), sample_rate = sound.shape, sound.sample_rate
-    # TypeError: a file without a header, to judge by its name, whose sample rate would have to be stated.
-    except (soundfile.SoundFileError, TypeError):
-        return None
-    if length >= UNKNOWN:
-        return None  # libsndfile would lose the last block of it.
-    if length < 1:
-        raise ValueError(f"{name} holds no samples: record or export it again")
-    stated = None
-    if header.unsized is None and sample_rate > 0:
-        stated = (length if header.length is None else header.length) / sample_rate
-    return AudioFile(pathFilename, name, sample_rate, channels, length, stated, header)
+def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
+    with open_stream(pathFilename, number, name=name) as (container, stream, by_header):
+        context = stream.codec_context
+        kind, rate = str(container.format.name), int(context.sample_rate or 0)
+        seconds = 0.0
+        if stream.duration is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / 1e6
+        length = max(0, round(seconds * rate)) or None
+        if length is None and next(Decoder(pathFilename, number).blocks(1), None) is None:
+            raise ValueError(f"{name} holds no samples: record or export it again")
+        stated, exact = None, False
+        if kind in ("wav", "w64"):
+            stated, exact = by_header, True
+        elif kind == "caf":
+            exact = context.name.startswith("pcm_")
+            stated = stream.frames if exact else None
+        elif kind in EXACT:
+            stated, exact = length, True
+        elif any(each in ROUNDED for each in kind.split(",")):
+            stated = length
+        return AudioFile(pathFilename, name, rate, int(context.channels or 0), length, kind, stated, exact, number)
 
 
-def _probe_ffmpeg(pathFilename: Path, name: str, stream: int) -> AudioFile:
-    """Read a header by FFmpeg."""
-    hint = "for example with ffmpeg -i FILE mixture.wav"
-    try:
-        found = probe_with_ffmpeg(pathFilename, stream, name=name)
-    except ImportError as error:
-        raise ValueError(f"{name} is not audio that libsndfile reads, and {error}, or convert it, {hint}") from error
-    except NotDecodableError as error:
-        raise ValueError(f"{error}: copy or download it again, or convert it, {hint}") from error
-    header, stated = read_header(pathFilename), found.duration
-    if header.length is not None and found.sample_rate > 0:
-        stated = header.length / found.sample_rate
-    length = None if stated is None else max(1, round(stated * found.sample_rate))
-    return AudioFile(
-        pathFilename, name, found.sample_rate, found.channels, length, stated, header, stream=stream, by_ffmpeg=True
-    )
+def _counts_frames(pathFilename: Path, first_packet: int) -> bool:
+    """Tell whether an MP3 file states its length: in a frame before the first that has sound."""
+    with pathFilename.open("rb") as file:
+        file.seek(max(0, first_packet - LONGEST_FRAME))
+        header = file.read(min(LONGEST_FRAME, first_packet))
+    return any(mark in header for mark in (b"Xing", b"Info", b"VBRI"))
 
 
-class _PatchedFile(io.RawIOBase):
-    """A file for libsndfile, with an endless size where the header has none; it tells whether its end was reached.
-
-    libsndfile opens files by names in the encoding of the system; this also reads those whose names are not in it.
-    """
-
-    def __init__(self, pathFilename: Path, unsized: int | None) -> None:
-        self.file = pathFilename.open("rb")
-        # RF64 has the size elsewhere as well, where none was set either.
-        self.patches = {} if unsized is None else {0: b"RIFF", unsized: b"\xff\xff\xff\xff"}
-        self.ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        # Damaged headers lead to places before the file: libsndfile finds out by the place that it gets.
-        with suppress(OSError, ValueError):
-            self.file.seek(offset, whence)
-        return self.file.tell()
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def readinto(self, buffer: Any, /) -> int:
-        position = self.file.tell()
-        view = memoryview(buffer).cast("B")
-        count = self.file.readinto(view)
-        self.ended = self.ended or count < len(view)
-        for place, right in self.patches.items():
-            for offset in range(max(place, position), min(place + 4, position + count)):
-                view[offset - position] = right[offset - place]
-        return count
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+def _ends_its_streams(pathFilename: Path) -> bool:
+    """Tell whether the last page of an Ogg file is marked as the last, and complete."""
+    with pathFilename.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 70_000))  # A page has at most 65,307 bytes.
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    if page < 0 or len(tail) < page + 27 or len(tail) < page + 27 + tail[page + 26]:
+        return False
+    segments = tail[page + 27 : page + 27 + tail[page + 26]]
+    return bool(tail[page + 5] & 4) and len(tail) >= page + 27 + len(segments) + sum(segments)

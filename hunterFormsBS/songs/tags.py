@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from hunterFormsBS.songs.ffmpeg import texts_by_ffmpeg
+from hunterFormsBS.songs.ffmpeg import texts_of
+from hunterFormsBS.songs.limits import LARGEST_PICTURES, LARGEST_TAGS, LONGEST_TEXT, MOST_TEXTS
 
 __all__ = ["Tags", "read_tags", "write_tags"]
 
@@ -84,16 +86,52 @@ def read_tags(pathFilename: Path) -> Tags:
     with suppress(ImportError):
         tags = _tags_by_mutagen(pathFilename)
         if not tags.texts:
-            told = {ALIASES.get(name, name): [text] for name, text in texts_by_ffmpeg(pathFilename).items()}
+            told = {ALIASES.get(name, name): [text] for name, text in texts_of(pathFilename).items()}
             tags = tags._replace(texts={name: told[name] for name in FRAMES if name in told})
-    return tags
+    return _bounded(tags)
+
+
+def _bounded(tags: Tags) -> Tags:
+    """Cut off what is no tag of a song, with a warning."""
+    texts = {name: [text[:LONGEST_TEXT] for text in values[:MOST_TEXTS]] for name, values in tags.texts.items()}
+    if cut := [name for name, values in texts.items() if values != tags.texts[name]]:
+        warnings.warn(
+            f"{', '.join(cut)} of the song: more than {LONGEST_TEXT} characters or {MOST_TEXTS} values are cut off",
+            stacklevel=3,
+        )
+    size = sum(len(picture.data) for picture in tags.pictures)
+    if size > LARGEST_PICTURES:
+        warnings.warn(f"the pictures of the song have {size >> 20} MiB and are left out", stacklevel=3)
+    return Tags(texts, tags.pictures if size <= LARGEST_PICTURES else [])
+
+
+class _Zlib:
+    """What mutagen needs of zlib, with a limit for all tags of a song."""
+
+    error = zlib.error
+
+    def __init__(self) -> None:
+        self.left = LARGEST_TAGS
+
+    def decompress(self, data: bytes) -> bytes:
+        """Return what was compressed."""
+        engine = zlib.decompressobj()
+        found = engine.decompress(data, self.left + 1)
+        self.left -= len(found)
+        if self.left < 0 or not engine.eof:
+            self.left = max(0, self.left)
+            raise zlib.error(f"incomplete, or more than {LARGEST_TAGS} bytes")
+        return found
 
 
 def _tags_by_mutagen(pathFilename: Path) -> Tags:
     mutagen = import_module("mutagen")
+    frames: Any = import_module("mutagen.id3._frames")
+    frames.zlib = _Zlib()
     texts: dict[str, list[str]] = {}
     pictures: list[Any] = []
-    with suppress(mutagen.MutagenError, OSError, ValueError), pathFilename.open("rb") as file:
+    # Damaged tags raise whatever the line that meets them does not expect.
+    with suppress(Exception), pathFilename.open("rb") as file:
         song = mutagen.File(file)
         tags: Any = getattr(song, "tags", None)
         if tags is None:
