@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, Unpack, cast, get_args
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr
-from hunterFormsBS.separation import iter_blocks, separate_stream
+from hunterFormsBS.separation import iter_blocks, stems_of
+from hunterFormsBS.signature import with_fields_of
 
 __all__ = ["ENSEMBLES", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
 
@@ -86,6 +88,7 @@ def combine_streams(
     return _spectra_combined(streams, rule) if kind.endswith("_fft") else _samples_combined(streams, rule)
 
 
+@with_fields_of(ParametersSeparation)
 def separate_ensemble_stream(
     models: Sequence[Callable[[Tensor], Tensor]],
     blocks: Iterable[Tensor],
@@ -93,18 +96,25 @@ def separate_ensemble_stream(
     kind: Ensemble = "avg_wave",
     weights: Sequence[float] | None = None,
     length: int | None = None,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
     """Separate a stream with several models of the same stems, and yield combined blocks `(n, s, t)`.
 
-    The blocks are read once, for all models. `kind` and `weights` are those of `combine`, the others those of
-    `hunterFormsBS.separation.separate_stream`. Models that need different chunks, or have their stems in different
-    orders, go through `separate_stream` one by one and are combined with `combine_streams`.
+    The blocks are read once, for all models. Models that need different chunks, or have their stems in different
+    orders, go through `hunterFormsBS.separation.separate_stream` one by one and are combined with `combine_streams`.
+
+    Parameters
+    ----------
+    models : Sequence[Callable[[Tensor], Tensor]]
+        Each as in `hunterFormsBS.separation.separate`.
+    blocks : Iterable[Tensor]
+        As in `hunterFormsBS.separation.separate_stream`.
+    kind, weights
+        As in `combine`.
+    length : int | None = None
+        Samples to expect.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Raises
     ------
@@ -112,21 +122,9 @@ def separate_ensemble_stream(
         As `combine_streams` and `separate_stream`.
     """
     _check(len(models), kind, weights)
+    parameters = ParametersSeparation(**keywords)
     copies = itertools.tee((block.clone() for block in iter_blocks(blocks)), len(models))
-    streams = [
-        separate_stream(
-            model,
-            copied,
-            length=length,
-            chunk_size=chunk_size,
-            num_overlap=num_overlap,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            tta=tta,
-        )
-        for model, copied in zip(models, copies, strict=True)
-    ]
+    streams = [stems_of(model, copied, parameters, length=length) for model, copied in zip(models, copies, strict=True)]
     return combine_streams(streams, kind, weights)
 
 

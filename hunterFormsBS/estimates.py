@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.kernels.internals import multiplies_bfloat16
 from hunterFormsBS.overlapAdd import Chunks, Stream
+from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.printable import printable, short_repr
 
 __all__ = ["Estimator", "is_finite", "model_within", "unusable"]
@@ -28,16 +29,14 @@ class Estimator:
     def __init__(
         self,
         model: Callable[[Tensor], Tensor],
-        batch_size: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        parameters: ParametersSeparation,
         *,
-        tta: bool,
         each_channel: bool,
         dtype_song: torch.dtype,
         device_song: torch.device,
     ) -> None:
         reference = _reference_tensor(model)
+        device, dtype = parameters.device, parameters.dtype
         if device is None:
             device = device_song if reference is None else reference.device
         else:
@@ -46,10 +45,10 @@ class Estimator:
             if isinstance(model, nn.Module):
                 model.to(device)
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size = parameters.batch_size
         self.device = torch.device(device)
         self.dtype = dtype
-        self.tta = tta
+        self.tta = parameters.tta
         self.each_channel = each_channel
         double = dtype_song == torch.float64 and (reference is None or reference.dtype == torch.float64)
         self.dtype_audio = torch.float64 if double else torch.float32
@@ -195,12 +194,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     """Return the context in which to run the model in this dtype."""
     if dtype is None:
         return nullcontext()
-    if dtype == torch.float32:
-        return torch.autocast(device.type, enabled=False)
-    if dtype not in (torch.bfloat16, torch.float16):
-        message = f"`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received {dtype!r}."
-        raise ValueError(message)
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_audio: torch.dtype) -> torch.dtype:

@@ -6,11 +6,10 @@ stays where it is, usually in host memory; the device sees one batch of chunks a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeAlias
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -18,29 +17,22 @@ from torch import Tensor
 from hunterFormsBS.estimates import Estimator, is_finite, model_within
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
-from hunterFormsBS.printable import short_repr
+from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
+from hunterFormsBS.signature import with_fields_of
 
-__all__ = ["LARGEST", "Progress", "iter_blocks", "separate", "separate_stream"]
-
-LARGEST = 10**12
-"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
-
+__all__ = ["ParametersSeparation", "Progress", "iter_blocks", "separate", "separate_stream", "stems_of"]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """What is called after each chunk: with the number of chunks done, and of all chunks."""
 
 
+@with_fields_of(ParametersSeparation)
 def separate(
     model: Callable[[Tensor], Tensor],
     mixture: Tensor,
     *,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     progress: bool | Progress = False,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Tensor:
     """Separate a whole song into stems.
 
@@ -60,24 +52,10 @@ def separate(
         pass as they are. A module runs in eval mode and gets its training flags back afterwards.
     mixture : Tensor
         Floating-point audio, `(s, t)`, or `(t,)` for mono.
-    chunk_size : int = 352800
-        Samples that the model sees at a time. What it was trained on is best; at least the window of its transform.
-    num_overlap : float = 2
-        How many chunks cover a sample away from the ends of the song, on average: 1.25 lets each chunk share a fifth
-        with each neighbour. With 1 the chunks abut. The time is proportional to it.
-    batch_size : int = 1
-        Chunks in one call of the model. It is halved, with a warning, when the device is out of memory.
-    device : torch.device | str | None = None
-        Where the model runs. A module is moved there and stays there. `None`: where the module's parameters are; the
-        mixture's device when it has none.
-    dtype : torch.dtype | None = None
-        `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
-        `torch.float32`: run without autocast. `None`: autocast as it is around the call.
     progress : bool | Progress = False
         `True` shows a progress bar; a callable gets the number of chunks done and the number of all chunks.
-    tta : bool = False
-        Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
-        its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Returns
     -------
@@ -97,9 +75,8 @@ def separate(
     """
     shape = getattr(mixture, "shape", ())
     length = shape[-1] if shape else None
-    blocks = _separated(
-        model, iter([mixture]), "mixture", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
-    )
+    parameters = ParametersSeparation(**keywords)
+    blocks = stems_of(model, iter([mixture]), parameters, what="mixture", length=length, progress=progress)
     first = next(blocks)
     if length is None or first.shape[-1] == length:
         blocks.close()
@@ -114,18 +91,14 @@ def separate(
     return stems
 
 
+@with_fields_of(ParametersSeparation)
 def separate_stream(
     model: Callable[[Tensor], Tensor],
     blocks: Iterable[Tensor],
     *,
     length: int | None = None,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     progress: bool | Progress = False,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
     """Separate a song that comes in blocks, such as from a file or a pipe, holding a few chunks of it at a time.
 
@@ -134,9 +107,8 @@ def separate_stream(
 
     Parameters
     ----------
-    model, chunk_size, num_overlap, batch_size, device, dtype, tta
-        As in `separate`: the model, samples that it sees at a time, chunks that cover a sample, chunks in one call,
-        where and in which precision it runs, test-time augmentation.
+    model : Callable[[Tensor], Tensor]
+        As in `separate`.
     blocks : Iterable[Tensor]
         Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
         channels, dtype and device. A block is read, never changed, and must not change while it is needed.
@@ -145,6 +117,8 @@ def separate_stream(
     progress : bool | Progress = False
         True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
         that of those known so far.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Yields
     ------
@@ -157,9 +131,8 @@ def separate_stream(
         As `separate`, when the first block is asked for or at the block that cannot be used. What `blocks` raises
         passes through.
     """
-    yield from _separated(
-        model, iter_blocks(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
-    )
+    parameters = ParametersSeparation(**keywords)
+    yield from stems_of(model, iter_blocks(blocks), parameters, length=length, progress=progress)
 
 
 def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -173,35 +146,23 @@ def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     return iter(blocks)
 
 
-def _separated(
+def stems_of(
     model: Callable[[Tensor], Tensor],
     blocks: Iterator[Tensor],
-    what: str,
-    length: int | None,
-    chunk_size: int,
-    num_overlap: float,
-    batch_size: int,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    progress: bool | Progress,
-    tta: bool,
+    parameters: ParametersSeparation,
+    *,
+    what: str = "block",
+    length: int | None = None,
+    progress: bool | Progress = False,
 ) -> Generator[Tensor]:
-    _check_positive_integer("chunk_size", chunk_size)
-    _check_positive_integer("batch_size", batch_size)
-    _check_overlap(num_overlap, chunk_size)
-    _check_window(model, chunk_size)
+    """Separate a stream as a record says; `what` is how messages call a block. See `separate_stream`."""
+    _check_window(model, parameters.chunk_size)
     reader = _Reader(blocks, what, getattr(model, "stereo", None))
     run = Estimator(
-        model,
-        batch_size,
-        device,
-        dtype,
-        tta=tta,
-        each_channel=reader.each_channel,
-        dtype_song=reader.dtype,
-        device_song=reader.device,
+        model, parameters, each_channel=reader.each_channel, dtype_song=reader.dtype, device_song=reader.device
     )
-    chunks = Chunks(chunk_size, int(chunk_size // num_overlap), run.dtype_audio, reader.device)
+    step = int(parameters.chunk_size // parameters.num_overlap)
+    chunks = Chunks(parameters.chunk_size, step, run.dtype_audio, reader.device)
     overlapAdd = OverlapAdd(chunks)
 
     index = 0
@@ -268,20 +229,6 @@ class _Reader:
         return block.expand(2, -1) if self._expand else block
 
 
-def _check_overlap(num_overlap: object, chunk_size: int) -> None:
-    """Raise unless the overlap is a number from 1 to the chunk's samples."""
-    if isinstance(num_overlap, bool) or not isinstance(num_overlap, (int, float)):
-        raise TypeError(f"`num_overlap` must be a number: received {short_repr(num_overlap)}.")
-    if not 1 <= num_overlap < math.inf:
-        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(num_overlap)}.")
-    if num_overlap > chunk_size:
-        message = (
-            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(num_overlap)} and {chunk_size}. "
-            "Use fewer overlaps or longer chunks."
-        )
-        raise ValueError(message)
-
-
 def _check_window(model: object, chunk_size: int) -> None:
     """Raise if a chunk does not fill one window of the model's transform."""
     whole = model_within(model)
@@ -290,16 +237,6 @@ def _check_window(model: object, chunk_size: int) -> None:
             f"`chunk_size` must hold at least one window of the model's transform, {window} samples: received "
             f"{chunk_size}. What the model was trained on is best, usually some 8 seconds."
         )
-
-
-def _check_positive_integer(name: str, value: object) -> None:
-    """Raise unless the value is an integer above zero, and of a size that something can have."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        message = f"`{name}` must be an integer: received {value!r}."
-        raise TypeError(message)
-    if not 1 <= value <= LARGEST:
-        message = f"`{name}` must be from 1 to {LARGEST}: received {short_repr(value)}."
-        raise ValueError(message)
 
 
 def _check_audio(audio: object, what: str, place: int) -> Tensor:

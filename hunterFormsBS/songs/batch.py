@@ -16,7 +16,7 @@ from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import check_adapters, merge_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
-from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
+from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
 from hunterFormsBS.songs.progress import SongProgress
@@ -209,8 +209,6 @@ class _Batch:
                 combination=Combination(options.ensemble, options.weights),
                 residual=options.residual is not None,
                 report=progress,
-                dtype=DTYPES[options.dtype],
-                tta=options.tta,
             )
             with Behind[torch.Tensor](lambda block: side_by_side(StemFile.write, opened, block)) as write:
                 for block in stems:
@@ -342,9 +340,7 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         options.checkpoint, configurations * (count // len(configurations)), strict=True
     ):
         file, used, content = find_configuration(checkpoint, configuration)
-        settings, warnings = read_settings(
-            content, chunk_size=options.chunk_size, num_overlap=options.num_overlap, batch_size=options.batch_size
-        )
+        settings, warnings = read_settings(content, **options.separation())
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))
     for remark in remarks:

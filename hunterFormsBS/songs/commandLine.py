@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NoReturn, cast, get_args
 
 import torch
 
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.ensemble import ENSEMBLES, Ensemble
+from hunterFormsBS.parametersSeparation import LARGEST, KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import say, short_repr
-from hunterFormsBS.separation import LARGEST
 from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
 from hunterFormsBS.songs.writing import FORMATS, Format
 
@@ -85,6 +85,12 @@ class Options(argparse.Namespace):
     tta: bool
     device: str
     dtype: str
+
+    def separation(self) -> KeywordsSeparation:
+        """Return what it says of how to separate; a model is loaded to its device."""
+        given = {name: getattr(self, name) for name in KeywordsSeparation.__annotations__ if name != "device"}
+        given["dtype"] = DTYPES[self.dtype]
+        return cast("KeywordsSeparation", {name: value for name, value in given.items() if value is not None})
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Options, Callable[[str], NoReturn]]:
@@ -291,9 +297,25 @@ def parser() -> argparse.ArgumentParser:
         "how it is computed", "The defaults of the first three are those of the configuration, where it states them."
     )
     add = group.add_argument
-    add("--chunk-size", type=_positive_integer, metavar="N", help="samples that the model sees at a time (352800)")
-    add("--num-overlap", type=_overlap, metavar="X", help="how many chunks cover each sample, such as 4 or 1.25 (2)")
-    add("--batch-size", type=_positive_integer, metavar="N", help="chunks that are computed together (1)")
+    usual = ParametersSeparation
+    add(
+        "--chunk-size",
+        type=_positive_integer,
+        metavar="N",
+        help=f"samples that the model sees at a time ({usual.chunk_size})",
+    )
+    add(
+        "--num-overlap",
+        type=_overlap,
+        metavar="X",
+        help=f"how many chunks cover each sample, such as 4 or 1.25 ({usual.num_overlap})",
+    )
+    add(
+        "--batch-size",
+        type=_positive_integer,
+        metavar="N",
+        help=f"chunks that are computed together ({usual.batch_size})",
+    )
     add(
         "--tta",
         action="store_true",

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.ensemble import Ensemble, combine_streams
-from hunterFormsBS.separation import separate_stream
+from hunterFormsBS.separation import Progress, stems_of
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.reading import AudioFile
 from hunterFormsBS.songs.settings import Settings
@@ -56,7 +56,6 @@ def separate_song(
     combination: Combination = Combination(),  # noqa: B008  # it cannot change
     residual: bool = False,
     report: Report | None = None,
-    **keywords: Any,
 ) -> Generator[Tensor]:
     """Separate a song block by block.
 
@@ -71,8 +70,6 @@ def separate_song(
         Whether the mixture minus all stems comes as the last stem.
     report : Callable[[int, int, int], object] | None
         Called with the number of a separator, its chunks done, and all of its chunks as far as they are known.
-    **keywords : Any
-        For `separate_stream`.
 
     Yields
     ------
@@ -81,13 +78,7 @@ def separate_song(
     """
     passing = [_Passing(audio.blocks(), keep=residual and not number) for number in range(len(separators))]
     streams = [
-        _separated(
-            separator,
-            audio,
-            blocks,
-            progress=False if report is None else _reporter(report, number),
-            **keywords,
-        )
+        _separated(separator, audio, blocks, False if report is None else _reporter(report, number))
         for number, (separator, blocks) in enumerate(zip(separators, passing, strict=True))
     ]
     combined: Iterable[Tensor] = streams[0]
@@ -103,7 +94,7 @@ def separate_song(
             yield stems
 
 
-def _reporter(report: Report, number: int) -> Callable[[int, int], object]:
+def _reporter(report: Report, number: int) -> Progress:
     return lambda done, total, /: report(number, done, total)
 
 
@@ -140,7 +131,9 @@ class _Level(NamedTuple):
     deviation: float
 
 
-def _separated(separator: Separator, audio: AudioFile, blocks: _Passing, **keywords: Any) -> Generator[Tensor]:
+def _separated(
+    separator: Separator, audio: AudioFile, blocks: _Passing, progress: bool | Progress
+) -> Generator[Tensor]:
     """Yield the stems of one model at the rate, with the channels and the length of the song."""
     settings = separator.settings
     level = _level(_resampled(audio.blocks(), audio, settings.sample_rate)) if settings.normalize else None
@@ -148,8 +141,8 @@ def _separated(separator: Separator, audio: AudioFile, blocks: _Passing, **keywo
     if level is not None:
         resampled = ((block - level.mean) / level.deviation for block in resampled)
     length = None if audio.length is None else math.ceil(audio.length * settings.sample_rate / audio.sample_rate)
-    stems: Iterable[Tensor] = separate_stream(
-        separator.model, resampled, length=length, **{**settings.sizes, **keywords}
+    stems: Iterable[Tensor] = stems_of(
+        separator.model, resampled, settings.parameters, length=length, progress=progress
     )
     if separator.order is not None:
         stems = (block[list(separator.order)] for block in stems)
