@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -55,10 +56,8 @@ class Estimator:
         with _autocast(self.device, dtype):
             self.dtype_computation = dtype or _dtype_computation(self.device, reference, self.dtype_audio)
         if self.dtype_computation == torch.bfloat16 and self.device.type == "cpu" and not multiplies_bfloat16():
-            warnings.warn(
-                "this processor has no instructions for bfloat16 (AVX512_BF16 or AMX), so float32 is faster on it.",
-                RuntimeWarning,
-                stacklevel=4,
+            _warn_caller(
+                "this processor has no instructions for bfloat16 (AVX512_BF16 or AMX), so float32 is faster on it."
             )
         whole = model_within(model)
         # Its masks scale the spectrum of the mixture: nothing in, nothing out.
@@ -72,11 +71,9 @@ class Estimator:
             estimates = self._try(chunks, index, count, stream)
             if estimates is None:
                 self.batch_size = count // 2
-                warnings.warn(
+                _warn_caller(
                     f"out of memory on {self.device} with {count} chunks of {chunks.chunk_size} samples at a time: "
-                    f"continuing with `batch_size` {self.batch_size}.",
-                    RuntimeWarning,
-                    stacklevel=4,
+                    f"continuing with `batch_size` {self.batch_size}."
                 )
                 continue
             for offset in range(count):
@@ -143,6 +140,14 @@ class Estimator:
         checked = _check_estimates(estimates, size, self._num_stems)
         self._num_stems = checked.shape[1]
         return rearrange(checked, "(b c) n s t -> b n (c s) t", c=channels) if self.each_channel else checked
+
+
+def _warn_caller(message: str) -> None:
+    """Warn in the name of whoever called the package: the depth of generators between differs."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("hunterFormsBS."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def model_within(model: object) -> BandSplitRotator | None:
