@@ -242,9 +242,9 @@ class ChunksOfMSST(Chunks):
 
     def _window(self, index: int) -> _Window:
         fade = self.chunk_size // 10
-        count = math.inf if self.length is None else self.count(self.length)
+        count = None if self.length is None else self.count(self.length)
         alone = index == 0 and (self.batch_size == 1 or count == 1)
-        last = index // self.batch_size == (count - 1) // self.batch_size
+        last = count is not None and index // self.batch_size == (count - 1) // self.batch_size
         return _Window(self.start(index), 0 if alone else fade, 0 if last and not alone else fade)
 
 
