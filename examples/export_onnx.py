@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.parametersSeparation import ParametersSeparation
 
 METADATA = "hunterFormsBS"
 """The key of the file's metadata; the value is JSON."""
@@ -65,7 +66,7 @@ def export_onnx(
     pathFilename: Path,
     *,
     sample_rate: int = 44100,
-    chunk_size: int = 352800,
+    chunk_size: int = ParametersSeparation.chunk_size,
     stem_names: Sequence[str] = (),
 ) -> None:
     """Write mask estimation and what separation needs to know beside it to one ONNX file.
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model,
         options.output,
         sample_rate=audio.get("sample_rate") or 44100,
-        chunk_size=audio.get("chunk_size") or 352800,
+        chunk_size=audio.get("chunk_size") or ParametersSeparation.chunk_size,
         stem_names=names_of_stems(configuration, model.num_stems),
     )
     size = options.output.stat().st_size / 2**20

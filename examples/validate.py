@@ -21,6 +21,7 @@ from training.settings import Settings
 from training.validation import DTYPES, means, score_songs, write_table
 
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.songs.settings import find_configuration
 
 
@@ -34,8 +35,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--metrics", nargs="+", default=["sdr"], choices=NAMES)
     parser.add_argument("--output", type=Path, help="CSV file with a line for each stem of each song")
     parser.add_argument("--sample-rate", type=int, help="Hz (default: 44100)")
-    parser.add_argument("--chunk-size", type=int, help="samples that the model sees at a time (default: 352800)")
-    parser.add_argument("--num-overlap", type=int, help="chunks that cover each sample (default: 2)")
+    parser.add_argument("--chunk-size", type=int, help="samples that the model sees at a time")
+    parser.add_argument("--num-overlap", type=int, help="chunks that cover each sample")
     parser.add_argument("--precision", default="32-true", choices=sorted(DTYPES))
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--devices", default="auto", help="processes on this machine (default: all GPUs, or 1)")
@@ -52,10 +53,10 @@ def settings_of(arguments: argparse.Namespace, configuration: Mapping[str, Any])
     return Settings(
         instruments=tuple(stems),
         sample_rate=arguments.sample_rate or audio.get("sample_rate") or 44100,
-        chunk_size=arguments.chunk_size or audio.get("chunk_size") or 352800,
+        chunk_size=arguments.chunk_size or audio.get("chunk_size") or ParametersSeparation.chunk_size,
         num_steps=1,
         lr=0.0,
-        num_overlap=arguments.num_overlap or inference.get("num_overlap") or 2,
+        num_overlap=arguments.num_overlap or inference.get("num_overlap") or Settings.num_overlap,
         metrics=tuple(arguments.metrics),
         metric_for_best=arguments.metrics[0],
     )

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Literal, Unpack, cast, get_args
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.overlapAdd import aligned
+from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr
-from hunterFormsBS.separation import iter_blocks, separate_stream
+from hunterFormsBS.separation import iter_blocks, stems_of
+from hunterFormsBS.signature import with_fields_of
 
-__all__ = ["ENSEMBLES", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
+__all__ = ["ENSEMBLES", "HOP", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
 
 Ensemble = Literal[
     "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
@@ -30,8 +33,9 @@ ENSEMBLES: tuple[str, ...] = get_args(Ensemble)
 _rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
 _irfft = cast("Callable[[Tensor, int], Tensor]", torch.fft.irfft)  # pyright: ignore[reportUnknownMemberType]
 
-_HOP = 1024
-_PIECE = 256 * _HOP  # Samples of whole songs that are combined at a time.
+HOP = 1024
+"""Samples between the spectra that are combined."""
+_PIECE = 256 * HOP  # Samples of whole songs that are combined at a time.
 
 
 def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: Sequence[float] | None = None) -> Tensor:
@@ -86,6 +90,7 @@ def combine_streams(
     return _spectra_combined(streams, rule) if kind.endswith("_fft") else _samples_combined(streams, rule)
 
 
+@with_fields_of(ParametersSeparation)
 def separate_ensemble_stream(
     models: Sequence[Callable[[Tensor], Tensor]],
     blocks: Iterable[Tensor],
@@ -93,18 +98,25 @@ def separate_ensemble_stream(
     kind: Ensemble = "avg_wave",
     weights: Sequence[float] | None = None,
     length: int | None = None,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
     """Separate a stream with several models of the same stems, and yield combined blocks `(n, s, t)`.
 
-    The blocks are read once, for all models. `kind` and `weights` are those of `combine`, the others those of
-    `hunterFormsBS.separation.separate_stream`. Models that need different chunks, or have their stems in different
-    orders, go through `separate_stream` one by one and are combined with `combine_streams`.
+    The blocks are read once, for all models. Models that need different chunks, or have their stems in different
+    orders, go through `hunterFormsBS.separation.separate_stream` one by one and are combined with `combine_streams`.
+
+    Parameters
+    ----------
+    models : Sequence[Callable[[Tensor], Tensor]]
+        Each as in `hunterFormsBS.separation.separate`.
+    blocks : Iterable[Tensor]
+        As in `hunterFormsBS.separation.separate_stream`.
+    kind, weights
+        As in `combine`.
+    length : int | None = None
+        Samples to expect.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Raises
     ------
@@ -112,21 +124,9 @@ def separate_ensemble_stream(
         As `combine_streams` and `separate_stream`.
     """
     _check(len(models), kind, weights)
+    parameters = ParametersSeparation(**keywords)
     copies = itertools.tee((block.clone() for block in iter_blocks(blocks)), len(models))
-    streams = [
-        separate_stream(
-            model,
-            copied,
-            length=length,
-            chunk_size=chunk_size,
-            num_overlap=num_overlap,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            tta=tta,
-        )
-        for model, copied in zip(models, copies, strict=True)
-    ]
+    streams = [stems_of(model, copied, parameters, length=length) for model, copied in zip(models, copies, strict=True)]
     return combine_streams(streams, kind, weights)
 
 
@@ -189,43 +189,10 @@ def _median(values: Sequence[Tensor]) -> Tensor:
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
-def _aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
-    """Yield the next samples of all streams, float32 or better, equally many of each."""
-    iterators = [iter(stream) for stream in streams]
-    held: list[Tensor | None] = [None] * len(streams)
-    read = [0] * len(streams)
-    while True:
-        for number, iterator in enumerate(iterators):
-            block = held[number]
-            while block is None or block.shape[-1] == 0:
-                block = next(iterator, None)
-                if block is None:
-                    break
-                block = block.detach().to(torch.promote_types(block.dtype, torch.float32))
-                read[number] += block.shape[-1]
-            held[number] = block
-        if all(block is None for block in held):
-            return
-        if any(block is None for block in held):
-            message = f"all streams must be equally long: one ended before the others, after {read} samples read."
-            raise ValueError(message)
-        blocks = cast("list[Tensor]", held)
-        shapes = {tuple(block.shape[:-1]) for block in blocks}
-        if len(shapes) > 1:
-            message = (
-                f"all streams must have the same stems and channels: received {sorted(shapes)}. "
-                "Choose stems with `block[ids]`."
-            )
-            raise ValueError(message)
-        samples = min(block.shape[-1] for block in blocks)
-        yield [block[..., :samples] for block in blocks]
-        held = [block[..., samples:] for block in blocks]
-
-
 def _samples_combined(
     streams: Sequence[Iterable[Tensor]], rule: Callable[[Sequence[Tensor]], Tensor]
 ) -> Generator[Tensor]:
-    for blocks in _aligned(streams):
+    for blocks in aligned(streams):
         yield rule(blocks)
 
 
@@ -236,37 +203,37 @@ def _spectra_combined(
     pending: list[Tensor] = []
     later = torch.empty(0)  # What the last frame so far adds to the next hop.
     received = 0
-    ready = -_HOP  # Samples that are finished, counted from the beginning of the song.
+    ready = -HOP  # Samples that are finished, counted from the beginning of the song.
 
     def finished(audio: list[Tensor]) -> Tensor:
         """Return as many samples as there are frames times the hop: all but what the last frame adds later."""
         nonlocal later
-        window = torch.hann_window(2 * _HOP, dtype=torch.float64, device=audio[0].device).to(audio[0].dtype)
-        spectra = [_rfft(one.unfold(-1, 2 * _HOP, _HOP) * window) for one in audio]
-        frames = _irfft(rule(spectra), 2 * _HOP) * window
-        first, second = frames[..., :_HOP], frames[..., _HOP:]
+        window = torch.hann_window(2 * HOP, dtype=torch.float64, device=audio[0].device).to(audio[0].dtype)
+        spectra = [_rfft(one.unfold(-1, 2 * HOP, HOP) * window) for one in audio]
+        frames = _irfft(rule(spectra), 2 * HOP) * window
+        first, second = frames[..., :HOP], frames[..., HOP:]
         total = first + torch.cat((later[..., None, :], second[..., :-1, :]), dim=-2)
         later = second[..., -1, :]
-        overlapping = window[:_HOP].square() + window[_HOP:].square()
+        overlapping = window[:HOP].square() + window[HOP:].square()
         return (total / overlapping).flatten(-2)
 
-    for blocks in _aligned(streams):
+    for blocks in aligned(streams):
         if not pending:
-            pending = [block.new_zeros((*block.shape[:-1], _HOP)) for block in blocks]
+            pending = [block.new_zeros((*block.shape[:-1], HOP)) for block in blocks]
             later = pending[0]
         pending = [torch.cat(pair, dim=-1) for pair in zip(pending, blocks, strict=True)]
         received += blocks[0].shape[-1]
-        hops = pending[0].shape[-1] // _HOP
+        hops = pending[0].shape[-1] // HOP
         if hops < 2:
             continue
-        block = finished([one[..., : hops * _HOP] for one in pending])
-        pending = [one[..., (hops - 1) * _HOP :] for one in pending]
-        block = block if ready >= 0 else block[..., _HOP:]  # What lies before the song goes.
-        ready += (hops - 1) * _HOP
+        block = finished([one[..., : hops * HOP] for one in pending])
+        pending = [one[..., (hops - 1) * HOP :] for one in pending]
+        block = block if ready >= 0 else block[..., HOP:]  # What lies before the song goes.
+        ready += (hops - 1) * HOP
         if block.shape[-1]:
             yield block
     if pending:
-        rest = -pending[0].shape[-1] % _HOP + _HOP
+        rest = -pending[0].shape[-1] % HOP + HOP
         block = finished([torch.nn.functional.pad(one, (0, rest)) for one in pending])
-        block = block if ready >= 0 else block[..., _HOP:]
+        block = block if ready >= 0 else block[..., HOP:]
         yield block[..., : received - max(0, ready)]

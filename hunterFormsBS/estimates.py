@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.kernels.internals import multiplies_bfloat16
 from hunterFormsBS.overlapAdd import Chunks, Stream
+from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.printable import printable, short_repr
 
 __all__ = ["Estimator", "is_finite", "model_within", "unusable"]
@@ -28,16 +30,14 @@ class Estimator:
     def __init__(
         self,
         model: Callable[[Tensor], Tensor],
-        batch_size: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        parameters: ParametersSeparation,
         *,
-        tta: bool,
         each_channel: bool,
         dtype_song: torch.dtype,
         device_song: torch.device,
     ) -> None:
         reference = _reference_tensor(model)
+        device, dtype = parameters.device, parameters.dtype
         if device is None:
             device = device_song if reference is None else reference.device
         else:
@@ -46,20 +46,18 @@ class Estimator:
             if isinstance(model, nn.Module):
                 model.to(device)
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size = parameters.batch_size
         self.device = torch.device(device)
         self.dtype = dtype
-        self.tta = tta
+        self.tta = parameters.tta
         self.each_channel = each_channel
         double = dtype_song == torch.float64 and (reference is None or reference.dtype == torch.float64)
         self.dtype_audio = torch.float64 if double else torch.float32
         with _autocast(self.device, dtype):
             self.dtype_computation = dtype or _dtype_computation(self.device, reference, self.dtype_audio)
         if self.dtype_computation == torch.bfloat16 and self.device.type == "cpu" and not multiplies_bfloat16():
-            warnings.warn(
-                "this processor has no instructions for bfloat16 (AVX512_BF16 or AMX), so float32 is faster on it.",
-                RuntimeWarning,
-                stacklevel=4,
+            _warn_caller(
+                "this processor has no instructions for bfloat16 (AVX512_BF16 or AMX), so float32 is faster on it."
             )
         whole = model_within(model)
         # Its masks scale the spectrum of the mixture: nothing in, nothing out.
@@ -73,11 +71,9 @@ class Estimator:
             estimates = self._try(chunks, index, count, stream)
             if estimates is None:
                 self.batch_size = count // 2
-                warnings.warn(
+                _warn_caller(
                     f"out of memory on {self.device} with {count} chunks of {chunks.chunk_size} samples at a time: "
-                    f"continuing with `batch_size` {self.batch_size}.",
-                    RuntimeWarning,
-                    stacklevel=4,
+                    f"continuing with `batch_size` {self.batch_size}."
                 )
                 continue
             for offset in range(count):
@@ -146,6 +142,14 @@ class Estimator:
         return rearrange(checked, "(b c) n s t -> b n (c s) t", c=channels) if self.each_channel else checked
 
 
+def _warn_caller(message: str) -> None:
+    """Warn in the name of whoever called the package: the depth of generators between differs."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("hunterFormsBS."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
+
+
 def model_within(model: object) -> BandSplitRotator | None:
     """Return the model of this package, which may be within what `torch.compile` made of it."""
     inside = getattr(model, "_orig_mod", model)
@@ -195,12 +199,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     """Return the context in which to run the model in this dtype."""
     if dtype is None:
         return nullcontext()
-    if dtype == torch.float32:
-        return torch.autocast(device.type, enabled=False)
-    if dtype not in (torch.bfloat16, torch.float16):
-        message = f"`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received {dtype!r}."
-        raise ValueError(message)
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_audio: torch.dtype) -> torch.dtype:

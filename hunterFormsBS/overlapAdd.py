@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chunks", "OverlapAdd", "Stream"]
+from hunterFormsBS.parametersSeparation import Blend, ParametersSeparation
+
+__all__ = ["KINDS_OF_CHUNKS", "Chunks", "ChunksOfMSST", "OverlapAdd", "Stream", "aligned"]
 
 
 class Stream:
     """The part of a song that chunks still need: blocks in at one end, and out at the other once they are past."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Iterator[Tensor]) -> None:
         self.received = 0
         self.channels = 0
+        self._source = blocks
         self._blocks: deque[tuple[int, Tensor]] = deque()
 
-    def append(self, block: Tensor) -> None:
-        """Take the next samples of the song, `(s, t)`."""
+    def read(self) -> bool:
+        """Take the next block of the song, `(s, t)`, if there is one."""
+        block = next(self._source, None)
+        if block is None:
+            return False
         self.channels = block.shape[0]
         if block.shape[-1]:
             self._blocks.append((self.received, block))
             self.received += block.shape[-1]
+        return True
 
     def forget(self, before: int) -> None:
         """Let go of blocks that end before this sample."""
@@ -59,24 +68,47 @@ class Chunks:
     `settled`: the last chunk, which is moved back to end with the song, lies beyond all that overlaps them.
     """
 
-    def __init__(self, chunk_size: int, step: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.chunk_size = chunk_size
-        self.step = step
+    def __init__(self, parameters: ParametersSeparation, dtype: torch.dtype, device: torch.device) -> None:
+        self.chunk_size = parameters.chunk_size
+        self.step = int(parameters.chunk_size // parameters.num_overlap)
+        self.batch_size = parameters.batch_size
         self.dtype = dtype
         self.device = device
         self.length: int | None = None
-        self._reach = math.ceil(chunk_size / step)
-        self._shape = cache(partial(_squared_sines, chunk_size))
+        self._reach = math.ceil(self.chunk_size / self.step)
+        self._shape = cache(partial(self.window, self.chunk_size))
         self._weights: dict[tuple[_Window, ...], Tensor] = {}
 
-    def count(self, length: int) -> int:
-        """Return the number of chunks of a song."""
-        return 1 + math.ceil(max(0, length - self.chunk_size) / self.step)
+    def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
+        """Return a song with what is put before and after it, and how many samples that is at either end."""
+        return blocks, 0
+
+    def border(self, length: int) -> int:  # noqa: ARG002  # other chunks ask
+        """Return how many samples are put before and after a song."""
+        return 0
+
+    def number(self, length: int, start: int, end: float) -> int:
+        """Return how many chunks a part of a song of some length needs."""
+        border = self.border(length)
+        return self.count(length + 2 * border, min(end, length) + border) - self.first(start + border)
+
+    def count(self, length: int, end: float = math.inf) -> int:
+        """Return the number of chunks of a song that begin before a sample."""
+        begin = max(0, length - self.chunk_size)  # of the last chunk
+        return 1 + math.ceil(begin / self.step) if end > begin else math.ceil(end / self.step)
+
+    def first(self, start: int) -> int:
+        """Return the first chunk that reaches beyond a sample."""
+        return max(0, (start - self.chunk_size) // self.step + 1)
 
     def is_settled(self, index: int, received: int) -> bool:
         """Tell whether no length that the song may still get changes the place or the weights of a chunk."""
         # Chunks that overlap this one begin within it, and how they fall depends on the one after them.
         return self.length is not None or received >= index * self.step + 2 * self.chunk_size + self.step
+
+    def least(self, index: int, received: int) -> int:
+        """Return the first sample that a chunk can have, however long the song may still get."""
+        return min(index * self.step, received - self.chunk_size)
 
     def is_there(self, index: int) -> bool:
         """Tell whether the song has this chunk, as far as is known."""
@@ -103,9 +135,13 @@ class Chunks:
         music = stop - start
         stream.copy_to(target[:, :music], start, stop)
         if music < self.chunk_size:
-            mirrored = min(music - 1, self.chunk_size - music)
+            mirrored = self.mirrored(music)
             target[:, music : music + mirrored] = target[:, music - 1 - mirrored : music - 1].flip(-1)
             target[:, music + mirrored :].zero_()
+
+    def mirrored(self, music: int) -> int:
+        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        return min(music - 1, self.chunk_size - music)
 
     def weights(self, index: int) -> Tensor:
         """Return a chunk's window divided by the sum of all windows that overlap it: `(t)`.
@@ -125,13 +161,25 @@ class Chunks:
                 target = slice(max(0, offset), self.chunk_size + min(0, offset))
                 source = slice(max(0, -offset), self.chunk_size - max(0, offset))
                 total[target] += self._shape(rise, fall)[source]
-            self._weights[geometry] = (self._shape(own.rise, own.fall) / total).to(self.dtype).to(self.device)
+            # Where no window but its own reaches, and that is zero, the estimate does not count.
+            weights = (self._shape(own.rise, own.fall) / total).nan_to_num(nan=0.0)
+            self._weights[geometry] = weights.to(self.dtype).to(self.device)
         return self._weights[geometry]
 
     def _window(self, index: int) -> _Window:
         # A window rises over what the chunk shares with the one before it, and falls likewise, each within its half.
         # At the ends of the song, and where chunks abut, it is flat.
         return _Window(self.start(index), self._fade(index - 1), self._fade(index))
+
+    @staticmethod
+    def window(size: int, rise: int, fall: int) -> Tensor:
+        """Return `(t)`: a squared sine that rises, ones, and one that falls, none of which reaches zero."""
+        window = torch.ones(size, dtype=torch.float64, device="cpu")
+        for length, place in ((rise, window[:rise]), (fall, window[size - fall :])):
+            angle = torch.linspace(0.5, length - 0.5, length, dtype=torch.float64, device="cpu")
+            place.copy_((angle * (math.pi / 2 / max(1, length))).sin().square())
+        window[size - fall :] = window[size - fall :].flip(-1)
+        return window
 
     def _fade(self, index: int) -> int:
         """Return over how many samples a chunk gives way to the next."""
@@ -141,11 +189,89 @@ class Chunks:
         return min(self.chunk_size // 2, max(0, shared))
 
 
-class OverlapAdd:
-    """The weighted sum of estimates, of which only what later chunks may still change is kept."""
+class ChunksOfMSST(Chunks):
+    """The chunks of MSST's `demix`: windows, edges and borders.
 
-    def __init__(self, chunks: Chunks) -> None:
+    A song of more than two borders is continued at both ends by its mirror image. Chunks begin as long as there are
+    samples; one that the song does not fill is mirrored at its end if it is more than half full. Windows rise and fall
+    linearly over a tenth of a chunk, from zero and to zero. The first rises only where chunks are computed together;
+    of the last ones, computed together, none falls.
+    """
+
+    def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
+        """Return a song with its mirror image at both ends, and the samples of one, 0 if the song is too short."""
+        read: list[Tensor] = []
+        received = 0
+        while received <= 2 * (self.chunk_size - self.step) and (block := next(blocks, None)) is not None:
+            read.append(block)
+            received += block.shape[-1]
+        border = self.border(received)
+        if not border:
+            return chain(read, blocks), 0
+        return _with_borders(read[0] if len(read) == 1 else torch.cat(read, dim=-1), blocks, border), border
+
+    def border(self, length: int) -> int:
+        """Return the samples that chunks share, if a song is longer than twice as many."""
+        border = self.chunk_size - self.step
+        return border if length > 2 * border else 0
+
+    def count(self, length: int, end: float = math.inf) -> int:
+        """Return the number of chunks of a song that begin before a sample."""
+        return math.ceil(min(length, end) / self.step)
+
+    def is_settled(self, index: int, received: int) -> bool:
+        """Tell whether no length that the song may still get changes the weights of a chunk."""
+        # They depend on which chunks that overlap this one are computed together with the last one.
+        return self.length is not None or received > (index + self._reach + self.batch_size) * self.step
+
+    def start(self, index: int) -> int:
+        """Return the first sample of a chunk."""
+        return index * self.step
+
+    def mirrored(self, music: int) -> int:
+        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        return self.chunk_size - music if music > self.chunk_size // 2 else 0
+
+    @staticmethod
+    def window(size: int, rise: int, fall: int) -> Tensor:
+        """Return `(t)`: a line that rises from zero, ones, and a line that falls to zero."""
+        window = torch.ones(size, dtype=torch.float64, device="cpu")
+        window[:rise] = torch.linspace(0, 1, rise, dtype=torch.float64, device="cpu")
+        window[size - fall :] = torch.linspace(1, 0, fall, dtype=torch.float64, device="cpu")
+        return window
+
+    def _window(self, index: int) -> _Window:
+        fade = self.chunk_size // 10
+        count = None if self.length is None else self.count(self.length)
+        alone = index == 0 and (self.batch_size == 1 or count == 1)
+        last = count is not None and index // self.batch_size == (count - 1) // self.batch_size
+        return _Window(self.start(index), 0 if alone else fade, 0 if last and not alone else fade)
+
+
+KINDS_OF_CHUNKS: Mapping[Blend, type[Chunks]] = {"smooth": Chunks, "msst": ChunksOfMSST}
+
+
+def _with_borders(head: Tensor, blocks: Iterator[Tensor], border: int) -> Iterator[Tensor]:
+    """Yield a song, of which the first samples are read, between the mirror images of its beginning and its end."""
+    yield head[:, 1 : border + 1].flip(-1)
+    yield head
+    end = head
+    for block in blocks:
+        end = torch.cat([end[:, -border - 1 :], block], dim=-1)
+        yield block
+    yield end[:, -border - 1 : -1].flip(-1)
+
+
+class OverlapAdd:
+    """The weighted sum of estimates, of which only what later chunks may still change is kept.
+
+    Of the song it returns the samples from `start` to before `end`.
+    """
+
+    def __init__(self, chunks: Chunks, start: int = 0, end: float = math.inf) -> None:
         self.chunks = chunks
+        self.start = start
+        self.end = end
         self._open: Tensor | None = None
 
     def add(self, index: int, estimate: Tensor) -> Tensor:
@@ -161,14 +287,38 @@ class OverlapAdd:
             final = self.chunks.final(index) - start
             with torch.inference_mode(mode=False):
                 self._open = summed[..., final:].clone()
-                return summed[..., :final].contiguous()
+                wanted = slice(max(0, self.start - start), max(0, min(self.end, start + final) - start))
+                return summed[..., :final][..., wanted].contiguous()
 
 
-def _squared_sines(size: int, rise: int, fall: int) -> Tensor:
-    """Return `(t)`: a squared sine that rises, ones, and one that falls, none of which reaches zero."""
-    window = torch.ones(size, dtype=torch.float64, device="cpu")
-    for length, place in ((rise, window[:rise]), (fall, window[size - fall :])):
-        angle = torch.linspace(0.5, length - 0.5, length, dtype=torch.float64, device="cpu")
-        place.copy_((angle * (math.pi / 2 / max(1, length))).sin().square())
-    window[size - fall :] = window[size - fall :].flip(-1)
-    return window
+def aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yield the next samples of all streams, float32 or better, equally many of each."""
+    iterators = [iter(stream) for stream in streams]
+    held: list[Tensor | None] = [None] * len(streams)
+    read = [0] * len(streams)
+    while True:
+        for number, iterator in enumerate(iterators):
+            block = held[number]
+            while block is None or block.shape[-1] == 0:
+                block = next(iterator, None)
+                if block is None:
+                    break
+                block = block.detach().to(torch.promote_types(block.dtype, torch.float32))
+                read[number] += block.shape[-1]
+            held[number] = block
+        if all(block is None for block in held):
+            return
+        if any(block is None for block in held):
+            message = f"all streams must be equally long: one ended before the others, after {read} samples read."
+            raise ValueError(message)
+        blocks = cast("list[Tensor]", held)
+        shapes = {tuple(block.shape[:-1]) for block in blocks}
+        if len(shapes) > 1:
+            message = (
+                f"all streams must have the same stems and channels: received {sorted(shapes)}. "
+                "Choose stems with `block[ids]`."
+            )
+            raise ValueError(message)
+        samples = min(block.shape[-1] for block in blocks)
+        yield [block[..., :samples] for block in blocks]
+        held = [block[..., samples:] for block in blocks]

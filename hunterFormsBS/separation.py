@@ -6,47 +6,41 @@ stays where it is, usually in host memory; the device sees one batch of chunks a
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
-from typing import TypeAlias
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.estimates import Estimator, is_finite, model_within
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.overlapAdd import Chunks, OverlapAdd, Stream
-from hunterFormsBS.printable import short_repr
+from hunterFormsBS.overlapAdd import KINDS_OF_CHUNKS, Chunks, OverlapAdd, Stream, aligned
+from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
+from hunterFormsBS.signature import with_fields_of
 
-__all__ = ["LARGEST", "Progress", "iter_blocks", "separate", "separate_stream"]
-
-LARGEST = 10**12
-"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
-
+__all__ = ["ParametersSeparation", "Progress", "iter_blocks", "separate", "separate_stream", "stems_of"]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """What is called after each chunk: with the number of chunks done, and of all chunks."""
 
 
+@with_fields_of(ParametersSeparation)
 def separate(
     model: Callable[[Tensor], Tensor],
     mixture: Tensor,
     *,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     progress: bool | Progress = False,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Tensor:
     """Separate a whole song into stems.
 
     Chunks begin every `chunk_size // num_overlap` samples. The last one is moved back to end with the song, so that
     every chunk is full of music. Where chunks overlap, their estimates are averaged with weights that rise and fall
-    as squared sines and sum to one at every sample.
+    as squared sines and sum to one at every sample. `blend="msst"` does all of this another way.
 
     A song shorter than one chunk is continued by its mirror image, then by silence: the model gets the length that it
     was trained on, a compiled model sees one shape, and the end of the song is no click. For many short clips a
@@ -60,31 +54,17 @@ def separate(
         pass as they are. A module runs in eval mode and gets its training flags back afterwards.
     mixture : Tensor
         Floating-point audio, `(s, t)`, or `(t,)` for mono.
-    chunk_size : int = 352800
-        Samples that the model sees at a time. What it was trained on is best; at least the window of its transform.
-    num_overlap : float = 2
-        How many chunks cover a sample away from the ends of the song, on average: 1.25 lets each chunk share a fifth
-        with each neighbour. With 1 the chunks abut. The time is proportional to it.
-    batch_size : int = 1
-        Chunks in one call of the model. It is halved, with a warning, when the device is out of memory.
-    device : torch.device | str | None = None
-        Where the model runs. A module is moved there and stays there. `None`: where the module's parameters are; the
-        mixture's device when it has none.
-    dtype : torch.dtype | None = None
-        `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
-        `torch.float32`: run without autocast. `None`: autocast as it is around the call.
     progress : bool | Progress = False
         `True` shows a progress bar; a callable gets the number of chunks done and the number of all chunks.
-    tta : bool = False
-        Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
-        its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Returns
     -------
     stems : Tensor
-        `(n, s, t)` on the mixture's device, as long as the mixture. Mono into a stereo model gives two channels; of
-        stereo into a mono model each channel is separated by itself. It is float32, or float64 where both the mixture
-        and the model are.
+        `(n, s, t)` on the mixture's device, as long as the mixture or the part of it. Mono into a stereo model gives
+        two channels; of stereo into a mono model each channel is separated by itself. It is float32, or float64 where
+        both the mixture and the model are.
 
     Raises
     ------
@@ -97,46 +77,42 @@ def separate(
     """
     shape = getattr(mixture, "shape", ())
     length = shape[-1] if shape else None
-    blocks = _separated(
-        model, iter([mixture]), "mixture", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
-    )
+    parameters = ParametersSeparation(**keywords)
+    blocks = stems_of(model, iter([mixture]), parameters, what="mixture", length=length, progress=progress)
     first = next(blocks)
-    if length is None or first.shape[-1] == length:
+    expected = first.shape[-1] if length is None else int(min(length, parameters.stop)) - parameters.start
+    if first.shape[-1] == expected:
         blocks.close()
         return first
     with torch.inference_mode(mode=False):
-        stems = first.new_empty((*first.shape[:-1], length))
-    place = 0
+        stems = first.new_empty((*first.shape[:-1], expected))
+    offset = 0
     for block in chain([first], blocks):
         with torch.no_grad():
-            stems[..., place : place + block.shape[-1]] = block
-        place += block.shape[-1]
+            stems[..., offset : offset + block.shape[-1]] = block
+        offset += block.shape[-1]
     return stems
 
 
+@with_fields_of(ParametersSeparation)
 def separate_stream(
     model: Callable[[Tensor], Tensor],
     blocks: Iterable[Tensor],
     *,
     length: int | None = None,
-    chunk_size: int = 352800,
-    num_overlap: float = 2,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     progress: bool | Progress = False,
-    tta: bool = False,
+    **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
     """Separate a song that comes in blocks, such as from a file or a pipe, holding a few chunks of it at a time.
 
     The stems are those of `separate`, sample for sample. Some three chunks of the song must be there before the first
-    is separated, or its end: the last chunk is moved back to end with the song.
+    is separated, or its end: the last chunk is moved back to end with the song. With `shifts` the whole song must be
+    there, since its end comes before its beginning; the stems are still given in blocks.
 
     Parameters
     ----------
-    model, chunk_size, num_overlap, batch_size, device, dtype, tta
-        As in `separate`: the model, samples that it sees at a time, chunks that cover a sample, chunks in one call,
-        where and in which precision it runs, test-time augmentation.
+    model : Callable[[Tensor], Tensor]
+        As in `separate`.
     blocks : Iterable[Tensor]
         Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
         channels, dtype and device. A block is read, never changed, and must not change while it is needed.
@@ -145,6 +121,8 @@ def separate_stream(
     progress : bool | Progress = False
         True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
         that of those known so far.
+    **keywords : Unpack[KeywordsSeparation]
+        The fields of `ParametersSeparation`.
 
     Yields
     ------
@@ -157,9 +135,8 @@ def separate_stream(
         As `separate`, when the first block is asked for or at the block that cannot be used. What `blocks` raises
         passes through.
     """
-    yield from _separated(
-        model, iter_blocks(blocks), "block", length, chunk_size, num_overlap, batch_size, device, dtype, progress, tta
-    )
+    parameters = ParametersSeparation(**keywords)
+    yield from stems_of(model, iter_blocks(blocks), parameters, length=length, progress=progress)
 
 
 def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -173,113 +150,146 @@ def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     return iter(blocks)
 
 
-def _separated(
+def stems_of(
     model: Callable[[Tensor], Tensor],
     blocks: Iterator[Tensor],
-    what: str,
-    length: int | None,
-    chunk_size: int,
-    num_overlap: float,
-    batch_size: int,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    progress: bool | Progress,
-    tta: bool,
+    parameters: ParametersSeparation,
+    *,
+    what: str = "block",
+    length: int | None = None,
+    progress: bool | Progress = False,
 ) -> Generator[Tensor]:
-    _check_positive_integer("chunk_size", chunk_size)
-    _check_positive_integer("batch_size", batch_size)
-    _check_overlap(num_overlap, chunk_size)
-    _check_window(model, chunk_size)
-    reader = _Reader(blocks, what, getattr(model, "stereo", None))
-    run = Estimator(
-        model,
-        batch_size,
-        device,
-        dtype,
-        tta=tta,
-        each_channel=reader.each_channel,
-        dtype_song=reader.dtype,
-        device_song=reader.device,
-    )
-    chunks = Chunks(chunk_size, int(chunk_size // num_overlap), run.dtype_audio, reader.device)
-    overlapAdd = OverlapAdd(chunks)
+    """Separate a stream as a record says; `what` is how messages call a block. See `separate_stream`."""
+    _check_window(model, parameters.chunk_size)
+    song = _Song(blocks, what, getattr(model, "stereo", None))
+    run = Estimator(model, parameters, each_channel=song.each_channel, dtype_song=song.dtype, device_song=song.device)
+    chunks = partial(KINDS_OF_CHUNKS[parameters.blend], parameters, run.dtype_audio, song.device)
+    if parameters.shifts > 1:
+        yield from _shifted(run, chunks, torch.cat(list(song.blocks), dim=-1), parameters, progress)
+        return
+    start, end = parameters.start, parameters.stop
+    total = None if length is None else chunks().number(length, start, end)
+    with _progress_reporter(progress, total) as report:
+        yield from _overlap_added(run, chunks(), song.blocks, length, start, end, report)
 
-    index = 0
-    with _progress_reporter(progress, None if length is None else chunks.count(length)) as report:
-        while chunks.is_there(index):
-            while not chunks.is_settled(index + run.batch_size - 1, reader.stream.received):
-                if not reader.read():
-                    chunks.length = reader.stream.received
-            size = run.batch_size
-            if chunks.length is not None:
-                size = min(size, chunks.count(chunks.length) - index)
-            for estimate in run.estimates(chunks, index, size, reader.stream):
-                final = overlapAdd.add(index, estimate)
-                del estimate  # Or the next call of the model would find the memory of a batch still in use.
-                index += 1
-                known = max(reader.stream.received, length or 0) if chunks.length is None else chunks.length
-                report(index, chunks.count(known))
+
+def _shifted(
+    run: Estimator,
+    chunks: Callable[[], Chunks],
+    mixture: Tensor,
+    parameters: ParametersSeparation,
+    progress: bool | Progress,
+) -> Generator[Tensor]:
+    """Yield the mean over shifts of the stems of a song whose end is put before its beginning, moved back."""
+    length = mixture.shape[-1]
+    _check_start(parameters.start, length)
+    end = int(min(parameters.stop, length))
+    shifts = [number * (length // parameters.shifts) for number in range(parameters.shifts)]
+    # Where the part lies in a shifted song: in two pieces if what was the beginning of the song lies within it.
+    pieces = [
+        [
+            (max(0, parameters.start + moved), min(length, end + moved))
+            for moved in (shift, shift - length)
+            if parameters.start + moved < length and end + moved > 0
+        ]
+        for shift in shifts
+    ]
+    total = sum(chunks().number(length, *piece) for each in pieces for piece in each)
+    with _progress_reporter(progress, total) as report:
+        numbers = itertools.count(1)
+
+        def passed(shift: int, each: list[tuple[int, int]]) -> Generator[Tensor]:
+            for start, end in each:
+                blocks = iter([mixture[:, length - shift :], mixture[:, : length - shift]])
+                yield from _overlap_added(
+                    run, chunks(), blocks, length, start, end, lambda _done, _total: report(next(numbers), total)
+                )
+
+        for stems in aligned(list(map(passed, shifts, pieces))):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                mean = torch.stack(stems).mean(dim=0)
+            yield mean
+
+
+def _overlap_added(
+    run: Estimator,
+    chunks: Chunks,
+    blocks: Iterator[Tensor],
+    length: int | None,
+    start: int,
+    end: float,
+    report: Progress,
+) -> Generator[Tensor]:
+    """Yield the samples from `start` to before `end` of all stems of a song of about this length."""
+    blocks, border = chunks.continued(blocks)
+    stream = Stream(blocks)
+    overlapAdd = OverlapAdd(chunks, start + border, end + border)
+    first = index = chunks.first(start + border)
+    while True:
+        while not chunks.is_settled(index + run.batch_size - 1, stream.received):
+            stream.forget(chunks.least(index, stream.received))
+            if not stream.read():
+                chunks.length = stream.received
+                length = stream.received - 2 * border
+                _check_start(start, length)
+                overlapAdd.end = min(end, length) + border
+        size = min(run.batch_size, chunks.count(stream.received, overlapAdd.end) - index)
+        for estimate in run.estimates(chunks, index, size, stream):
+            final = overlapAdd.add(index, estimate)
+            del estimate  # Or the next call of the model would find the memory of a batch still in use.
+            index += 1
+            known = 0 if chunks.length is not None else stream.received - 2 * border
+            report(index - first, max(index - first, chunks.number(max(known, length or 0), start, end)))
+            if final.shape[-1]:
                 yield final
-                del final
-            reader.stream.forget(chunks.start(index))
+            del final
+        if chunks.count(stream.received, overlapAdd.end) <= index:
+            return
 
 
-class _Reader:
-    """Takes blocks from where they come, refuses bad ones, and gives them the channels that the model takes."""
+class _Song:
+    """Blocks as they come: bad ones are refused, the others get the channels that the model takes."""
 
     def __init__(self, blocks: Iterator[Tensor], what: str, stereo: object) -> None:
-        self.stream = Stream()
-        self._blocks = blocks
         self._what = what
         block = next(blocks, None)
         if block is None:
             raise ValueError("`blocks` has no block: pass at least one, with at least one sample.")
-        block = self._checked(block)
+        block = self._checked(block, 0)
         self.dtype, self.device = block.dtype, block.device
         self._channels = block.shape[0]
         self.each_channel = stereo is not None and not stereo and block.shape[0] == 2
         self._expand = bool(stereo) and block.shape[0] == 1
         if stereo is not None and not self._expand and not self.each_channel:
             _check_channels(block.shape[0], 2 if stereo else 1)
-        self.stream.append(self._matched(block))
+        self.blocks = self._matching(chain([block], blocks))
 
-    def read(self) -> bool:
-        """Take one more block, if there is one; raise if the song ends without a sample."""
-        block = next(self._blocks, None)
-        if block is None:
-            if not self.stream.received:
-                raise ValueError("`blocks` has no samples: pass blocks of which at least one is not empty.")
-            return False
-        block = self._checked(block)
-        if (block.shape[0], block.dtype, block.device) != (self._channels, self.dtype, self.device):
-            raise ValueError(
-                f"the block at sample {self.stream.received} has {block.shape[0]} channels of {block.dtype} on "
-                f"{block.device}, those before it {self._channels} of {self.dtype} on {self.device}: make all alike."
-            )
-        self.stream.append(self._matched(block))
-        return True
+    def _matching(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield blocks with the channels that the model takes; raise if they end without a sample."""
+        received = 0
+        for given in blocks:
+            block = self._checked(given, received)
+            if (block.shape[0], block.dtype, block.device) != (self._channels, self.dtype, self.device):
+                raise ValueError(
+                    f"the block at sample {received} has {block.shape[0]} channels of {block.dtype} on "
+                    f"{block.device}, those before it {self._channels} of {self.dtype} on {self.device}: make all "
+                    "alike."
+                )
+            received += block.shape[-1]
+            yield block.expand(2, -1) if self._expand else block
+            del given, block
+        if not received:
+            raise ValueError("`blocks` has no samples: pass blocks of which at least one is not empty.")
 
-    def _checked(self, block: object) -> Tensor:
+    def _checked(self, block: object, received: int) -> Tensor:
         """Return a block as `(s, t)`."""
-        checked = _check_audio(block, self._what, self.stream.received)
+        checked = _check_audio(block, self._what, received)
         return (checked[None] if checked.ndim == 1 else checked).detach()
 
-    def _matched(self, block: Tensor) -> Tensor:
-        return block.expand(2, -1) if self._expand else block
 
-
-def _check_overlap(num_overlap: object, chunk_size: int) -> None:
-    """Raise unless the overlap is a number from 1 to the chunk's samples."""
-    if isinstance(num_overlap, bool) or not isinstance(num_overlap, (int, float)):
-        raise TypeError(f"`num_overlap` must be a number: received {short_repr(num_overlap)}.")
-    if not 1 <= num_overlap < math.inf:
-        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(num_overlap)}.")
-    if num_overlap > chunk_size:
-        message = (
-            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(num_overlap)} and {chunk_size}. "
-            "Use fewer overlaps or longer chunks."
-        )
-        raise ValueError(message)
+def _check_start(start: int, length: int) -> None:
+    if start >= length:
+        raise ValueError(f"`start` must be before the end of the song, {length} samples: received {start}.")
 
 
 def _check_window(model: object, chunk_size: int) -> None:
@@ -290,16 +300,6 @@ def _check_window(model: object, chunk_size: int) -> None:
             f"`chunk_size` must hold at least one window of the model's transform, {window} samples: received "
             f"{chunk_size}. What the model was trained on is best, usually some 8 seconds."
         )
-
-
-def _check_positive_integer(name: str, value: object) -> None:
-    """Raise unless the value is an integer above zero, and of a size that something can have."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        message = f"`{name}` must be an integer: received {value!r}."
-        raise TypeError(message)
-    if not 1 <= value <= LARGEST:
-        message = f"`{name}` must be from 1 to {LARGEST}: received {short_repr(value)}."
-        raise ValueError(message)
 
 
 def _check_audio(audio: object, what: str, place: int) -> Tensor:

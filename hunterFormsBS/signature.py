@@ -1,17 +1,19 @@
-"""Constructors that explain themselves: signatures that read well, and the right name for a wrong one."""
+"""Constructors and functions that explain themselves: signatures that read well, and the right name for a wrong one."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from types import MappingProxyType
-from typing import Any, Final, ParamSpec, get_type_hints
+from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
-__all__ = ["explained"]
+__all__ = ["explained", "with_fields_of"]
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., object])
 
 _MEL_SCALE = "mel layouts are on Slaney's scale: leave it out, or pass another layout as mask_filter_bank"
 
@@ -56,6 +58,27 @@ def explained(init: Callable[P, None], further: Callable[..., None] | None = Non
 
     constructor.__signature__ = signature  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     return constructor
+
+
+def with_fields_of(record: type) -> Callable[[F], F]:
+    """Return a decorator for functions that make a record of their `**keywords`.
+
+    Signature and help of such a function have the fields of the record, with types, default values and what the record
+    says of them, in place of the keywords.
+    """
+
+    def explain(function: F) -> F:
+        own = inspect.signature(function, eval_str=True)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        signature = own.replace(parameters=[*named, *inspect.signature(record).parameters.values()])
+        function.__signature__ = signature  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+        if function.__doc__ and record.__doc__:  # Python drops both with -OO.
+            fields = inspect.cleandoc(record.__doc__).partition("----------\n")[2].partition("\n\n")[0]
+            documented = inspect.cleandoc(function.__doc__)
+            function.__doc__ = re.sub(r"\*\*keywords.*(\n    .*)*", lambda _: fields, documented)
+        return function
+
+    return explain
 
 
 def _remedy(name: str, names: list[str]) -> str:

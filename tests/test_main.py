@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -133,6 +134,39 @@ def test_stems_have_the_rate_the_length_and_the_channels_of_the_mixture(
     assert {batch.shape[1:] for batch in bench.model.batches} == {(2, 1000)}
     chunks = sum(len(batch) for batch in bench.model.batches)
     assert chunks == -(-(-(-12345 * 44100 // sample_rate) - 1000) // 250) + 1
+
+
+def test_a_part_of_a_song_has_the_names_and_the_samples_of_the_whole(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture, _ = read_audio(bench.song)
+    for part, first, last in (
+        (("--start", "0:00.25", "--duration", "0.1"), 2000, 2800),
+        (("--end", "0.1"), 0, 800),
+        (("--preview",), 0, 5000),
+    ):
+        bench.model.batches.clear()
+        assert bench.run("--residual", "--overwrite", "--json", *part) == 0
+        audio, _ = read_audio(bench.output / "song" / "vocals.wav")
+        torch.testing.assert_close(audio, mixture[:, first:last] / 2, rtol=0, atol=1e-6)
+        assert bench.written() == ["song/other.wav", "song/residual.wav", "song/vocals.wav"]
+        record = json.loads(capsys.readouterr().out)
+        assert (record["start"], record["duration"]) == (first / RATE, (last - first) / RATE)
+    assert bench.run("--overwrite", "--start", "5") == 1
+    assert "the part begins at 0:05, but the song ends at 0:00.62" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        bench.run("--overwrite", "--end", "5", "--preview")
+
+
+def test_shifts_and_blend_reach_the_separation(bench: Bench) -> None:
+    counts: list[int] = []
+    for arguments in ((), ("--shifts", 3), ("--blend", "msst")):
+        bench.model.batches.clear()
+        assert bench.run("--overwrite", *arguments) == 0
+        counts.append(sum(map(len, bench.model.batches)))
+    once, thrice, with_borders = counts
+    assert 3 * once <= thrice <= 3 * once + 2 * 4  # four chunks reach over the seam of each of two shifted songs
+    assert with_borders == -(-(5000 + 750) // 250)  # up to the end of the song within its two borders
 
 
 def test_sizes_come_from_the_command_line_then_from_the_inference_and_audio_sections(bench: Bench) -> None:

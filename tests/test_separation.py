@@ -750,3 +750,216 @@ def test_bfloat16_on_a_processor_without_it_is_warned_about_once_a_call(monkeypa
     with pytest.warns(RuntimeWarning, match="no instructions for bfloat16") as caught:
         separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+# Parts of a song ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    length=st.integers(1, 900),
+    chunk_size=st.integers(40, 200),
+    num_overlap=st.floats(1, 4),
+    batch_size=st.integers(1, 6),
+    part=st.tuples(st.integers(0, 899), st.integers(1, 900)),
+    places=st.lists(st.integers(0, 900), max_size=5),
+)
+@example(length=900, chunk_size=100, num_overlap=2.0, batch_size=4, part=(890, 10), places=[450])
+@example(length=850, chunk_size=100, num_overlap=1.0, batch_size=1, part=(790, 20), places=[450])
+@example(length=30, chunk_size=100, num_overlap=2.0, batch_size=1, part=(7, 3), places=[])
+def test_the_samples_of_a_part_are_those_of_the_whole_song(
+    length: int, chunk_size: int, num_overlap: float, batch_size: int, part: tuple[int, int], places: list[int]
+) -> None:
+    mixture = noise(2, length)
+    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size}
+    start, duration = part[0] % length, part[1]
+    expected = separate(nonlinear, mixture, **keywords)[..., start : start + duration]
+    by_end = separate(nonlinear, mixture, start=start, end=start + duration, **keywords)
+    torch.testing.assert_close(by_end, expected, rtol=0, atol=1e-5)
+    blocks = separate_stream(nonlinear, cut(mixture, places), start=start, duration=duration, **keywords)
+    torch.testing.assert_close(torch.cat(list(blocks), dim=-1), expected, rtol=0, atol=1e-5)
+
+
+def test_of_a_part_the_model_sees_only_the_chunks_that_reach_into_it() -> None:
+    model, seen = Recorder(), []
+    separate(
+        model,
+        torch.arange(20000.0),
+        chunk_size=CHUNK,
+        start=5100,
+        end=6400,
+        batch_size=3,
+        progress=lambda *counts: seen.append(counts),
+    )
+    assert [int(chunk[0, 0]) for chunk in model.chunks] == [4500, 5000, 5500, 6000]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_stream_is_read_until_its_part_is_known_and_held_from_where_it_begins() -> None:
+    alive, most, read = 0, 0, 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal alive, most, read
+        for _block in range(1000):
+            array = np.ones((1, 100), dtype=np.float32)
+            alive, read = alive + 1, read + 100
+            weakref.finalize(array, release)
+            most = max(most, alive)
+            yield torch.from_numpy(array)
+            del array
+
+    def release() -> None:
+        nonlocal alive
+        alive -= 1
+
+    stems = list(separate_stream(identity, blocks(), chunk_size=CHUNK, start=50000, duration=2000))
+    assert sum(block.shape[-1] for block in stems) == 2000
+    assert read <= 52000 + 3 * CHUNK
+    assert most * 100 <= 4 * CHUNK
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"start": -1}, ValueError, "`start` must be from 0 to .*: received -1"),
+        ({"start": 1.5}, TypeError, "`start` must be an integer: received 1.5"),
+        ({"start": True}, TypeError, "`start` must be an integer: received True"),
+        ({"end": 0}, ValueError, "`end` must be from 1 to .*: received 0"),
+        ({"duration": 0}, ValueError, "`duration` must be from 1 to .*: received 0"),
+        ({"start": 5, "end": 5}, ValueError, "`end` must be greater than `start`: received 5 and 5"),
+        ({"end": 5, "duration": 5}, ValueError, "`end` and `duration` exclude each other: received 5 and 5"),
+        ({"start": 9}, ValueError, "`start` must be before the end of the song, 9 samples: received 9"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused_before_the_model_runs(
+    keywords: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = Recorder()
+    with pytest.raises(error, match=message):
+        separate(model, torch.zeros(2, 9), **keywords)
+    with pytest.raises(error, match=message):
+        list(separate_stream(model, [torch.zeros(2, 4), torch.zeros(2, 5)], **keywords))
+    assert model.batches == []
+
+
+# Shifts, and the chunks of MSST ---------------------------------------------------------------------------------------
+
+
+def as_msst_does(
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: int, batch_size: int
+) -> Tensor:
+    """Separate as MSST's `demix` does, chunk by chunk and sample by sample."""
+    step, fade = chunk_size // num_overlap, chunk_size // 10
+    border = chunk_size - step
+    length = mixture.shape[-1]
+    border = border if length > 2 * border else 0
+    indices = [*range(border, 0, -1), *range(length), *range(length - 2, length - 2 - border, -1)]
+    song = mixture[:, indices]
+    starts = range(0, song.shape[-1], step)
+    total, weights = torch.zeros(()), torch.zeros(song.shape[-1], dtype=torch.float64)
+    for number, start in enumerate(starts):
+        music = song[:, start : start + chunk_size]
+        there = music.shape[-1]
+        missing = chunk_size - there
+        tail = music[:, [there - 2 - sample for sample in range(missing)]] if there > chunk_size // 2 else None
+        tail = torch.zeros(len(song), missing) if tail is None else tail
+        estimate = model(torch.cat([music, tail], dim=-1)[None])[0].double()
+        together = [other for other in range(len(starts)) if other // batch_size == number // batch_size]
+        window = [1.0] * chunk_size
+        for sample in range(fade):
+            up = sample / (fade - 1) if fade > 1 else 0.0
+            down = 1 - sample / (fade - 1) if fade > 1 else 1.0
+            window[sample] = 1.0 if together == [0] else up
+            falls = together == [0] or together[-1] < len(starts) - 1
+            window[chunk_size - fade + sample] = down if falls else 1.0
+        weighted = estimate * torch.tensor(window, dtype=torch.float64)
+        total = total + torch.nn.functional.pad(weighted, (start, len(starts) * chunk_size))[..., : song.shape[-1]]
+        weights[start : start + there] += torch.tensor(window, dtype=torch.float64)[:there]
+    stems = (total / weights).nan_to_num(nan=0.0)
+    return stems[..., border : border + length].float()
+
+
+CHUNKS = {
+    "chunk_size": st.integers(20, 120),
+    "num_overlap": st.integers(1, 5),
+    "batch_size": st.integers(1, 5),
+    "length": st.integers(1, 400),
+}
+
+
+@settings(deadline=None, max_examples=50)
+@given(**CHUNKS)
+@example(chunk_size=100, num_overlap=1, batch_size=2, length=250)
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=50)
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=51)
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=101)
+@example(chunk_size=100, num_overlap=4, batch_size=3, length=150)
+def test_the_blend_of_msst_is_its_demix_for_any_length_overlap_and_batch(
+    chunk_size: int, num_overlap: int, batch_size: int, length: int
+) -> None:
+    mixture = noise(2, length)
+    expected = as_msst_does(nonlinear, mixture, chunk_size, num_overlap, batch_size)
+    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": "msst"}
+    stems = separate(nonlinear, mixture, **keywords)
+    assert (stems - expected).abs().max() <= 1e-6 * expected.abs().max()
+    blocks = separate_stream(nonlinear, cut(mixture, [length // 3, length // 2]), **keywords)
+    torch.testing.assert_close(torch.cat(list(blocks), dim=-1), stems, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(["smooth", "msst"]), start=st.integers(0, 499))
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=3, shifts=5, blend="smooth", start=1)
+def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
+    chunk_size: int, num_overlap: int, batch_size: int, length: int, shifts: int, blend: str, start: int
+) -> None:
+    mixture = noise(2, length)
+    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": blend}
+    expected = torch.zeros(())
+    for number in range(shifts):
+        shift = number * (length // shifts)
+        stems = separate(
+            nonlinear, torch.cat([mixture[:, length - shift :], mixture[:, : length - shift]], -1), **keywords
+        )
+        expected = expected + torch.cat([stems[..., shift:], stems[..., :shift]], dim=-1) / shifts
+    tolerance: Any = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(separate(nonlinear, mixture, shifts=shifts, **keywords), expected, **tolerance)
+    start %= length
+    part = separate_stream(nonlinear, cut(mixture, [length // 2]), shifts=shifts, start=start, duration=99, **keywords)
+    torch.testing.assert_close(torch.cat(list(part), dim=-1), expected[..., start : start + 99], **tolerance)
+
+
+@pytest.mark.parametrize("keywords", [{"shifts": 3}, {"blend": "msst"}, {"blend": "msst", "shifts": 3, "start": 700}])
+def test_progress_counts_the_chunks_of_all_shifts_and_borders(keywords: dict[str, Any]) -> None:
+    model, seen = Recorder(), []
+    separate(model, noise(1, 4321), chunk_size=CHUNK, progress=lambda *counts: seen.append(counts), **keywords)
+    assert seen == [(done, len(model.chunks)) for done in range(1, len(model.chunks) + 1)]
+
+
+def test_the_blend_of_msst_streams_holding_a_few_chunks() -> None:
+    given = done = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal given
+        for _block in range(100):
+            given += 100
+            yield noise(1, 100)
+
+    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2, blend="msst"):
+        done += stems.shape[-1]
+        assert given <= done + 4.5 * CHUNK
+    assert done == 10000
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"shifts": 0}, ValueError, "`shifts` must be from 1 to .*: received 0"),
+        ({"shifts": "2"}, TypeError, "`shifts` must be an integer: received '2'"),
+        ({"blend": "MSST"}, ValueError, "`blend` must be one of smooth, msst: received 'MSST'"),
+    ],
+)
+def test_shifts_and_blends_that_do_not_exist_are_refused(
+    keywords: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        separate(identity, noise(1, 10), **keywords)

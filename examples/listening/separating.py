@@ -18,6 +18,7 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.console import one_line
+from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.plot import plot_band_masks, plot_separation
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.rates import resample
@@ -154,7 +155,8 @@ class Separator:
         checkpoint, configuration, content = find_configuration(
             Path(request.checkpoint), Path(request.configuration) if request.configuration else None
         )
-        settings, _ = read_settings(content, num_overlap=request.num_overlap)
+        given: KeywordsSeparation = {} if request.num_overlap is None else {"num_overlap": request.num_overlap}
+        settings, _ = read_settings(content, **given)
         progress.message = "reading the song"
         audio = probe_audio(request.song, name=request.name, downmix=True)
         mixture = read_song(audio, self.max_minutes)

@@ -16,9 +16,10 @@ from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
-from hunterFormsBS.songs.commandLine import DTYPES, Options, UsageError
+from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
+from hunterFormsBS.songs.parts import Part, clock, loudest_part
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
 from hunterFormsBS.songs.separating import Combination, Separator, separate_song
@@ -71,12 +72,12 @@ def separate_all(options: Options, console: Console) -> int:
 def _separate_share(options: Options, console: Console, place: Place) -> int:
     if place.size > 1 and any(map(is_pipe, options.mixtures)):
         raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
-    encoding = _encoding(options)
+    encoding, part = _encoding(options), options.part()
     device = _device(options.device, place)
     sources, names = _sources(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
-        batch = _Batch(options, console, encoding, sources, songs)
+        batch = _Batch(options, console, encoding, part, sources, songs)
         batch.name_stems(names)
         lengths = [batch.seconds(song) for song in songs] if place.size > 1 else []
         share = share_of(place, songs, lengths)
@@ -98,11 +99,18 @@ class _Batch:
     """Songs, and the files that they become."""
 
     def __init__(
-        self, options: Options, console: Console, encoding: Encoding, sources: Sequence[_Source], songs: Sequence[Song]
+        self,
+        options: Options,
+        console: Console,
+        encoding: Encoding,
+        part: Part | None,
+        sources: Sequence[_Source],
+        songs: Sequence[Song],
     ) -> None:
         self.options = options
         self.console = console
         self.encoding = encoding
+        self.part = part
         self.songs = songs
         self.names: list[str] = []
         """Of the files of each song; empty while only the model tells how many there are."""
@@ -200,6 +208,9 @@ class _Batch:
         self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
         begun = time.monotonic()
         tags = read_tags(song.place)
+        part = self.part or loudest_part(audio.blocks(), audio.sample_rate)
+        first, last = part.samples(audio.sample_rate)
+        length = int(max(0, min(last, _samples(audio)) - first))
         with (
             SongProgress(self.console, song.path, len(separators)) as progress,
             writing_together(
@@ -212,15 +223,14 @@ class _Batch:
                 finish=lambda path: write_tags(tags, [path]),
             ) as folder,
         ):
-            opened = [folder.open(name, audio.channels, _samples(audio)) for name in files]
+            opened = [folder.open(name, audio.channels, length) for name in files]
             stems = separate_song(
                 separators,
                 audio,
                 combination=Combination(options.ensemble, options.weights),
                 residual=options.residual is not None,
+                part=part,
                 report=progress,
-                dtype=DTYPES[options.dtype],
-                tta=options.tta,
             )
             with Behind[torch.Tensor](lambda block: side_by_side(StemFile.write, opened, block)) as write:
                 for block in stems:
@@ -233,6 +243,8 @@ class _Batch:
                 )
         if folder.factor < 1:
             self.console.remark(f"{song.path}: all stems are multiplied by {folder.factor:.4f}, to stay in full scale")
+        if self.part is None:
+            self.console.remark(f"{song.path}: the preview begins at {clock(part.start)}")
         for path in files.values():
             if path not in kept:
                 self.console.show(path)
@@ -242,6 +254,7 @@ class _Batch:
             outputs=files,
             duration=opened[0].written / opened[0].sample_rate,
             seconds=time.monotonic() - begun,
+            start=part.start,
             factor=folder.factor,
         )
 
@@ -279,6 +292,7 @@ class _Batch:
         outputs: Mapping[str, Path] | None = None,
         duration: float | None = None,
         seconds: float | None = None,
+        start: float = 0.0,
         factor: float = 1.0,
         error: str | None = None,
     ) -> None:
@@ -288,6 +302,7 @@ class _Batch:
                 "song": str(song.path),
                 "status": status,
                 "outputs": {name: str(path) for name, path in (outputs or {}).items()},
+                "start": start,
                 "duration": duration,
                 "seconds": seconds,
                 "factor": factor,
@@ -355,9 +370,7 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
         if options.lora is not None:
             adapters = read_adapters(options.lora, content)
             used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
-        settings, warnings = read_settings(
-            content, chunk_size=options.chunk_size, num_overlap=options.num_overlap, batch_size=options.batch_size
-        )
+        settings, warnings = read_settings(content, **options.separation())
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))
     for remark in remarks:

@@ -9,16 +9,23 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NoReturn, cast, get_args
 
 import torch
 
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.ensemble import ENSEMBLES, Ensemble
+from hunterFormsBS.parametersSeparation import (
+    BLENDS,
+    LARGEST,
+    Blend,
+    KeywordsSeparation,
+    ParametersSeparation,
+)
 from hunterFormsBS.printable import say, short_repr
-from hunterFormsBS.separation import LARGEST
 from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
+from hunterFormsBS.songs.parts import PREVIEW, Part, clock, seconds
 from hunterFormsBS.songs.writing import FORMATS, Format
 
 __all__ = ["DTYPES", "PROGRAM", "Options", "UsageError", "parse", "parser"]
@@ -37,6 +44,9 @@ examples:
 
   python -m hunterFormsBS song.mp3 --checkpoint model.ckpt --output separated --num-overlap 4 --dtype bfloat16
       more overlap for smoother results, at twice the time of --num-overlap 2; bfloat16 saves time on a GPU
+
+  python -m hunterFormsBS song.flac --checkpoint model.ckpt --output separated --start 1:20 --duration 30
+      half a minute of the song, the same samples as in the stems of all of it; --preview takes the loudest half minute
 
   torchrun --nproc-per-node 8 -m hunterFormsBS corpus/ --checkpoint model.ckpt --output separated --skip-existing
       shares the songs out among eight GPUs; the same command again does what is left
@@ -68,6 +78,10 @@ class Options(argparse.Namespace):
     output: Path
     audio_stream: int | None
     downmix: bool
+    start: float | None
+    end: float | None
+    duration: float | None
+    preview: bool
     stems: list[str] | None
     residual: str | None
     name_template: str
@@ -83,8 +97,38 @@ class Options(argparse.Namespace):
     num_overlap: float | None
     batch_size: int | None
     tta: bool
+    shifts: int
+    blend: Blend
     device: str
     dtype: str
+
+    def separation(self) -> KeywordsSeparation:
+        """Return what it says of how to separate, but for the device, where models are loaded, and for the part."""
+        apart = {"device", "start", "end", "duration"}
+        given = {name: getattr(self, name) for name in KeywordsSeparation.__annotations__ if name not in apart}
+        given["dtype"] = DTYPES[self.dtype]
+        return cast("KeywordsSeparation", {name: value for name, value in given.items() if value is not None})
+
+    def part(self) -> Part | None:
+        """Return which part of songs is separated, None for a preview of each.
+
+        Raises
+        ------
+        UsageError
+            If the options of parts contradict each other.
+        """
+        ends = [name for name in ("end", "duration", "preview") if getattr(self, name) not in (None, False)]
+        if len(ends) > 1:
+            raise UsageError(f"{' and '.join(f'--{name}' for name in ends)} exclude each other: leave one out")
+        start = self.start or 0.0
+        if self.preview:
+            if self.start is not None:
+                raise UsageError("--preview finds its beginning: leave out --start, or pass it with --duration 30")
+            return None
+        end = start + self.duration if self.duration is not None else math.inf if self.end is None else self.end
+        if end <= start:
+            raise UsageError(f"the part would end at {clock(end)} and begin at {clock(start)}: end it later")
+        return Part(start, end)
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Options, Callable[[str], NoReturn]]:
@@ -123,6 +167,13 @@ def _overlap(text: str) -> float:
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, but is {text!r}")
     return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _quality(text: str) -> float:
@@ -247,6 +298,15 @@ def parser() -> argparse.ArgumentParser:
         help="which audio of a film or of a .stem.mp4, counted from 1 (1)",
     )
     add("--downmix", action="store_true", help="mix more than two channels down to stereo, as FFmpeg does")
+    add(
+        "--start",
+        type=_seconds,
+        metavar="TIME",
+        help="separate from here on: seconds or m:ss; what lies before is heard",
+    )
+    add("--end", type=_seconds, metavar="TIME", help="separate up to here")
+    add("--duration", type=_seconds, metavar="TIME", help="how much to separate, in place of --end")
+    add("--preview", action="store_true", help=f"separate {PREVIEW:.0f} seconds of the loudest part of each song")
 
     group = reader.add_argument_group("what is written")
     add = group.add_argument
@@ -300,13 +360,42 @@ def parser() -> argparse.ArgumentParser:
         "how it is computed", "The defaults of the first three are those of the configuration, where it states them."
     )
     add = group.add_argument
-    add("--chunk-size", type=_positive_integer, metavar="N", help="samples that the model sees at a time (352800)")
-    add("--num-overlap", type=_overlap, metavar="X", help="how many chunks cover each sample, such as 4 or 1.25 (2)")
-    add("--batch-size", type=_positive_integer, metavar="N", help="chunks that are computed together (1)")
+    usual = ParametersSeparation
+    add(
+        "--chunk-size",
+        type=_positive_integer,
+        metavar="N",
+        help=f"samples that the model sees at a time ({usual.chunk_size})",
+    )
+    add(
+        "--num-overlap",
+        type=_overlap,
+        metavar="X",
+        help=f"how many chunks cover each sample, such as 4 or 1.25 ({usual.num_overlap})",
+    )
+    add(
+        "--batch-size",
+        type=_positive_integer,
+        metavar="N",
+        help=f"chunks that are computed together ({usual.batch_size})",
+    )
     add(
         "--tta",
         action="store_true",
         help="average with the polarity inverted and the channels exchanged: three times as long",
+    )
+    add(
+        "--shifts",
+        type=_positive_integer,
+        default=usual.shifts,
+        metavar="N",
+        help="average over N passes, each moved in time: N times as long (1)",
+    )
+    add(
+        "--blend",
+        choices=BLENDS,
+        default=usual.blend,
+        help="windows, edges and borders of chunks: msst for the same stems as its inference.py (default: smooth)",
     )
     add(
         "--ensemble",

@@ -14,7 +14,7 @@ from hunterFormsBS.checkpoint.recognition import recognise
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.printable import printable, say
 from hunterFormsBS.songs.commandLine import Options, UsageError
-from hunterFormsBS.songs.settings import find_configuration, read_settings
+from hunterFormsBS.songs.settings import find_configuration, read_settings, stated_separation
 
 __all__ = ["show_information"]
 
@@ -33,6 +33,7 @@ def show_information(options: Options, checkpoint: Path, console: Console) -> in
         raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
     file, used, content = find_configuration(checkpoint, next(iter(options.configuration), None))
     settings, _ = read_settings(content)
+    of_configuration = stated_separation(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         family = recognise(read_state_dict(file), options.upstream).family
@@ -46,7 +47,7 @@ def show_information(options: Options, checkpoint: Path, console: Console) -> in
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "stems": settings.names if len(settings.names) == model.num_stems else numbered,
         "sample_rate": settings.sample_rate,
-        **{name: settings.sizes.get(name) for name in ("chunk_size", "num_overlap", "batch_size")},
+        **{name: of_configuration.get(name) for name in ("chunk_size", "num_overlap", "batch_size")},
         "normalize": settings.normalize,
         "arguments": arguments,
         "warnings": remarks,

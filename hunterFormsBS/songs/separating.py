@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.ensemble import Ensemble, combine_streams
-from hunterFormsBS.separation import separate_stream
+from hunterFormsBS.ensemble import HOP, Ensemble, combine_streams
+from hunterFormsBS.separation import Progress, stems_of
+from hunterFormsBS.songs.parts import Part, Region, clock
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.reading import AudioFile
 from hunterFormsBS.songs.settings import Settings
@@ -55,8 +57,8 @@ def separate_song(
     *,
     combination: Combination = Combination(),  # noqa: B008  # it cannot change
     residual: bool = False,
+    part: Part = Part(),  # noqa: B008  # it cannot change
     report: Report | None = None,
-    **keywords: Any,
 ) -> Generator[Tensor]:
     """Separate a song block by block.
 
@@ -69,25 +71,52 @@ def separate_song(
         Of several separators.
     residual : bool
         Whether the mixture minus all stems comes as the last stem.
+    part : Part
+        What of the song is separated. The models see what lies around it.
     report : Callable[[int, int, int], object] | None
         Called with the number of a separator, its chunks done, and all of its chunks as far as they are known.
-    **keywords : Any
-        For `separate_stream`.
 
     Yields
     ------
     stems : Tensor
-        `(n, s, t)`, at the rate, with the channels and, altogether, with the length of the song.
+        `(n, s, t)`, at the rate, with the channels and, altogether, with the length of the song or its part.
+
+    Raises
+    ------
+    ValueError
+        If the song ends before the part begins.
     """
-    passing = [_Passing(audio.blocks(), keep=residual and not number) for number in range(len(separators))]
+    first, last = part.samples(audio.sample_rate)
+    wide = _whole_frames(first, last) if len(separators) > 1 and combination.kind.endswith("_fft") else (first, last)
+    passing = [_Passing(audio, *wide, begin=first, keep=residual and not number) for number in range(len(separators))]
+    stems = _separated_by_all(separators, audio, combination, passing, report, residual=residual)
+    skip, left = first - wide[0], last - first
+    for block in stems:
+        wanted = block[..., skip : skip + int(min(left, block.shape[-1]))]
+        skip = max(0, skip - block.shape[-1])
+        left -= wanted.shape[-1]
+        if wanted.shape[-1]:
+            yield wanted
+
+
+def _whole_frames(first: int, last: float) -> tuple[int, float]:
+    """Return a part that begins and ends with frames of the ensemble's spectra, one more at either end."""
+    end = last if last == math.inf else (math.ceil(last / HOP) + 1) * HOP
+    return max(0, first // HOP - 1) * HOP, end
+
+
+def _separated_by_all(
+    separators: Sequence[Separator],
+    audio: AudioFile,
+    combination: Combination,
+    passing: Sequence[_Passing],
+    report: Report | None,
+    *,
+    residual: bool,
+) -> Generator[Tensor]:
+    """Yield the combined stems of samples of a song, and what they leave of it."""
     streams = [
-        _separated(
-            separator,
-            audio,
-            blocks,
-            progress=False if report is None else _reporter(report, number),
-            **keywords,
-        )
+        _separated(separator, audio, blocks, False if report is None else _reporter(report, number))
         for number, (separator, blocks) in enumerate(zip(separators, passing, strict=True))
     ]
     combined: Iterable[Tensor] = streams[0]
@@ -103,25 +132,37 @@ def separate_song(
             yield stems
 
 
-def _reporter(report: Report, number: int) -> Callable[[int, int], object]:
+def _reporter(report: Report, number: int) -> Progress:
     return lambda done, total, /: report(number, done, total)
 
 
 class _Passing:
-    """The blocks of a song on their way to a model, counted, and kept where they are asked for again."""
+    """The blocks of a song on their way to a model, counted, and kept where they are asked for again.
 
-    def __init__(self, blocks: Iterable[Tensor], *, keep: bool) -> None:
+    Stems are those of samples `first` to before `last`, which the part of the song begins within, at `begin`.
+    """
+
+    def __init__(self, audio: AudioFile, first: int, last: float, *, begin: int, keep: bool) -> None:
+        self.begin = begin
+        self.first = first
+        self.last = last
         self.length = 0
-        self._source = blocks
+        self._audio = audio
         self._keep = keep
         self._kept: deque[Tensor] = deque()
 
     def __iter__(self) -> Iterator[Tensor]:
-        for block in self._source:
-            self.length += block.shape[-1]
-            if self._keep:
-                self._kept.append(block)
+        for block in self._audio.blocks():
+            begun, self.length = self.length, self.length + block.shape[-1]
+            if self._keep and self.length > self.first:
+                self._kept.append(block[:, max(0, self.first - begun) :])
             yield block
+        if self.begin and self.length <= self.begin:
+            rate = self._audio.sample_rate
+            raise ValueError(
+                f"the part begins at {clock(self.begin / rate)}, but the song ends at {clock(self.length / rate)}: "
+                "begin earlier"
+            )
 
     def take(self, count: int) -> Tensor:
         """Return the next samples, in a tensor that may be changed."""
@@ -140,7 +181,9 @@ class _Level(NamedTuple):
     deviation: float
 
 
-def _separated(separator: Separator, audio: AudioFile, blocks: _Passing, **keywords: Any) -> Generator[Tensor]:
+def _separated(
+    separator: Separator, audio: AudioFile, blocks: _Passing, progress: bool | Progress
+) -> Generator[Tensor]:
     """Yield the stems of one model at the rate, with the channels and the length of the song."""
     settings = separator.settings
     level = _level(_resampled(audio.blocks(), audio, settings.sample_rate)) if settings.normalize else None
@@ -148,14 +191,14 @@ def _separated(separator: Separator, audio: AudioFile, blocks: _Passing, **keywo
     if level is not None:
         resampled = ((block - level.mean) / level.deviation for block in resampled)
     length = None if audio.length is None else math.ceil(audio.length * settings.sample_rate / audio.sample_rate)
-    stems: Iterable[Tensor] = separate_stream(
-        separator.model, resampled, length=length, **{**settings.sizes, **keywords}
-    )
+    region = Region.around(blocks.first, blocks.last, audio.sample_rate, settings.sample_rate)
+    parameters = replace(settings.parameters, start=region.start, end=region.end)
+    stems: Iterable[Tensor] = stems_of(separator.model, resampled, parameters, length=length, progress=progress)
     if separator.order is not None:
         stems = (block[list(separator.order)] for block in stems)
     if audio.channels == 1:
         stems = (block.mean(dim=1, keepdim=True) for block in stems)  # A stereo model returns two channels for mono.
-    for block in _of_length(_resampled_stems(stems, audio, settings.sample_rate), blocks):
+    for block in _of_part(_resampled_stems(stems, audio, settings.sample_rate), blocks, region.skip):
         yield block if level is None else block.mul_(level.deviation).add_(level.mean)
 
 
@@ -190,17 +233,20 @@ def _ended(convert: Resampler, channels: int) -> Tensor:
     return convert(torch.zeros(channels, 0), last=True)
 
 
-def _of_length(stems: Iterable[Tensor], blocks: _Passing) -> Generator[Tensor]:
-    """Cut off or fill up stems at the end of the song, by the few samples that conversions add or lose."""
+def _of_part(stems: Iterable[Tensor], blocks: _Passing, skip: int) -> Generator[Tensor]:
+    """Leave out samples before the part, and cut off or fill up its end where conversions add or lose a few."""
     given, shape = 0, torch.Size((0, 0))
     for block in stems:
-        part = block[..., : blocks.length - given]
-        shape = part.shape[:-1]
-        given += part.shape[-1]
-        if part.shape[-1]:
-            yield part
-    if given < blocks.length:
-        yield torch.zeros(*shape, blocks.length - given)
+        begun = block[..., skip:]
+        skip = max(0, skip - block.shape[-1])
+        shape, wanted = block.shape[:-1], int(min(blocks.last, blocks.length)) - blocks.first
+        ready = begun[..., : max(0, wanted - given)]
+        given += ready.shape[-1]
+        if ready.shape[-1]:
+            yield ready
+    missing = int(min(blocks.last, blocks.length)) - blocks.first - given
+    if missing > 0:
+        yield torch.zeros(*shape, missing)
 
 
 def _level(blocks: Iterable[Tensor]) -> _Level | None:

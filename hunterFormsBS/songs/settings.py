@@ -6,16 +6,17 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 from hunterFormsBS.checkpoint import CheckpointError, byName
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import safe_name
 
-__all__ = ["Settings", "find_configuration", "read_settings", "stem_indices"]
+__all__ = ["Settings", "find_configuration", "read_settings", "stated_separation", "stem_indices"]
 
 WINDOW = 2048
 """Samples of the transform's window in the models whose configuration does not state it."""
@@ -28,8 +29,8 @@ class Settings(NamedTuple):
     ----------
     sample_rate : int
         Of the audio that the model takes.
-    sizes : dict[str, Any]
-        Keyword arguments of `separate`.
+    parameters : ParametersSeparation
+        How the model takes songs.
     names : list[str]
         Of the stems; empty if the configuration names none.
     normalize : bool
@@ -37,7 +38,7 @@ class Settings(NamedTuple):
     """
 
     sample_rate: int
-    sizes: dict[str, Any]
+    parameters: ParametersSeparation
     names: list[str]
     normalize: bool
 
@@ -69,54 +70,61 @@ def find_configuration(
     return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
 
 
-def read_settings(
-    configuration: Mapping[str, Any],
-    *,
-    chunk_size: int | None = None,
-    num_overlap: float | None = None,
-    batch_size: int | None = None,
-) -> tuple[Settings, list[str]]:
-    """Take from a configuration what the options of these names leave open, and return warnings with it.
+def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSeparation]) -> tuple[Settings, list[str]]:
+    """Take from a configuration what the keywords leave open, and return warnings with it.
 
     Raises
     ------
     CheckpointError
         If the configuration is wrong.
     UsageError
-        If the options do not fit it.
+        If the keywords do not fit it.
     """
     audio, inference, training, model = (
         _section(configuration, name) for name in ("audio", "inference", "training", "model")
     )
-    stated = _size(inference, "chunk_size") or _size(audio, "chunk_size")
-    sizes = {
-        "chunk_size": chunk_size or stated,
-        "num_overlap": num_overlap or _size(inference, "num_overlap"),
-        "batch_size": batch_size or _size(inference, "batch_size"),
-    }
+    stated = stated_separation(configuration)
     normalize: object = inference.get("normalize") or False
     if not isinstance(normalize, bool):
         raise CheckpointError(f"normalize in the configuration must be true or false, but is {normalize!r}")
     sample_rate = _size(audio, "sample_rate") or _size(model, "sample_rate") or 44100
     remarks: list[str] = []
-    if chunk_size is not None:
+    chosen: KeywordsSeparation = {**stated, **given}
+    chunk_size = chosen.get("chunk_size", ParametersSeparation.chunk_size)
+    if "chunk_size" in given:
         window = _size(model, "stft_win_length") or _size(model, "stft_n_fft") or (WINDOW if "dim" in model else 1)
+        trained = stated.get("chunk_size")
         if chunk_size < window:
             raise UsageError(
                 f"--chunk-size {chunk_size} is less than one window of the model's transform, {window} "
-                f"samples: use what it was trained on, {stated or 'usually some 8 seconds'}"
+                f"samples: use what it was trained on, {trained or 'usually some 8 seconds'}"
             )
-        if stated is not None and chunk_size < stated:
+        if trained is not None and chunk_size < trained:
             remarks.append(
-                f"--chunk-size {chunk_size} is less than the {stated} samples that the model was trained on, "
+                f"--chunk-size {chunk_size} is less than the {trained} samples that the model was trained on, "
                 "which sound better"
             )
-    if sizes["num_overlap"] is not None and sizes["num_overlap"] > (shortest := sizes["chunk_size"] or 352800):
-        raise UsageError(
-            f"--num-overlap {sizes['num_overlap']:g} is more than the {shortest} samples of a chunk: use a few"
-        )
-    sizes = {name: size for name, size in sizes.items() if size is not None}
-    return Settings(sample_rate, sizes, _stem_names(training, _size(model, "num_stems")), normalize), remarks
+    if (overlap := chosen.get("num_overlap", 1)) > chunk_size:
+        raise UsageError(f"--num-overlap {overlap:g} is more than the {chunk_size} samples of a chunk: use a few")
+    parameters = ParametersSeparation(**chosen)
+    return Settings(sample_rate, parameters, _stem_names(training, _size(model, "num_stems")), normalize), remarks
+
+
+def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
+    """Return what a configuration says of how to separate.
+
+    Raises
+    ------
+    CheckpointError
+        If that cannot be used.
+    """
+    inference, audio = _section(configuration, "inference"), _section(configuration, "audio")
+    sizes = {
+        "chunk_size": _size(inference, "chunk_size") or _size(audio, "chunk_size"),
+        "num_overlap": _size(inference, "num_overlap"),
+        "batch_size": _size(inference, "batch_size"),
+    }
+    return cast("KeywordsSeparation", {name: size for name, size in sizes.items() if size is not None})
 
 
 def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int] | None:

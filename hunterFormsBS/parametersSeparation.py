@@ -1,0 +1,156 @@
+"""How a song is separated: one record, made of keywords once and passed whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict, get_args
+
+import torch
+
+from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.signature import explained
+
+__all__ = ["BLENDS", "LARGEST", "Blend", "KeywordsSeparation", "ParametersSeparation"]
+
+Blend: TypeAlias = Literal["smooth", "msst"]
+BLENDS: tuple[str, ...] = get_args(Blend)
+"""The ways to lay chunks and to fade from one to the next."""
+
+LARGEST = 10**12
+"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParametersSeparation:
+    """How a song is separated. Whatever takes these as keywords has the default values of this record.
+
+    Parameters
+    ----------
+    chunk_size : int, default 352800
+        Samples that the model sees at a time. What it was trained on is best; at least the window of its transform.
+    num_overlap : float, default 2
+        How many chunks cover a sample away from the ends of the song, on average: 1.25 lets each chunk share a fifth
+        with each neighbour. With 1 the chunks abut. The time is proportional to it.
+    batch_size : int, default 1
+        Chunks in one call of the model. It is halved, with a warning, when the device is out of memory.
+    device : torch.device | str | None, default None
+        Where the model runs. A module is moved there and stays there. `None`: where the module's parameters are; the
+        mixture's device when it has none.
+    dtype : torch.dtype | None, default None
+        `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
+        `torch.float32`: run without autocast. `None`: autocast as it is around the call.
+    tta : bool, default False
+        Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
+        its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
+    shifts : int, default 1
+        The mean of that many passes, each with the end of the song put before its beginning, further by its length
+        over `shifts` each time, and put back afterwards: as `bigshifts` of Music-Source-Separation-Training. It takes
+        as many times as long, and the song is held as a whole.
+    blend : {"smooth", "msst"}, default "smooth"
+        Where chunks lie, what they weigh, and how a song is continued at its ends. "msst" is what
+        Music-Source-Separation-Training does, for the same stems as it writes; there they depend on `batch_size`.
+    start : int, default 0
+        First sample of the part of the song to separate. The model sees what lies around the part, so that the samples
+        of its stems are those of the whole song, up to rounding.
+    end : int | None, default None
+        The sample after its last; `None`, or one beyond the end of the song: all that follows.
+    duration : int | None, default None
+        Its samples, in place of `end`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value cannot be used, whatever the model and the song.
+    """
+
+    chunk_size: int = 352800
+    num_overlap: float = 2
+    batch_size: int = 1
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    tta: bool = False
+    shifts: int = 1
+    blend: Blend = "smooth"
+    start: int = 0
+    end: int | None = None
+    duration: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be used."""
+        _check(self)
+
+    @property
+    def stop(self) -> float:
+        """The sample after the last of the part; infinity where that is the end of the song."""
+        return (self.end or math.inf) if self.duration is None else self.start + self.duration
+
+
+class KeywordsSeparation(TypedDict, total=False):
+    """The fields of `ParametersSeparation` as keyword arguments."""
+
+    chunk_size: int
+    num_overlap: float
+    batch_size: int
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    tta: bool
+    shifts: int
+    blend: Blend
+    start: int
+    end: int | None
+    duration: int | None
+
+
+ParametersSeparation.__init__ = explained(ParametersSeparation.__init__)  # type: ignore[method-assign]
+
+
+def _check(parameters: ParametersSeparation) -> None:
+    """Raise unless all values can be used; devices are tried where the model goes there."""
+    for name in ("chunk_size", "batch_size", "shifts"):
+        _check_integer(name, getattr(parameters, name))
+    if parameters.blend not in BLENDS:
+        raise ValueError(f"`blend` must be one of {', '.join(BLENDS)}: received {short_repr(parameters.blend)}.")
+    _check_part(parameters)
+    overlap: object = parameters.num_overlap
+    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)):
+        raise TypeError(f"`num_overlap` must be a number: received {short_repr(overlap)}.")
+    if not 1 <= overlap < math.inf:
+        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(overlap)}.")
+    if overlap > parameters.chunk_size:
+        raise ValueError(
+            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(overlap)} and {parameters.chunk_size}. "
+            "Use fewer overlaps or longer chunks."
+        )
+    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, None):
+        raise ValueError(
+            "`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received "
+            f"{printable(repr(parameters.dtype))}."
+        )
+    if not isinstance(parameters.tta, bool):
+        raise TypeError(f"`tta` must be True or False: received {short_repr(parameters.tta)}.")
+
+
+def _check_part(parameters: ParametersSeparation) -> None:
+    _check_integer("start", parameters.start, lowest=0)
+    if parameters.end is not None:
+        _check_integer("end", parameters.end)
+        if parameters.duration is not None:
+            raise ValueError(
+                f"`end` and `duration` exclude each other: received {parameters.end} and {parameters.duration}. "
+                "Leave one out."
+            )
+        if parameters.end <= parameters.start:
+            raise ValueError(
+                f"`end` must be greater than `start`: received {parameters.end} and {parameters.start}. A duration is "
+                "`duration`."
+            )
+    if parameters.duration is not None:
+        _check_integer("duration", parameters.duration)
+
+
+def _check_integer(name: str, value: object, *, lowest: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer: received {short_repr(value)}.")
+    if not lowest <= value <= LARGEST:
+        raise ValueError(f"`{name}` must be from {lowest} to {LARGEST}: received {short_repr(value)}.")
