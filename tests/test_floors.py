@@ -19,6 +19,7 @@ FLOORS = (
         "optionRow",
         "variantRow",
         "containers",
+        "parametersSeparation",
         "signature",
         "limits",
         "console",
