@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from itertools import chain
@@ -42,6 +42,9 @@ SHORTEST_GAP = 0.03
 
 SHORTEST_LOSS = 0.01
 """Seconds that are worth a warning."""
+
+SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
+"""What puts full scale at 1, for each format of samples."""
 
 TAGS = (b"ID3", b"TAG", b"APE")
 """How packets begin that are no sound, where files were joined."""
@@ -163,10 +166,12 @@ class Decoder:
         """Yield decoded frames, and note what lies between them that cannot be decoded."""
         expected: float | None = None
         # MP4 states where the sound ends, and not all versions of FFmpeg leave out what fills up the last frame.
-        end = (stream.start_time or 0) + (stream.duration or 0) if "mov" in container.format.name.split(",") else 0
+        ends = bool(stream.duration) and "mov" in container.format.name.split(",")
+        tick = float(stream.time_base)
+        end = tick * ((stream.start_time or 0) + (stream.duration or 0))
         for packet in self._packets(container, stream):
             for frame in self._decoded(packet, stream):
-                start = None if frame.pts is None else float(frame.pts * frame.time_base)
+                start = None if frame.pts is None else frame.pts * tick
                 gap = 0.0 if start is None or expected is None else start - expected
                 loss = max(self.unfinished, gap if gap > SHORTEST_GAP else 0.0)
                 duration = frame.samples / frame.sample_rate
@@ -178,8 +183,9 @@ class Decoder:
                 self.unfinished = 0.0
                 self._seconds += duration
                 expected = (expected or 0.0) + duration if start is None else start + duration
-                beyond = round((expected - float(end * stream.time_base)) * frame.sample_rate)
-                self._padding = beyond if end and 0 < beyond < frame.samples else 0
+                if ends:
+                    beyond = round((expected - end) * frame.sample_rate)
+                    self._padding = beyond if 0 < beyond < frame.samples else 0
                 yield frame
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -229,28 +235,45 @@ class _Converter:
         self._layout = layout
         self._rate = rate
         self._kind: tuple[str, str, int] | None = None
+        self._scale: float | None = None
         self._resampler: Any = None
 
     def __call__(self, frame: Any) -> list[Tensor]:
         """Return the samples `(s, t)` that are ready after a frame; after `None`, which is the last, all."""
-        ready: list[Any] = []
         kind = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != self._kind:
-            if self._resampler is not None:
-                ready += self._resampler.resample(None)
-            if frame is not None:
-                self._layout = self._layout or frame.layout
-                self._resampler = _av().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
-            self._kind = kind
+        ready = [] if kind == self._kind else self._begin(frame, kind)
+        if frame is None:
+            return ready
+        if self._scale is not None:
+            samples = torch.from_numpy(frame.to_ndarray())
+            if not frame.format.is_planar:
+                samples = samples.view(-1, frame.layout.nb_channels).T  # (1 t*s) -> (s t)
+            if samples.dtype == torch.uint8:
+                samples = samples.float() - 128
+            return [*ready, samples.float() if self._scale == 1 else samples * self._scale]
+        try:
+            return ready + _tensors(self._resampler.resample(frame))
+        except _av().error.FFmpegError as error:
+            raise ValueError(
+                f"FFmpeg cannot mix {frame.layout.name} down by itself: pass it a matrix, as in ffmpeg -i FILE "
+                "-af 'pan=stereo|c0=c0|c1=c1' mixture.wav"
+            ) from error
+
+    def _begin(self, frame: Any, kind: tuple[str, str, int] | None) -> list[Tensor]:
+        """Choose how frames of a kind are converted, and return what is left of those before."""
+        rest = [] if self._resampler is None else _tensors(self._resampler.resample(None))
+        self._kind, self._scale, self._resampler = kind, None, None
         if frame is not None:
-            try:
-                ready += self._resampler.resample(frame)
-            except _av().error.FFmpegError as error:
-                raise ValueError(
-                    f"FFmpeg cannot mix {frame.layout.name} down by itself: pass it a matrix, as in ffmpeg -i FILE "
-                    "-af 'pan=stereo|c0=c0|c1=c1' mixture.wav"
-                ) from error
-        return [torch.from_numpy(converted.to_ndarray()) for converted in ready]
+            self._layout = self._layout or frame.layout
+            same = getattr(self._layout, "name", self._layout) == frame.layout.name and frame.sample_rate == self._rate
+            self._scale = SCALES.get(frame.format.packed.name) if same else None
+            if self._scale is None:
+                self._resampler = _av().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+        return rest
+
+
+def _tensors(frames: Sequence[Any]) -> list[Tensor]:
+    return [torch.from_numpy(frame.to_ndarray()) for frame in frames]
 
 
 def _end_of_id3(file: PatchedFile) -> int:
