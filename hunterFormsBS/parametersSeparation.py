@@ -112,23 +112,30 @@ def _check(parameters: ParametersSeparation) -> None:
     if parameters.blend not in BLENDS:
         raise ValueError(f"`blend` must be one of {', '.join(BLENDS)}: received {short_repr(parameters.blend)}.")
     _check_part(parameters)
-    overlap: object = parameters.num_overlap
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)):
-        raise TypeError(f"`num_overlap` must be a number: received {short_repr(overlap)}.")
-    if not 1 <= overlap < math.inf:
-        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(overlap)}.")
-    if overlap > parameters.chunk_size:
-        raise ValueError(
-            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(overlap)} and {parameters.chunk_size}. "
-            "Use fewer overlaps or longer chunks."
-        )
+    _check_overlap(parameters.num_overlap, parameters.chunk_size)
     if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, None):
         raise ValueError(
             "`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received "
             f"{printable(repr(parameters.dtype))}."
         )
-    if not isinstance(parameters.tta, bool):
-        raise TypeError(f"`tta` must be True or False: received {short_repr(parameters.tta)}.")
+    _check_boolean("tta", parameters.tta)
+
+
+def _check_overlap(num_overlap: object, chunk_size: int) -> None:
+    if isinstance(num_overlap, bool) or not isinstance(num_overlap, (int, float)):
+        raise TypeError(f"`num_overlap` must be a number: received {short_repr(num_overlap)}.")
+    if not 1 <= num_overlap < math.inf:
+        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(num_overlap)}.")
+    if num_overlap > chunk_size:
+        raise ValueError(
+            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(num_overlap)} and {chunk_size}. "
+            "Use fewer overlaps or longer chunks."
+        )
+
+
+def _check_boolean(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False: received {short_repr(value)}.")
 
 
 def _check_part(parameters: ParametersSeparation) -> None:
