@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, get_args
 
+from hunterFormsBS.printable import short_repr
+
 Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
 
 
@@ -355,7 +357,7 @@ def check_upstream(upstream: object) -> Upstream:
             name: Upstream = known
             return name
     names = ", ".join(repr(name) for name in get_args(Upstream))
-    raise ValueError(f"upstream must be one of {names}, but is {upstream!r}")
+    raise ValueError(f"upstream must be one of {names}, but is {short_repr(upstream)}")
 
 
 def _families_of(upstream: Upstream | None) -> list[Family]:

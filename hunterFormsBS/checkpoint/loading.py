@@ -264,7 +264,8 @@ def _merge(
         if name in BAND_ARGUMENTS:
             continue
         if name in given and not _agrees(name, given, inferred):
-            raise CheckpointError(f"{name}={given[name]!r} cannot be: the shapes of the tensors need {name}={value!r}")
+            stating = f"{name}={short_repr(given[name])}"
+            raise CheckpointError(f"{stating} cannot be: the shapes of the tensors need {name}={value!r}")
         if name in stated.arguments and name not in given and not _agrees(name, stated.arguments, inferred):
             remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {name}={value!r}")
 
@@ -274,7 +275,7 @@ def _merge(
     for name in contradictions(bands, known):
         if name in given:
             raise CheckpointError(
-                f"{name}={to_plain_values(given[name])!r} cannot be: the widths of the bands need {_state(name, bands)}"
+                f"{name}={short_repr(given[name])} cannot be: the widths of the bands need {_state(name, bands)}"
             )
         remarks.append(f"the configuration states {stated.spelled[name]}, but by the tensors {_state(name, bands)}")
 
@@ -312,9 +313,8 @@ def _agrees(name: str, stated: Mapping[str, object], inferred: Mapping[str, obje
 
 
 def _state(name: str, bands: Mapping[str, object]) -> str:
-    if name in bands:
-        return f"{name}={to_plain_values(bands[name])!r}"
-    return f"there is no {name}: {', '.join(f'{known}={to_plain_values(value)!r}' for known, value in bands.items())}"
+    stated = {known: printable(f"{known}={to_plain_values(value)!r}", 600) for known, value in bands.items()}
+    return stated.get(name, f"there is no {name}: {', '.join(stated.values())}")
 
 
 def _given(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -328,8 +328,8 @@ def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int], num_st
     numbers = {index(stem) for stem in stems} if integers else set[int]()
     if not numbers or not numbers <= set(range(num_stems)) or len(numbers) < len(stems):
         raise CheckpointError(
-            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {num_stems - 1}, each once; "
-            f"the model has {num_stems} stem(s)"
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {num_stems - 1}, "
+            f"each once; the model has {num_stems} stem(s)"
         )
     renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{place}." for place, stem in enumerate(stems)}
     selected: dict[str, Tensor] = {}
