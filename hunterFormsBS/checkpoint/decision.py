@@ -15,7 +15,7 @@ from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import Family, Upstream
 from hunterFormsBS.checkpoint.recognition import Recognition
 from hunterFormsBS.checkpoint.stateDict import Inferred
-from hunterFormsBS.printable import printable
+from hunterFormsBS.printable import printable, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def _defaults(recognition: Recognition) -> dict[str, object]:
 def _refuse(caller: Mapping[str, object], right: Mapping[str, str], need: str) -> None:
     for name, instead in right.items():
         if name in caller:
-            raise CheckpointError(f"{name}={caller[name]!r} cannot be: {need} {instead}")
+            raise CheckpointError(f"{name}={short_repr(caller[name])} cannot be: {need} {instead}")
 
 
 def _number_of(stems: Sequence[int], num_stems: object) -> int:
@@ -157,7 +157,7 @@ def _number_of(stems: Sequence[int], num_stems: object) -> int:
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
     if not stems or len(numbers) < len(stems) or not numbers <= set(range(cast("int", num_stems))):
         raise CheckpointError(
-            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {cast('int', num_stems) - 1}, "
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {cast('int', num_stems) - 1}, "
             f"each once; the model has {num_stems} stem(s)"
         )
     return len(numbers)
@@ -206,9 +206,8 @@ def _agrees(name: str, known: Mapping[str, object], by_shapes: Mapping[str, obje
 
 
 def _state(name: str, bands: Mapping[str, object]) -> str:
-    if name in bands:
-        return f"{name}={to_plain_values(bands[name])!r}"
-    return f"there is no {name}: {', '.join(f'{known}={to_plain_values(value)!r}' for known, value in bands.items())}"
+    stated = {known: printable(f"{known}={to_plain_values(value)!r}", 600) for known, value in bands.items()}
+    return stated.get(name, f"there is no {name}: {', '.join(stated.values())}")
 
 
 def _win_length(arguments: Mapping[str, object]) -> int:
