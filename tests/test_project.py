@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,29 @@ def test_every_class_of_models_has_from_pretrained_without_importing_what_fetche
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["from_pretrained", "False"]
+
+
+def promises(page: str) -> Iterator[str]:
+    """Yield every row of a table and every item of a list that promises something."""
+    for section in re.split(r"^## ", page, flags=re.M)[1:]:
+        if not section.startswith(("What is not promised", "Reporting")):
+            text = section.split("\nNot promised:")[0]
+            yield from re.findall(r"^\| (?!Promise ).*", text, flags=re.M)
+            yield from re.findall(r"^- .*(?:\n {2}.*)*", text, flags=re.M)
+
+
+def test_every_promise_of_security_names_a_test_and_every_test_that_it_names_exists() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert [promise for promise in promises(page) if not re.search(r"\btest_\w+", promise)] == []
+    tests = {
+        path.relative_to(ROOT).as_posix(): re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.M)
+        for path in ROOT.glob("tests/**/test_*.py")
+    }
+    unknown, file = [], ""
+    # `tests/test_x.py::test_name`, `::test_name` of the file before, and `test_name` or `test_na…` of any file.
+    for named, path, inside, name, cut in re.findall(r"(`(tests/[\w/]+\.py)?(::)?(test_\w+)?(\u2026)?`)", page):
+        file = path or file
+        known = tests.get(file, []) if path or inside else [test for names in tests.values() for test in names]
+        found = any(test == name or (cut and test.startswith(name)) for test in known) if name else path in tests
+        unknown += [] if found else [named]
+    assert unknown == []

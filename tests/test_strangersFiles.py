@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.__main__ import main
 from hunterFormsBS.checkpoint import (
     CheckpointError,
     from_checkpoint,
@@ -32,6 +35,7 @@ from hunterFormsBS.checkpoint import (
     read_configuration,
     read_state_dict,
 )
+from hunterFormsBS.checkpoint.__main__ import main as rewrite
 from hunterFormsBS.checkpoint.unpickling import Placeholder, unpickle
 from tests.conftest import TINY
 
@@ -345,6 +349,47 @@ def test_what_is_no_file_is_named(tmp_path: Path, read: Any) -> None:
     assert "a device or a pipe" in refusal(lambda: read("/dev/zero"))
 
 
+@pytest.fixture(params=["folder", "pipe", "socket", "device"])
+def no_file(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    path = tmp_path / "model.ckpt"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if request.param == "folder":
+            path.mkdir()
+        elif request.param == "pipe":
+            os.mkfifo(path)
+        elif request.param == "socket":
+            listener.bind(os.path.relpath(path))  # the names of sockets are short
+        else:
+            path.symlink_to("/dev/zero")
+        yield path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes pipes and sockets with names")
+@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize("program", ["from_checkpoint", "separate", "info", "checkpoint"])
+def test_every_program_ends_at_once_with_one_line_where_a_checkpoint_is_no_file(
+    no_file: Path, program: str, configured: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration = tmp_path / "a.yaml"
+    configuration.write_text("model: {dim: 8}")
+    stated = ["--configuration", str(configuration)] if configured else []
+    if program == "from_checkpoint":
+        message = refusal(lambda: from_checkpoint(no_file, configuration if configured else None), OSError, ValueError)
+    elif program == "checkpoint":
+        assert rewrite([str(no_file), "--output", str(tmp_path / "b.ckpt"), *stated]) == 1
+        message = capsys.readouterr().err
+    else:
+        (tmp_path / "a.wav").write_bytes(b"")
+        asked = (
+            ["--info", str(no_file)] if program == "info" else [str(tmp_path / "a.wav"), "--checkpoint", str(no_file)]
+        )
+        output = [] if program == "info" else ["--output", str(tmp_path / "stems")]
+        assert main([*asked, *output, *stated]) == 1
+        message = capsys.readouterr().err
+    assert "is not a checkpoint: it is a" in message
+    assert message.count("\n") <= 1
+
+
 # Files that hang, or take all memory
 
 
@@ -440,6 +485,59 @@ def test_entries_that_expand_a_thousandfold_are_refused(tmp_path: Path) -> None:
         archive.writestr("a/data.pkl", tensor_pickle(2**22, (2**22,), (1,)))
         archive.writestr("a/data/0", bytes(2**24))
     assert f"at most {limits.LARGEST_EXPANSION} times" in refusal(lambda: read_state_dict(path))
+
+
+def packed(path: Path, again: Path, method: int) -> bytearray:
+    """Return an archive packed anew by a method of compression, which its entries name, and nothing else."""
+    known = method if method in (0, 8, 12, 14) else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(again, "w", known) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    data = bytearray(again.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + offset : place + offset + 2] = method.to_bytes(2, "little")
+            place = data.find(mark, place + 4)
+    return data
+
+
+# All that the format numbers, and two that it does not.
+@pytest.mark.parametrize("method", [*range(21), *range(93, 100), 1000, 65535])
+def test_archives_of_every_compression_load_or_say_which_they_have(
+    tmp_path: Path, model: BandSplitRotator, method: int
+) -> None:
+    path = saved(tmp_path, model.state_dict())
+    path.write_bytes(packed(path, tmp_path / "again.ckpt", method))
+    if method in limits.COMPRESSIONS:
+        assert_same(loaded(path), model)
+    else:
+        assert f"compressed by method {method}, and only" in refusal(lambda: read_state_dict(path))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_entries_of_every_compression_are_one_line(
+    tmp_path: Path, model: BandSplitRotator, method: int
+) -> None:
+    path = saved(tmp_path, model.state_dict())
+    whole = packed(path, tmp_path / "again.ckpt", method)
+    for place in range(40, len(whole), len(whole) // 20):
+        damaged = bytearray(whole)
+        damaged[place : place + 4] = b"\xff\x00\xaa\x55"
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)  # what is damaged may be the numbers, which no one can tell
+        except CheckpointError as error:
+            assert str(error).isprintable()  # noqa: PT017  # not every place makes an error
+
+
+def test_encrypted_archives_are_named(tmp_path: Path, model: BandSplitRotator) -> None:
+    path = saved(tmp_path, model.state_dict())
+    data = bytearray(path.read_bytes())
+    place = data.find(b"PK\x01\x02")
+    data[place + 8] |= 1
+    path.write_bytes(data)
+    assert "is encrypted" in refusal(lambda: read_state_dict(path))
 
 
 def test_what_an_archive_claims_of_its_entries_is_checked(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_config
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
 from hunterFormsBS.checkpoint.families import Upstream
+from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
 from hunterFormsBS.checkpoint.loading import has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import translate_state_dict
@@ -121,6 +122,8 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         See `fetch`.
     FileNotFoundError
         If there is no such file; with the name of the catalogue that may be meant.
+    IsADirectoryError
+        If it is a folder. Devices, pipes and sockets are a `CheckpointError`, before anything is read.
     """
     text = Path(name).as_posix()
     if is_remote(text):
@@ -130,6 +133,7 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
         hint = f"; the catalogue has {near[0]}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
+    refuse_what_is_no_file(path, "a checkpoint")
     return path, None
 
 

@@ -13,6 +13,7 @@ from hunterFormsBS.checkpoint.arguments import DEFAULTS, SEQUENCES
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
+from hunterFormsBS.checkpoint.parsing import check_extent
 from hunterFormsBS.checkpoint.programs import ignored_remarks, in_own_words, in_words_of_msst, states_nothing
 from hunterFormsBS.printable import printable, short_repr
 
@@ -54,6 +55,8 @@ def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]
     """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
     if configuration is None:
         return {}
+    if isinstance(configuration, Mapping):
+        _check_plain(configuration, "the configuration")
     return in_words_of_msst(configuration if isinstance(configuration, Mapping) else read_configuration(configuration))
 
 
@@ -131,6 +134,7 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
     CheckpointError
         If a name is unknown, or names an unknown window function.
     """
+    _check_plain(arguments, "what is passed as arguments of the model")
     _refuse_unknown_names(arguments, known=[*DEFAULTS])
     return {name: _resolve_value(name, value) for name, value in arguments.items()}
 
@@ -173,6 +177,13 @@ def _flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _check_plain(mapping: Mapping[str, object], what: str) -> None:
+    try:
+        check_extent(mapping)
+    except ValueError as error:
+        raise CheckpointError(f"{what} cannot be read: {error}") from error
+
+
 def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) -> None:
     names_known = known or [*DEFAULTS, *UPSTREAM_NAMES, "linear_flash_attn"]
     for name in names:
@@ -200,8 +211,8 @@ def _translate_value(name: str, value: object, family: Family) -> object:
 def _resolve_value(name: str, value: object) -> object:
     if name in SEQUENCES and isinstance(value, list):
         return tuple(cast("list[object]", value))
-    if name == "mask_filter_bank" and isinstance(value, (list, tuple)):
-        return _mask(cast("Sequence[object]", value))
+    if name == "mask_filter_bank" and value is not None:
+        return _mask(value)
     if name.endswith("_window_fn") and isinstance(value, str):
         function = _WINDOW_FUNCTIONS.get(value.removeprefix("torch."))
         if function is None:
@@ -213,16 +224,19 @@ def _resolve_value(name: str, value: object) -> object:
     return value
 
 
-def _mask(rows: Sequence[object]) -> Tensor:
-    """Make a mask of rows of numbers or booleans."""
-    if all(isinstance(row, (list, tuple)) for row in rows):
-        widths = {len(cast("Sequence[object]", row)) for row in rows}
-        values = [value for row in rows for value in cast("Sequence[object]", row)]
+def _mask(rows: object) -> Tensor:
+    """Make a mask of rows of numbers or booleans, or take one that is made."""
+    if isinstance(rows, Tensor) and rows.ndim == 2:
+        return rows
+    listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
+    if listed and all(isinstance(row, (list, tuple)) for row in listed):
+        widths = {len(cast("Sequence[object]", row)) for row in listed}
+        values = [value for row in listed for value in cast("Sequence[object]", row)]
         if len(widths) == 1 and all(isinstance(value, (bool, int, float)) for value in values):
-            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in rows]
+            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in listed]
             return torch.tensor(flags, dtype=torch.bool, device="cpu")
     raise CheckpointError(
-        f"mask_filter_bank={short_repr(rows)} is no list of rows of one length, one row of numbers for each band"
+        f"mask_filter_bank={short_repr(rows)} is not a list of rows of one length, one row of numbers for each band"
     )
 
 

@@ -6,6 +6,7 @@ and their pickles a few hundred kilobytes. They are far below what would hang a 
 
 from __future__ import annotations
 
+import zipfile
 from typing import Final
 
 LARGEST_TEXT: Final = 16 * 2**20
@@ -46,6 +47,9 @@ LONGEST_INTEGER: Final = 256
 
 LARGEST_EXPANSION: Final = 100
 """How many times larger what an archive holds may be than the archive; weights hardly compress at all."""
+
+COMPRESSIONS: Final = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+"""Methods by which the entries of an archive may be compressed. Of the others, some ask for gigabytes to begin with."""
 
 MOST_RESTARTS: Final = 2
 """How often a server may break off a download, and then send the file from its start."""

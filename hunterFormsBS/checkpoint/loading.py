@@ -92,9 +92,10 @@ def from_configuration(
     section = model_section(whole)
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
-    family = family_of_configuration(upstream, {**section, **overrides}, overlapping=overlapping)
+    given = _given(overrides)
+    family = family_of_configuration(upstream, {**section, **given}, overlapping=overlapping)
     stated = stated_arguments(whole, family)
-    arguments = arguments_of_configuration(stated, _given(overrides), family)
+    arguments = arguments_of_configuration(stated, given, family)
     _warn(stated.remarks)
     return BandSplitRotator(**arguments).eval()
 

@@ -80,12 +80,14 @@ def parse_yaml(text: str) -> object:
 
 
 def check_extent(value: object) -> None:
-    """Refuse values that are nested too deep, or too many, where an alias counts as what it stands for.
+    """Refuse values that are nested too deep, too many, or arrays where a plain value must be.
+
+    An alias counts as what it stands for. The one array of a configuration is `mask_filter_bank`.
 
     Raises
     ------
     ValueError
-        With the limit.
+        With the limit, or what the array is.
     """
     level: list[object] = [value]
     count = 0
@@ -93,9 +95,14 @@ def check_extent(value: object) -> None:
         deeper: list[object] = []
         for container in level:
             if isinstance(container, Mapping):
-                inner: Iterable[object] = cast("Mapping[object, object]", container).values()
+                entries = cast("Mapping[object, object]", container).items()
+                inner: Iterable[object] = (
+                    value for key, value in entries if key != "mask_filter_bank" or not _axes(value)
+                )
             elif isinstance(container, (list, tuple, set, frozenset)):
                 inner = cast("Sequence[object]", container)
+            elif _axes(container):
+                raise ValueError(f"it holds {short_repr(container)} where only numbers, text and lists can be")
             else:
                 continue
             deeper.extend(inner)
@@ -106,6 +113,12 @@ def check_extent(value: object) -> None:
         count += len(deeper)
         level = deeper
     raise ValueError(f"it is nested more than {DEEPEST} deep, or holds itself")
+
+
+def _axes(value: object) -> int:
+    """Return how many axes an array has, of PyTorch or of NumPy, and 0 for anything else."""
+    axes: object = getattr(value, "ndim", 0)
+    return axes if isinstance(axes, int) else 0
 
 
 def _refuse_multiplying(node: object) -> None:

@@ -7,6 +7,8 @@ import errno
 import sys
 import zipfile
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, cast
 
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
+from hunterFormsBS.checkpoint.limits import COMPRESSIONS, LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Storage, StoredTensor, unpickle
 from hunterFormsBS.printable import short_repr
 
 MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number with which files begin that are no archives, as a pickle holds it."""
 
+_ENCRYPTED: Final = 0x1  # a flag of an entry
 _ZIP_HEADER: Final = 30  # bytes of what is before an entry, without its name
 _BROKEN: Final = (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
@@ -29,8 +32,7 @@ class _Place(NamedTuple):
     start: int
     stored: int
     size: int
-    name: str | None
-    """The entry to decompress; `None` where the bytes are in the file as they are."""
+    deflated: bool = False
 
 
 class TorchFile:
@@ -57,17 +59,8 @@ class TorchFile:
         self._total = 0
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                try:
+                with _reading_an_archive():
                     self.content = self._open_archive(file)
-                except OSError as error:
-                    # A damaged archive can ask for a position before its start.
-                    if error.errno != errno.EINVAL:
-                        raise
-                    raise DamagedError("an entry is not where the archive says") from error
-                except _BROKEN as error:
-                    if isinstance(error, (CheckpointError, DamagedError)):
-                        raise
-                    raise DamagedError(str(error) or type(error).__name__) from error
             else:
                 file.seek(0)
                 self.content = self._open_legacy(file)
@@ -103,12 +96,8 @@ class TorchFile:
         return numbers
 
     def _bytes(self, place: _Place) -> Tensor:
-        if place.name is not None:
-            try:
-                with zipfile.ZipFile(self.path) as archive, archive.open(place.name) as entry:
-                    return torch.frombuffer(bytearray(_exactly(entry, place.size)), dtype=torch.uint8)
-            except _BROKEN as error:
-                raise DamagedError(str(error) or "an entry ends too early") from error
+        if place.deflated:
+            return self._inflated(place)
         memory = torch.empty(place.size, dtype=torch.uint8, device="cpu")
         # Read into the tensor itself: no second copy, and no zeros first.
         view = (ctypes.c_char * place.size).from_address(memory.data_ptr())
@@ -121,6 +110,14 @@ class TorchFile:
                     raise DamagedError("the file ends too early")
                 done += count
         return memory
+
+    def _inflated(self, place: _Place) -> Tensor:
+        with self.path.open("rb") as file, _reading_an_archive():
+            file.seek(place.start)
+            data = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(file.read(place.stored), place.size)
+        if len(data) < place.size:
+            raise DamagedError("an entry ends too early")
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     def _open_archive(self, file: IO[bytes]) -> object:
         with zipfile.ZipFile(file) as archive:
@@ -138,6 +135,11 @@ class TorchFile:
                     "it is a zip archive, but not one of torch.save: pass the checkpoint that is in it"
                 )
             for entry in entries:
+                if entry.compress_type not in COMPRESSIONS or entry.flag_bits & _ENCRYPTED:
+                    raise CheckpointError(
+                        f"{short_repr(entry.filename)} in it is encrypted, or compressed by method "
+                        f"{entry.compress_type}, and only plain and deflated entries are read: pack it anew"
+                    )
                 if entry.file_size > LARGEST_EXPANSION * max(1, entry.compress_size):
                     raise CheckpointError(
                         f"{short_repr(entry.filename)} in it expands from {entry.compress_size:,} bytes to "
@@ -159,8 +161,6 @@ class TorchFile:
                 return unpickle(pickled)
 
     def _place(self, entry: zipfile.ZipInfo, file: IO[bytes]) -> _Place:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            return _Place(0, entry.compress_size, entry.file_size, entry.filename)
         position = file.tell()
         file.seek(entry.header_offset)
         header = file.read(_ZIP_HEADER)
@@ -169,9 +169,11 @@ class TorchFile:
             raise DamagedError("an entry is not where the archive says")
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         start = entry.header_offset + _ZIP_HEADER + lengths
-        if start + entry.file_size > self.size:
+        deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+        stored = entry.compress_size if deflated else entry.file_size
+        if start + stored > self.size:
             raise DamagedError("an entry ends after the file")
-        return _Place(start, entry.file_size, entry.file_size, None)
+        return _Place(start, stored, entry.file_size, deflated)
 
     def _open_legacy(self, file: IO[bytes]) -> object:
         magic, version = unpickle(file), unpickle(file)
@@ -199,7 +201,7 @@ class TorchFile:
             size = count * torch.empty((), dtype=storages[name], device="meta").element_size()
             if file.tell() + size > self.size:
                 raise DamagedError("the file ends too early")
-            self._places[name] = _Place(file.tell(), size, size, None)
+            self._places[name] = _Place(file.tell(), size, size)
             file.seek(size, 1)
         return content
 
@@ -210,8 +212,17 @@ ASK_FOR_STATE_DICT: Final = (
 )
 
 
-def _exactly(entry: IO[bytes], size: int) -> bytes:
-    data = entry.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
+@contextmanager
+def _reading_an_archive() -> Generator[None]:
+    """Turn what a damaged archive leads to into `DamagedError`."""
+    try:
+        yield
+    except (CheckpointError, DamagedError):
+        raise
+    except OSError as error:
+        # A damaged archive can ask for a position before its start.
+        if error.errno != errno.EINVAL:
+            raise
+        raise DamagedError("an entry is not where the archive says") from error
+    except _BROKEN as error:
+        raise DamagedError(str(error) or type(error).__name__) from error
