@@ -226,6 +226,7 @@ def _resolve_value(name: str, value: object) -> object:
 
 def _mask(rows: object) -> Tensor:
     """Make a mask of rows of numbers or booleans, or take one that is made."""
+    written = short_repr(rows)
     if isinstance(rows, Tensor) and rows.ndim == 2:
         return rows
     listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
@@ -236,7 +237,7 @@ def _mask(rows: object) -> Tensor:
             flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in listed]
             return torch.tensor(flags, dtype=torch.bool, device="cpu")
     raise CheckpointError(
-        f"mask_filter_bank={short_repr(rows)} is not a list of rows of one length, one row of numbers for each band"
+        f"mask_filter_bank={written} is not a list of rows of one length, one row of numbers for each band"
     )
 
 

@@ -121,7 +121,7 @@ def arguments_of_configuration(stated: StatedArguments, caller: Mapping[str, obj
     """
     defaults, known = dict(family.defaults), {**stated.arguments, **caller}
     if not caller.keys().isdisjoint({"freqs_per_bands", "mask_filter_bank"}):
-        overridden = {"num_bands"} | ({"mask_filter_bank"} if "freqs_per_bands" in caller else set())
+        overridden = {"num_bands", "mask_filter_bank"} if "freqs_per_bands" in caller else {"num_bands"}
         defaults.pop("num_bands", None)
         known = {name: value for name, value in known.items() if name in caller or name not in overridden}
     missing = [name for name in ("dim", "depth") if name not in known]

@@ -34,7 +34,13 @@ class Size(NamedTuple):
     times: int = 1
 
 
-Reading: TypeAlias = Count | Present | Size | tuple[Size, ...] | int
+class Sizes(NamedTuple):
+    """The first size of each of several tensors, found as in `Size`."""
+
+    patterns: tuple[str, ...]
+
+
+Reading: TypeAlias = Count | Present | Size | Sizes | int
 """Where keys and shapes say what an argument is, or its value, where the variant alone says it."""
 
 
@@ -118,7 +124,7 @@ _STAGES: Final = ("stem", r"p2\.0", r"p3\.0", r"p4\.0", r"p5\.0")
 _HYPERACE: Final[Mapping[str, Reading]] = MappingProxyType(
     {
         "use_hyperACE": True,
-        "segm_backbone_channels": tuple(Size(rf"{_HEAD}segm\.backbone\.{stage}\.pwconv\.weight") for stage in _STAGES),
+        "segm_backbone_channels": Sizes(tuple(rf"{_HEAD}segm\.backbone\.{stage}\.pwconv\.weight" for stage in _STAGES)),
         "segm_base_depth": Count(rf"{_HEAD}segm\.backbone\.p2\.1\.m\.m\.(\d+)\."),
         "segm_hyperace_k": Count(rf"{_HYPEREDGES}high_order_branch\.(\d+)\."),
         "segm_hyperace_l": Count(rf"{_HYPEREDGES}low_order_branch\.(\d+)\."),
