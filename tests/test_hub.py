@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[Route, bytes], None], str]] = {
     "otherwise": (speak_otherwise, "cannot be reached or breaks off: check the connection"),
     "page": (show_a_page, "cannot be reached or breaks off: check the connection"),
     "round": (send_round, "cannot be reached or breaks off: check the connection"),
-    "gated": (refuse(403, X_Error_Code="GatedRepo"), "accept its terms: do so on"),
+    "gated": (refuse(403, X_Error_Code="GatedRepo"), "terms must be accepted: do so on"),
     "private": (refuse(404, X_Error_Code="RepoNotFound"), "or it is private: check the name"),
     "no-revision": (refuse(404, X_Error_Code="RevisionNotFound"), "no such revision"),
     "no-entry": (refuse(404, X_Error_Code="EntryNotFound"), "no such file"),
@@ -369,8 +369,13 @@ def test_one_bit_that_changed_in_the_cache_is_found(
 
 def one_line(load: Callable[[], object], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
     """Return the message of a failure, which must be one line of text, and nothing besides."""
-    with caplog.at_level(logging.WARNING), pytest.raises(CheckpointError) as error:
-        load()
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(caplog.handler)  # for this one does not propagate
+    try:
+        with caplog.at_level(logging.WARNING), pytest.raises(CheckpointError) as error:
+            load()
+    finally:
+        logger.removeHandler(caplog.handler)
     message = str(error.value)
     assert message.isprintable()
     assert len(message) < 800
@@ -390,6 +395,7 @@ def test_every_failure_of_a_server_is_one_line_with_the_remedy(
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # between the client's own attempts
     message = one_line(lambda: from_checkpoint(f"hub:owner/{behaviour}/model.ckpt"), capfd, caplog)
     assert message.startswith(f"model.ckpt of owner/{behaviour} ")
+    assert sum(line.startswith("GET") for line in hub.asked) < 10
     assert BAD[behaviour][1] in message
 
 
@@ -430,7 +436,7 @@ def asking_proxy() -> str:
 @pytest.mark.parametrize(
     ("surroundings", "remedy"),
     [
-        ("offline", "it is not in the cache, and HF_HUB_OFFLINE forbids"),
+        ("offline", "it is not in the cache, and HF_HUB_OFFLINE forbids asking"),
         ("refused", "cannot be reached or breaks off: check the connection"),
         ("no such host", "cannot be reached or breaks off: check the connection"),
         ("certificate", "the certificate of the server is not trusted"),
@@ -438,7 +444,8 @@ def asking_proxy() -> str:
         ("proxy refuses", "cannot be reached through the proxy http://127.0.0.1:1"),
         ("proxy asks", "the proxy asks who you are"),
         ("proxy is none", "cannot be reached through the proxy"),
-        ("token", "check the connection"),
+        ("token of other letters", "HF_TOKEN, and try again"),
+        ("endpoint with a password", "check the connection"),
         ("cache is a file", "cannot be written: make it writable"),
         (errno.ENOSPC, "is full: free some space"),
         (errno.EDQUOT, "is full: free some space"),
@@ -473,8 +480,10 @@ def test_every_failure_of_the_surroundings_is_one_line_with_the_remedy(
         monkeypatch.setenv("HTTP_PROXY", asking_proxy())
     elif surroundings == "proxy is none":
         monkeypatch.setenv("HTTP_PROXY", "carrier-pigeon://x")
-    elif surroundings == "token":
-        monkeypatch.setenv("HF_TOKEN", "schl\u00fcssel")
+    elif surroundings == "token of other letters":
+        monkeypatch.setenv("HF_TOKEN", "secret\u00fc")
+    elif surroundings == "endpoint with a password":
+        set_endpoint(monkeypatch, "http://name:secret@127.0.0.1:1")
     elif surroundings == "cache is a file":
         (tmp_path / "cache").write_bytes(b"")
     else:

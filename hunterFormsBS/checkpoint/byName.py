@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -204,11 +205,10 @@ def publish(
     ImportError
         If huggingface_hub is not installed.
     """
-
-    def write(path: Path) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
         save_checkpoint(path, model, configuration=configuration)
-
-    return hub.upload(repository, MODEL, write, private=private)
+        return hub.upload(repository, path, private=private)
 
 
 def _entry_at(name: str) -> Entry:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, through `huggingface_hub`: what fails there is one line with the remedy, and fails soon."""
+"""The Hugging Face Hub, through `huggingface_hub`: whatever fails there fails soon, in one line with the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, Final, TypeVar, cast
 from urllib.request import getproxies
@@ -27,10 +26,13 @@ from hunterFormsBS.printable import printable
 __all__ = ["commit_of", "download", "names_of", "upload"]
 
 PATIENCE: Final = 8.0
-"""Seconds that a question may take which is answered in a fraction of one: is a file there, which are beside it."""
+"""Seconds to wait for the answer to a short question: whether a file is there, and which files are beside it."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
+
+_SECRETS: Final = re.compile(r"(?<=//)[^/@\s]*@|(?<=Bearer )\S+")
+"""Passwords in addresses, and tokens in headers."""
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -100,17 +102,13 @@ def names_of(repository: str, commit: str) -> list[str]:
     return names
 
 
-def upload(repository: str, name: str, write: Callable[[Path], object], *, private: bool) -> str:
-    """Upload what `write` writes to a path, to a repository that is made if it is not there; return its address."""
-    with _explained(f"{name} cannot be uploaded to {printable(repository)}", repository) as hub, _folder() as folder:
-        path = folder / name
-        write(path)
+def upload(repository: str, path: Path, *, private: bool) -> str:
+    """Upload a file to a repository, which is made if it is not there, and return the address of the commit."""
+    with _explained(f"{path.name} cannot be uploaded to {printable(repository)}", repository) as hub:
         client = hub.HfApi()
         client.create_repo(repository, private=private, exist_ok=True)
-        message = "Upload a BandSplitRotator"
-        return str(
-            client.upload_file(path_or_fileobj=path, path_in_repo=name, repo_id=repository, commit_message=message)
-        )
+        upload_file = partial(client.upload_file, repo_id=repository, commit_message="Upload a BandSplitRotator")
+        return str(upload_file(path_or_fileobj=path, path_in_repo=path.name))
 
 
 def _find(hub: Any, repository: str, file: str, revision: str, digest: str) -> Path:
@@ -118,9 +116,10 @@ def _find(hub: Any, repository: str, file: str, revision: str, digest: str) -> P
     cached = partial(fetch, local_files_only=True)
     missing: type[Exception] = hub.errors.LocalEntryNotFoundError
     with suppress(missing):
-        if _COMMIT.fullmatch(revision) or (digest and sha256(Path(cached())) == digest):
+        # What cannot have changed since needs no connection.
+        if (digest or _COMMIT.fullmatch(revision)) and (not digest or sha256(Path(cached())) == digest):
             return Path(cached())
-    # Asked first, once and with little patience: the download asks again and again, and for minutes.
+    # Asked first, once and with little patience: the download itself tries again for minutes.
     ask = partial(hub.get_hf_file_metadata, hub.hf_hub_url(repository, file, revision=revision), timeout=PATIENCE)
     try:
         _within(PATIENCE, ask)
@@ -136,7 +135,7 @@ def _find(hub: Any, repository: str, file: str, revision: str, digest: str) -> P
 
 
 def _bar(hub: Any) -> type[Any]:
-    """Return the progress bar of `huggingface_hub`, which gives up where a server never sends the whole file."""
+    """Return a progress bar that ends the download where a server sends the start of a file again and again."""
     usual: type[Any] = hub.utils.tqdm
 
     def update(self: Any, n: float | None = 1) -> object:
@@ -150,7 +149,7 @@ def _bar(hub: Any) -> type[Any]:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what a call returns, or raise what it raises, or TimeoutError: no timeout of sockets bounds all of it."""
+    """Return what a call returns, or raise TimeoutError. The timeout of a socket bounds each step, and not the sum."""
     answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def ask() -> None:
@@ -194,12 +193,6 @@ def _read_names(memory: Path) -> list[str] | None:
 
 
 @contextmanager
-def _folder() -> Generator[Path]:
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-@contextmanager
 def _explained(what: str, repository: str) -> Generator[Any]:
     """Yield `huggingface_hub`, quiet, and turn all that it and the libraries beneath it raise into one line."""
     try:
@@ -218,7 +211,8 @@ def _explained(what: str, repository: str) -> Generator[Any]:
         raise
     except Exception as error:
         said = printable(" ".join(str(error).split()) or type(error).__name__, 200)
-        raise CheckpointError(f"{what}: {_remedy(hub, repository, error)} ({said})") from error
+        line = f"{what}: {_remedy(hub, repository, error)} ({said})"
+        raise CheckpointError(_SECRETS.sub("", line)) from error
     finally:
         logger.setLevel(level)
 
@@ -226,15 +220,21 @@ def _explained(what: str, repository: str) -> Generator[Any]:
 def _remedy(hub: Any, repository: str, error: Exception) -> str:
     errors, constants = hub.errors, hub.constants
     page = f"{constants.ENDPOINT}/{printable(repository)}"
-    known: Sequence[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = (
-        (errors.OfflineModeIsEnabled, "it is not in the cache, and HF_HUB_OFFLINE forbids to ask for it: unset that"),
-        (errors.GatedRepoError, f"it is given to those who accept its terms: do so on {page}, then hf auth login"),
+    known: Sequence[tuple[type[BaseException], str]] = (
+        (
+            errors.OfflineModeIsEnabled,
+            "it is not in the cache, and HF_HUB_OFFLINE forbids asking for it: unset HF_HUB_OFFLINE",
+        ),
+        (errors.GatedRepoError, f"its terms must be accepted: do so on {page}, then log in with hf auth login"),
         (errors.RevisionNotFoundError, f"the repository has no such revision: see {page}"),
         (errors.RemoteEntryNotFoundError, f"the repository has no such file: see {page}"),
-        (errors.RepositoryNotFoundError, f"there is no {page}, or it is private: check the name, or hf auth login"),
-        (errors.HFValidationError, "that cannot be a name on the Hub: write OWNER/REPOSITORY"),
         (
-            (ssl.SSLError,),
+            errors.RepositoryNotFoundError,
+            f"there is no {page}, or it is private: check the name, or log in with hf auth login",
+        ),
+        (errors.HFValidationError, "the Hub has no such names: write hub:OWNER/REPOSITORY/FILE"),
+        (
+            ssl.SSLError,
             "the certificate of the server is not trusted: if a proxy reads along, set SSL_CERT_FILE to its "
             "certificate; otherwise check the clock, and HF_ENDPOINT",
         ),
@@ -250,20 +250,20 @@ def _remedy(hub: Any, repository: str, error: Exception) -> str:
         problem = "is full: free some space" if numbers & {*_FULL} else "cannot be written: make it writable"
         return f"the cache {printable(constants.HF_HUB_CACHE)} {problem}, or set HF_HOME to another folder"
     proxy = getproxies().get(constants.ENDPOINT.partition(":")[0])
-    through = f" through the proxy {printable(_without_password(proxy), 80)}" if proxy else ""
+    through = f" through the proxy {printable(proxy, 80)}" if proxy else ""
     return (
-        f"{constants.ENDPOINT} cannot be reached{through} or breaks off: check the connection, HTTPS_PROXY and "
-        "HF_ENDPOINT, and try again"
+        f"{constants.ENDPOINT} cannot be reached{through} or breaks off: check the connection, HTTPS_PROXY, "
+        "HF_ENDPOINT and HF_TOKEN, and try again"
     )
 
 
 def _remedy_for_status(status: int, page: str) -> str:
     if status in (401, 403):
-        return f"you may not read {page}, or your token is wrong: hf auth login, or unset HF_TOKEN"
+        return f"you may not read {page}, or your token is wrong: log in with hf auth login, or unset HF_TOKEN"
     if status == 407:
         return "the proxy asks who you are: set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT"
     if status == 429:
-        return "the server had too many requests: wait some minutes, or hf auth login"
+        return "the server had too many requests: wait some minutes, or log in with hf auth login"
     return f"the server answers with status {status}: try again later"
 
 
@@ -274,7 +274,3 @@ def _causes(error: BaseException) -> list[BaseException]:
         causes.append(following)
         following = following.__cause__ or following.__context__
     return causes
-
-
-def _without_password(address: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", address)
