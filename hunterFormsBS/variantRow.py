@@ -46,7 +46,13 @@ class Size(NamedTuple):
     times: int = 1
 
 
-Reading: TypeAlias = Count | Present | Size | tuple[Size, ...] | int
+class Sizes(NamedTuple):
+    """The first size of each of several tensors, found as in `Size`."""
+
+    patterns: tuple[str, ...]
+
+
+Reading: TypeAlias = Count | Present | Size | Sizes | int
 """Where keys and shapes say what an argument is, or its value, where the variant alone says it."""
 
 

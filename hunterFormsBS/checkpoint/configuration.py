@@ -51,13 +51,6 @@ class StatedArguments(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _check_plain(mapping: Mapping[str, object], what: str) -> None:
-    try:
-        check_extent(mapping)
-    except ValueError as error:
-        raise CheckpointError(f"{what} cannot be read: {error}") from error
-
-
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
     """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
     if configuration is None:
@@ -184,6 +177,13 @@ def _flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _check_plain(mapping: Mapping[str, object], what: str) -> None:
+    try:
+        check_extent(mapping)
+    except ValueError as error:
+        raise CheckpointError(f"{what} cannot be read: {error}") from error
+
+
 def _refuse_unknown_names(names: Iterable[object], known: Sequence[str] = ()) -> None:
     names_known = known or [*DEFAULTS, *UPSTREAM_NAMES, "linear_flash_attn"]
     for name in names:
@@ -226,6 +226,7 @@ def _resolve_value(name: str, value: object) -> object:
 
 def _mask(rows: object) -> Tensor:
     """Make a mask of rows of numbers or booleans, or take one that is made."""
+    written = short_repr(rows)
     if isinstance(rows, Tensor) and rows.ndim == 2 and rows.layout == torch.strided and not rows.is_nested:
         return rows
     listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
@@ -236,7 +237,7 @@ def _mask(rows: object) -> Tensor:
             flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in listed]
             return torch.tensor(flags, dtype=torch.bool, device="cpu")
     raise CheckpointError(
-        f"mask_filter_bank={short_repr(rows)} is not a list of rows of one length, one row of numbers for each band"
+        f"mask_filter_bank={written} is not a list of rows of one length, one row of numbers for each band"
     )
 
 

@@ -121,7 +121,7 @@ def arguments_of_configuration(stated: StatedArguments, caller: Mapping[str, obj
     """
     defaults, known = dict(family.defaults), {**stated.arguments, **caller}
     if not caller.keys().isdisjoint({"freqs_per_bands", "mask_filter_bank"}):
-        overridden = {"num_bands"} | ({"mask_filter_bank"} if "freqs_per_bands" in caller else set())
+        overridden = {"num_bands", "mask_filter_bank"} if "freqs_per_bands" in caller else {"num_bands"}
         defaults.pop("num_bands", None)
         known = {name: value for name, value in known.items() if name in caller or name not in overridden}
     missing = [name for name in ("dim", "depth") if name not in known]
@@ -157,8 +157,8 @@ def _number_of(stems: Sequence[int], num_stems: object) -> int:
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
     if not stems or len(numbers) < len(stems) or not numbers <= set(range(cast("int", num_stems))):
         raise CheckpointError(
-            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {cast('int', num_stems) - 1}, "
-            f"each once; the model has {num_stems} stem(s)"
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to "
+            f"{cast('int', num_stems) - 1}, each once; the model has {num_stems} stem(s)"
         )
     return len(numbers)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, cast
 
 from hunterFormsBS.checkpoint.limits import DEEPEST, MOST_KEYS, MOST_VALUES
@@ -63,7 +64,7 @@ def parse_yaml(text: str) -> object:
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", construct_tuple)
     Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
     try:
-        _refuse_multiplying(yaml.compose(text, Loader))
+        _refuse_multitudes(yaml.compose(text, Loader), _nodes_in)
         return cast("object", yaml.load(text, Loader))
     except yaml.constructor.ConstructorError as error:
         if error.problem and "tag:yaml.org,2002:python" in error.problem:
@@ -89,30 +90,18 @@ def check_extent(value: object) -> None:
     ValueError
         With the limit, or what the array is.
     """
-    level: list[object] = [value]
-    count = 0
-    for _ in range(DEEPEST):
-        deeper: list[object] = []
-        for container in level:
-            if isinstance(container, Mapping):
-                entries = cast("Mapping[object, object]", container).items()
-                inner: Iterable[object] = (
-                    value for key, value in entries if key != "mask_filter_bank" or not _axes(value)
-                )
-            elif isinstance(container, (list, tuple, set, frozenset)):
-                inner = cast("Sequence[object]", container)
-            elif _axes(container):
-                raise ValueError(f"it holds {short_repr(container)} where only numbers, text and lists can be")
-            else:
-                continue
-            deeper.extend(inner)
-            if count + len(deeper) > MOST_VALUES:
-                raise ValueError(f"it has more than {MOST_VALUES:,} values, which no configuration needs")
-        if not deeper:
-            return
-        count += len(deeper)
-        level = deeper
-    raise ValueError(f"it is nested more than {DEEPEST} deep, or holds itself")
+    _refuse_multitudes(value, _values_in)
+
+
+def _values_in(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value).items()
+        return (entry for key, entry in entries if key != "mask_filter_bank" or not _axes(entry))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return cast("Iterable[object]", value)
+    if _axes(value):
+        raise ValueError(f"it holds {short_repr(value)} where only numbers, text and lists can be")
+    return ()
 
 
 def _axes(value: object) -> int:
@@ -121,20 +110,21 @@ def _axes(value: object) -> int:
     return axes if isinstance(axes, int) else 0
 
 
-def _refuse_multiplying(node: object) -> None:
-    """Refuse aliases of aliases before anything is made of them."""
+def _nodes_in(node: object) -> Iterable[object]:
+    """Return the parts of what YAML is composed of, before anything is made of it."""
     import yaml
 
-    level: list[object] = [node]
-    count = 0
+    if isinstance(node, yaml.MappingNode):
+        return chain.from_iterable(cast("Iterable[tuple[object, object]]", node.value))
+    return cast("Iterable[object]", node.value) if isinstance(node, yaml.SequenceNode) else ()
+
+
+def _refuse_multitudes(root: object, parts_of: Callable[[object], Iterable[object]]) -> None:
+    level, count = [root], 0
     for _ in range(DEEPEST):
         deeper: list[object] = []
-        for inner in level:
-            if isinstance(inner, yaml.SequenceNode):
-                deeper.extend(cast("list[object]", inner.value))
-            elif isinstance(inner, yaml.MappingNode):
-                for pair in cast("list[tuple[object, object]]", inner.value):
-                    deeper.extend(pair)
+        for container in level:
+            deeper.extend(parts_of(container))
             if count + len(deeper) > MOST_VALUES:
                 raise ValueError(f"it has more than {MOST_VALUES:,} values, which no configuration needs")
         if not deeper:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Final, NamedTuple, TypeAlias, cast
+from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from hunterFormsBS.checkpoint.recognition import Recognition, recognise
 from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.options import OPTIONS, idle_options
 from hunterFormsBS.printable import LISTED, list_some, short_repr
-from hunterFormsBS.variantRow import Count, Present, Reading, Size
+from hunterFormsBS.variantRow import Count, Present, Reading, Size, Sizes
 
 _Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -151,8 +151,8 @@ def _read(reading: Reading, shapes: _Shapes) -> object:
         case Size(pattern, axis, per, times):
             size = _size(shapes, pattern, axis)
             return size // (times * _size(shapes, per, 0)) if per else size
-        case tuple():
-            return tuple(_read(size, shapes) for size in cast("tuple[Size, ...]", reading))
+        case Sizes(patterns):
+            return tuple(_size(shapes, pattern, 0) for pattern in patterns)
         case _:
             return reading
 

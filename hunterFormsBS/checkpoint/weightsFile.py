@@ -154,7 +154,9 @@ def configuration_within(file: WeightsFile) -> Mapping[str, Any] | None:
     """Return the configuration that `save_checkpoint` put beside the weights."""
     if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
         return parse_mapping(file.metadata["configuration"], f"what {printable(file.path)} says of its model")
-    content = cast("Mapping[str, object]", file.content) if isinstance(file.content, Mapping) else {}
+    if not isinstance(file.content, Mapping):
+        return None
+    content = cast("Mapping[str, object]", file.content)
     configuration = content.get("configuration")
     if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
         return None

@@ -15,7 +15,7 @@ from hunterFormsBS.heads.mlp import MaskEstimator, OptionsMLP
 from hunterFormsBS.optionRow import Needs, Option, taken_by
 from hunterFormsBS.printable import short_repr
 from hunterFormsBS.theTypes import ParametersBranch
-from hunterFormsBS.variantRow import HEAD, HEADS, NEVER_SILENT, Count, Reading, Size, Variant
+from hunterFormsBS.variantRow import HEAD, HEADS, NEVER_SILENT, Count, Reading, Size, Sizes, Variant
 
 __all__ = ["HYPERACE", "HyperACEMaskEstimator", "OptionsHyperACE"]
 
@@ -108,7 +108,7 @@ _STAGES: Final = ("stem", r"p2\.0", r"p3\.0", r"p4\.0", r"p5\.0")
 _HYPERACE: Final[Mapping[str, Reading]] = MappingProxyType(
     {
         "use_hyperACE": True,
-        "segm_backbone_channels": tuple(Size(rf"{HEAD}segm\.backbone\.{stage}\.pwconv\.weight") for stage in _STAGES),
+        "segm_backbone_channels": Sizes(tuple(rf"{HEAD}segm\.backbone\.{stage}\.pwconv\.weight" for stage in _STAGES)),
         "segm_base_depth": Count(rf"{HEAD}segm\.backbone\.p2\.1\.m\.m\.(\d+)\."),
         "segm_hyperace_k": Count(rf"{_HYPEREDGES}high_order_branch\.(\d+)\."),
         "segm_hyperace_l": Count(rf"{_HYPEREDGES}low_order_branch\.(\d+)\."),
