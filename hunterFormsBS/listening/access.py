@@ -1,0 +1,163 @@
+"""Who may ask: browsers that came by the address with the secret, programs that state it, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import secrets
+import sys
+import time
+import traceback
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Door", "Keys"]
+
+REFUSAL = "This page opens with the address that the program printed when it started."
+BEARER = "Bearer "
+ENTRANCE = """<!doctype html>
+<html lang="en"><link rel="icon" href="data:,"><title>Separate songs</title><a href="/">Separate songs</a></html>
+"""
+
+SECONDS_UNREAD = 60.0
+"""How long an answer waits for somebody to read it."""
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    # The page loads nothing from elsewhere, sends nothing elsewhere, runs no code but its own file, and is in no frame.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Keys:
+    """The secret that opens the door, and the cookies that were given out for it.
+
+    Parameters
+    ----------
+    secret : str
+    hours : float
+        How long a browser is known after it was last seen.
+    """
+
+    def __init__(self, secret: str, hours: float) -> None:
+        self._secret = secret.encode()
+        self._seconds = 3600 * hours
+        self._seen: dict[str, float] = {}
+
+    def fits(self, given: str) -> bool:
+        """Return whether this is the secret."""
+        return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self._secret)
+
+    def new_cookie(self) -> str:
+        """Return a cookie for a browser that knew the secret."""
+        now = time.monotonic()
+        self._seen = {owner: seen for owner, seen in self._seen.items() if now - seen < self._seconds}
+        cookie = secrets.token_urlsafe(32)
+        self._seen[_owner(cookie)] = now
+        return cookie
+
+    def owner_of(self, cookie: str) -> str | None:
+        """Return the name under which the songs of a browser are kept, None if its cookie is unknown or too old."""
+        owner, now = _owner(cookie), time.monotonic()
+        if now - self._seen.get(owner, -self._seconds) >= self._seconds:
+            return None
+        self._seen[owner] = now
+        return owner
+
+
+class Door:
+    """What every request passes on its way to the application, and every answer on its way back.
+
+    Parameters
+    ----------
+    application : ASGIApp
+        Finds the owner of the request in `request.state.owner`.
+    keys : Keys
+    port : int
+        Part of the cookie's name: browsers send cookies to all ports of a machine.
+    host : str
+        The one name, apart from addresses and `localhost`, that requests may be addressed to.
+    """
+
+    def __init__(self, application: ASGIApp, keys: Keys, port: int, host: str = "localhost") -> None:
+        self._application = application
+        self._keys = keys
+        self._cookie = f"hunterforms-{port}"
+        self._hosts = {"localhost", host.casefold()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_in_time(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            async with asyncio.timeout(SECONDS_UNREAD):
+                await send(message)
+
+        try:
+            await self._answer(Request(scope))(scope, receive, send_in_time)
+        except (ClientDisconnect, TimeoutError):
+            pass  # Nobody is there any more; the connection is closed.
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            raise
+
+    def _answer(self, request: Request) -> ASGIApp:
+        """Return what answers a request."""
+        if not self._is_addressed_here(request):
+            return PlainTextResponse(REFUSAL, 403)
+        owner = self._owner(request)
+        token = request.query_params.get("token") if request.url.path == "/" else None
+        if token is not None and self._keys.fits(token):
+            return self._let_in(known=owner is not None)
+        if owner is None:
+            return PlainTextResponse(REFUSAL, 403)
+        request.state.owner = owner
+        return self._application
+
+    def _is_addressed_here(self, request: Request) -> bool:
+        """Tell whether no other site leads here: by a name of its own, or by a page that sends requests."""
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.casefold() != host.casefold():
+            return False
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name not in self._hosts:
+                ipaddress.ip_address(name)  # Only names can be made to lead here from elsewhere.
+        except ValueError:
+            return False
+        return True
+
+    def _owner(self, request: Request) -> str | None:
+        stated = request.headers.get("authorization", "")
+        if stated.startswith(BEARER) and self._keys.fits(stated.removeprefix(BEARER)):
+            return "programs"
+        return self._keys.owner_of(request.cookies.get(self._cookie, ""))
+
+    def _let_in(self, *, known: bool) -> Response:
+        """Send a browser to the page without the secret in its address; it keeps the cookie that it has.
+
+        The browser goes there by itself: after a redirect it would hold back the cookie if a link elsewhere led here.
+        """
+        answer = HTMLResponse(ENTRANCE)
+        answer.headers["Refresh"] = "0; url=/"
+        if not known:
+            answer.set_cookie(self._cookie, self._keys.new_cookie(), httponly=True, samesite="strict")
+        return answer
+
+
+def _owner(cookie: str) -> str:
+    return hashlib.sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
