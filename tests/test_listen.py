@@ -111,10 +111,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 @contextmanager
-def serving(work: Work, models: Path, **limits: Any) -> Iterator[Client]:
+def serving(work: Work, models: Path, *, password: bool = False, **limits: Any) -> Iterator[Client]:
+    keys = Keys(SECRET, work.limits.hours, is_password=password)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        door = Door(application(work, models, **limits), Keys(SECRET, work.limits.hours), port)
+        door = Door(application(work, models, **limits), keys, port, ["music.example"])
         options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None}
         server = uvicorn.Server(uvicorn.Config(door, log_level="critical", timeout_graceful_shutdown=1, **options))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -314,13 +315,69 @@ def test_pages_load_nothing_from_elsewhere_and_run_nothing_but_their_own_files(i
         policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
         assert policy["script-src"] == policy["style-src"] == "'self'"
-        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Referrer-Policy"] == "same-origin"
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1234", "[::1]:7", "LOCALHOST"])
-def test_the_page_is_found_under_addresses_and_localhost_at_any_port_that_is_led_here(host: str, idle: Idle) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1234", "[::1]:7", "LOCALHOST", "music.example"])
+def test_the_page_is_found_under_addresses_and_known_names_at_any_port_that_is_led_here(host: str, idle: Idle) -> None:
     assert idle.client.ask("GET", "/", Host=host)[0] == 200
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """Return a client without a password of a server that has one."""
+    monkeypatch.setattr(access, "SECONDS_FOR_A_GUESS", 0.05)
+    work = Idle(tmp_path, Limits()).work
+    with serving(work, models, password=True) as client:
+        yield Client(client.port, {})
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def test_with_a_password_the_page_asks_for_it_and_the_address_opens_nothing(guarded: Client) -> None:
+    status, headers, body = guarded.ask("GET", f"/?{urlencode({'token': SECRET})}")
+    assert (status, b'type="password"' in body, headers["Set-Cookie"]) == (403, True, None)
+    assert guarded.ask("GET", "/api/songs")[0] == 403
+    for wrong in (b"", b"password=guessed", b"password=%C3%A9", b"password=" + bytes(10_000), b"\xff"):
+        assert guarded.ask("POST", "/", wrong, **FORM)[0] == 403
+    status, headers, _ = guarded.ask("POST", "/", urlencode({"password": SECRET}).encode(), **FORM)
+    assert status == 200
+    browser = Client(guarded.port, {"Cookie": headers["Set-Cookie"].partition(";")[0]})
+    assert browser.ask("GET", "/api/songs")[0] == 200
+    assert guarded.ask("GET", "/api/songs", Authorization=f"Bearer {SECRET}")[0] == 200
+
+
+def test_passwords_are_tried_one_after_another_however_many_try(guarded: Client) -> None:
+    def guess() -> None:
+        assert guarded.ask("GET", "/api/songs", Authorization="Bearer guessed")[0] == 403
+
+    guesses = [threading.Thread(target=guess) for _ in range(10)]
+    begun = time.monotonic()
+    for each in guesses:
+        each.start()
+    for each in guesses:
+        each.join()
+    assert time.monotonic() - begun >= 10 * access.SECONDS_FOR_A_GUESS
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "music.example"])
+@pytest.mark.parametrize("password", [None, "short\nand more lines"])
+def test_other_machines_are_served_only_with_a_password_that_is_long_enough(
+    host: str, password: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hunterFormsBS.listening.program import main
+
+    arguments = ["--no-browser", "--host", host]
+    if password is not None:
+        (tmp_path / "password").write_text(password)
+        arguments += ["--password-file", str(tmp_path / "password")]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    expected = f"--host {host} lets other machines connect: give --password-file" if password is None else "has 5 char"
+    assert expected in capsys.readouterr().err
 
 
 def test_songs_and_stems_belong_to_the_browser_that_sent_them(idle: Idle) -> None:
@@ -510,6 +567,56 @@ def test_a_bug_is_answered_and_the_next_song_is_separated(
     wait_until(is_said)
 
 
+# ---- the description for programs
+
+DESCRIPTION = json.loads((ROOT / "hunterFormsBS" / "listening" / "openapi.json").read_text("utf-8"))
+METHODS = ("get", "post", "put", "delete", "patch")
+
+
+def test_the_description_has_every_route_of_programs_and_no_other() -> None:
+    described = {
+        (method.upper(), path) for path, item in DESCRIPTION["paths"].items() for method in item if method in METHODS
+    }
+    served = {
+        (method, route.path)  # type: ignore[attr-defined]
+        for route in application(None, Path()).routes  # type: ignore[arg-type]
+        for method in route.methods or ()  # type: ignore[attr-defined]
+        if route.path.startswith("/api/") and method != "HEAD"  # type: ignore[attr-defined]
+    }
+    assert described == served
+
+
+def test_every_answer_is_as_the_description_says(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema, which ray brings")
+    monkeypatch.setattr(uploads, "SECONDS_SILENT", 0.2)
+    assert idle.client.get("/api/openapi.json") == DESCRIPTION
+    model = idle.client.model
+    idle.client.send(b"song")
+    done = idle.client.send(b"song")[1]["id"]
+    asked: dict[str, list[tuple[str, bytes | None]]] = {
+        "send": [("?model=x", b"x"), (f"?model={model}", b"x"), (f"?model={model}", bytes(1_000_001))],
+        "stop": [("", None)],
+        "remove": [("", None)],
+    }
+    seen: set[tuple[str, str]] = set()
+    for path, item in DESCRIPTION["paths"].items():
+        for method in [method for method in METHODS if method in item]:
+            operation = item[method]
+            if operation["operationId"] == "events":
+                continue  # The stream does not end; its data is that of `songs`.
+            for query, body in asked.get(operation["operationId"], [("", None)]):
+                for song in dict.fromkeys((done, "unknown")) if "{song}" in path else ("",):
+                    address = path.format(song=song, name="other")
+                    status, headers, content = idle.client.ask(method.upper(), address + query, body)
+                    seen.add((operation["operationId"], str(status)))
+                    answer = operation["responses"][str(status)].get("content", {})
+                    if "application/json" in answer:
+                        assert headers["Content-Type"] == "application/json"
+                        schema = answer["application/json"]["schema"] | {"components": DESCRIPTION["components"]}
+                        jsonschema.validate(json.loads(content), schema)
+    assert {("send", "201"), ("send", "400"), ("send", "413"), ("song", "200"), ("song", "404")} <= seen
+
+
 def test_events_tell_what_changes_until_the_song_is_done(idle: Idle) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", idle.client.port, timeout=60)
     with contextlib.closing(connection):
@@ -587,7 +694,7 @@ def program(folder: Path, models: Path, **options: int | None) -> Iterator[Progr
         running.end()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def long_song() -> bytes:
     file = io.BytesIO()
     soundfile.write(file, torch.randn(44100 * 120, 2).mul(0.1).numpy(), 44100, format="FLAC")
@@ -710,21 +817,20 @@ def chromium() -> Iterator[Any]:
 class Reader:
     """Somebody with a browser of their own, who came by the file that the program has the browser open."""
 
-    def __init__(self, browser: Any, client: Client, folder: Path, **options: Any) -> None:
+    def __init__(self, browser: Any, client: Client, folder: Path, *, wait: bool = True, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.problems: list[str] = []
         opened = folder / "open.html"
         address = f"http://127.0.0.1:{client.port}/?{urlencode({'token': SECRET})}"
         opened.write_text(f'<meta http-equiv="refresh" content="0; url={address}">')
-        self.page = self.tab(opened.as_uri())
-        self.page.wait_for_url(f"http://127.0.0.1:{client.port}/")
+        self.page = self.tab(opened.as_uri(), wait=wait)
 
-    def tab(self, address: str) -> Any:
+    def tab(self, address: str, *, wait: bool = True) -> Any:
         page = self.context.new_page()
         page.on("console", lambda message: self.problems.append(message.text))
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#model option", state="attached")
+        page.wait_for_selector("#model option" if wait else "[type=password]", state="attached")
         return page
 
     def send(self, *songs: Path) -> None:
@@ -814,3 +920,11 @@ def test_the_page_has_no_barrier_that_axe_finds_and_fits_its_window(
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("h1").count() == 1
     assert reader.problems == []
+
+
+def test_the_password_is_typed_into_a_form_without_barriers(chromium: Any, guarded: Client, tmp_path: Path) -> None:
+    reader = Reader(chromium, guarded, tmp_path, wait=False)
+    assert reader.violations() == []
+    reader.page.fill("input", SECRET)
+    reader.page.keyboard.press("Enter")
+    reader.page.wait_for_selector("#model option", state="attached")

@@ -9,7 +9,8 @@ import secrets
 import sys
 import time
 import traceback
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -24,8 +25,22 @@ ENTRANCE = """<!doctype html>
 <html lang="en"><link rel="icon" href="data:,"><title>Separate songs</title><a href="/">Separate songs</a></html>
 """
 
+FORM = """<!doctype html>
+<html lang="en"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<title>Separate songs</title>
+<main><h1>Separate songs</h1><form method="post" action="/">
+<label>Password <input type="password" name="password" autocomplete="current-password" required autofocus></label>
+<button>Enter</button></form></main></html>
+"""
+LONGEST_FORM = 5000
+"""Bytes of a form with a password."""
+
 SECONDS_UNREAD = 60.0
 """How long an answer waits for somebody to read it."""
+
+SECONDS_FOR_A_GUESS = 1.0
+GUESSES_WAITING = 20
+"""Passwords that wait to be looked at; those beyond are taken for wrong."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -36,7 +51,7 @@ HEADERS = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -49,15 +64,35 @@ class Keys:
     secret : str
     hours : float
         How long a browser is known after it was last seen.
+    is_password : bool
+        Whether people type it, so that it may be guessed: wrong ones are slowed down.
     """
 
-    def __init__(self, secret: str, hours: float) -> None:
+    def __init__(self, secret: str, hours: float, *, is_password: bool = False) -> None:
+        self.is_password = is_password
         self._secret = secret.encode()
         self._seconds = 3600 * hours
         self._seen: dict[str, float] = {}
+        self._trying = asyncio.Lock()
+        self._waiting = 0
 
-    def fits(self, given: str) -> bool:
-        """Return whether this is the secret."""
+    async def fits(self, given: str) -> bool:
+        """Return whether this is the secret; of passwords one is looked at after the other, and few wait for that."""
+        if not self.is_password:
+            return self._is_secret(given)
+        if self._waiting >= GUESSES_WAITING:
+            return False
+        self._waiting += 1
+        try:
+            async with self._trying:
+                fits = self._is_secret(given)
+                if not fits:
+                    await asyncio.sleep(SECONDS_FOR_A_GUESS)
+                return fits
+        finally:
+            self._waiting -= 1
+
+    def _is_secret(self, given: str) -> bool:
         return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self._secret)
 
     def new_cookie(self) -> str:
@@ -87,15 +122,15 @@ class Door:
     keys : Keys
     port : int
         Part of the cookie's name: browsers send cookies to all ports of a machine.
-    host : str
-        The one name, apart from addresses and `localhost`, that requests may be addressed to.
+    names : Iterable[str]
+        The names, apart from addresses and `localhost`, that requests may be addressed to.
     """
 
-    def __init__(self, application: ASGIApp, keys: Keys, port: int, host: str = "localhost") -> None:
+    def __init__(self, application: ASGIApp, keys: Keys, port: int, names: Iterable[str] = ()) -> None:
         self._application = application
         self._keys = keys
         self._cookie = f"hunterforms-{port}"
-        self._hosts = {"localhost", host.casefold()}
+        self._names = {"localhost", *(name.casefold() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -107,25 +142,31 @@ class Door:
                 await send(message)
 
         try:
-            await self._answer(Request(scope))(scope, receive, send_in_time)
+            answer = await self._answer(Request(scope, receive))
+            await answer(scope, receive, send_in_time)
         except (ClientDisconnect, TimeoutError):
             pass  # Nobody is there any more; the connection is closed.
         except Exception:
             traceback.print_exc(file=sys.stderr)
             raise
 
-    def _answer(self, request: Request) -> ASGIApp:
+    async def _answer(self, request: Request) -> ASGIApp:
         """Return what answers a request."""
         if not self._is_addressed_here(request):
             return PlainTextResponse(REFUSAL, 403)
-        owner = self._owner(request)
-        token = request.query_params.get("token") if request.url.path == "/" else None
-        if token is not None and self._keys.fits(token):
+        owner = await self._owner(request)
+        at_door = request.url.path == "/"
+        token = request.query_params.get("token")
+        if at_door and token is not None and not self._keys.is_password and await self._keys.fits(token):
             return self._let_in(known=owner is not None)
-        if owner is None:
-            return PlainTextResponse(REFUSAL, 403)
-        request.state.owner = owner
-        return self._application
+        if owner is not None:
+            request.state.owner = owner
+            return self._application
+        if at_door and self._keys.is_password:
+            if request.method == "POST" and await self._keys.fits(await _password(request)):
+                return self._let_in(known=False)
+            return HTMLResponse(FORM, 403)
+        return PlainTextResponse(REFUSAL, 403)
 
     def _is_addressed_here(self, request: Request) -> bool:
         """Tell whether no other site leads here: by a name of its own, or by a page that sends requests."""
@@ -135,15 +176,15 @@ class Door:
             return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
-            if name not in self._hosts:
+            if name not in self._names:
                 ipaddress.ip_address(name)  # Only names can be made to lead here from elsewhere.
         except ValueError:
             return False
         return True
 
-    def _owner(self, request: Request) -> str | None:
+    async def _owner(self, request: Request) -> str | None:
         stated = request.headers.get("authorization", "")
-        if stated.startswith(BEARER) and self._keys.fits(stated.removeprefix(BEARER)):
+        if stated.startswith(BEARER) and await self._keys.fits(stated.removeprefix(BEARER)):
             return "programs"
         return self._keys.owner_of(request.cookies.get(self._cookie, ""))
 
@@ -157,6 +198,17 @@ class Door:
         if not known:
             answer.set_cookie(self._cookie, self._keys.new_cookie(), httponly=True, samesite="strict")
         return answer
+
+
+async def _password(request: Request) -> str:
+    """Return what was typed into the form."""
+    body = b""
+    async with asyncio.timeout(SECONDS_UNREAD):
+        async for block in request.stream():
+            body += block
+            if len(body) > LONGEST_FORM:
+                return ""
+    return parse_qs(body.decode("ascii", "replace")).get("password", [""])[0]
 
 
 def _owner(cookie: str) -> str:

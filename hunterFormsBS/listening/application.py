@@ -83,6 +83,7 @@ def application(
         Route("/api/songs/{song}/pictures/{name}", answers.picture),
         Route("/api/songs/{song}/zip", answers.archive),
         Route("/api/events", answers.events),
+        Route("/api/openapi.json", answers.description),
     ]
     handlers: dict[Any, Callable[..., Awaitable[Response]]] = {
         RefusedError: _refused,
@@ -109,7 +110,11 @@ class _Answers:
         name = request.path_params.get("name", "index.html")
         if name not in PAGE:
             raise HTTPException(404)
-        return Response(_file_of_the_page(name), media_type=PAGE[name])
+        return Response(_read(f"page/{name}"), media_type=PAGE[name])
+
+    async def description(self, _request: Request) -> Response:
+        """Send the description of everything here that programs can use."""
+        return Response(_read("openapi.json"), media_type="application/json")
 
     async def options(self, _request: Request) -> Response:
         """Tell what can be chosen, and the limits."""
@@ -262,8 +267,9 @@ def zipped(members: dict[str, Path]) -> Generator[bytes]:
 
 
 @functools.cache
-def _file_of_the_page(name: str) -> bytes:
-    return files("hunterFormsBS.listening").joinpath("page", name).read_bytes()
+def _read(name: str) -> bytes:
+    """Return a file that comes with the package."""
+    return files("hunterFormsBS.listening").joinpath(name).read_bytes()
 
 
 def _title(song: Song) -> str:

@@ -6,6 +6,7 @@ The page is on the loopback address of this machine. What it makes is in a tempo
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import re
 import secrets
 import socket
@@ -26,6 +27,8 @@ from hunterFormsBS.songs.signals import ending_on_signals, uninterrupted
 
 __all__ = ["main", "parser", "run"]
 
+LOOPBACK = "127.0.0.1"
+SHORTEST_PASSWORD = 12
 INTERRUPTED = 130
 SECONDS_TO_END = 30.0
 """How long the end of the program waits for the chunk that is being computed."""
@@ -39,6 +42,9 @@ class Options(argparse.Namespace):
 
     models: Path
     checkpoint: list[Path]
+    host: str
+    name: list[str]
+    password_file: Path | None
     port: int
     device: str
     max_mb: float
@@ -72,6 +78,20 @@ def parser() -> argparse.ArgumentParser:
         help="offer this as well: a file, or hub:OWNER/REPOSITORY/FILE; may be given several times",
     )
     add("--port", type=_port, default=7860, help="0 for any that is free (default: 7860)")
+    add("--host", default=LOOPBACK, help=f"address to listen on; others than {LOOPBACK} need --password-file")
+    add(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line opens the page in place of a secret in the address",
+    )
+    add(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this machine under which the page is asked for; addresses and localhost are known",
+    )
     add("--device", default="auto", help="cpu, cuda, mps, ... (default: a GPU if there is one)")
     add("--max-mb", type=_positive, default=200, help="size of a song's file at most (default: 200)")
     add("--max-minutes", type=_positive, default=10, help="length of a song at most (default: 10)")
@@ -110,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.tell("ended")
         return INTERRUPTED
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         console.tell(f"error: {one_line(error)}")
         return 1
     return 0
@@ -138,9 +158,11 @@ def _serve(options: Options, console: Console) -> None:
         raise ImportError(f"{one_line(error)}: {how_to_install('listen')}") from error
     device = find_device(options.device)
     limits = Limits(waiting=options.max_waiting, kept=options.keep, hours=options.keep_hours)
-    secret = secrets.token_urlsafe(32)
+    password = _password(options)
+    secret = password or secrets.token_urlsafe(32)
+    keys = Keys(secret, options.keep_hours, is_password=password is not None)
     with ExitStack() as stack:
-        listener = stack.enter_context(_listener(options.port))
+        listener = stack.enter_context(_listener(options.host, options.port))
         port = int(listener.getsockname()[1])
         with uninterrupted():
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="hunterFormsBS-", ignore_cleanup_errors=True)))
@@ -155,7 +177,7 @@ def _serve(options: Options, console: Console) -> None:
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                Door(served, Keys(secret, options.keep_hours), port),
+                Door(served, keys, port, [*options.name, options.host]),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -182,7 +204,7 @@ def _serve(options: Options, console: Console) -> None:
         # Signals come to the main thread, which so stays free to end everything in order.
         threading.Thread(target=serve, name="serving", daemon=True).start()
         stack.callback(end)
-        address = f"http://127.0.0.1:{port}/?token={secret}"
+        address = f"http://{_reachable(options.host)}:{port}/" + ("" if password else f"?token={secret}")
         say(f"{address} (Ctrl-C ends it)", sys.stdout)
         if not options.no_browser:
             _open_in_browser(address, folder)
@@ -197,11 +219,49 @@ def _open_in_browser(address: str, folder: Path) -> None:
     webbrowser.open(page.as_uri())
 
 
-def _listener(port: int) -> socket.socket:
+def _password(options: Options) -> str | None:
+    """Return the password, None if the secret in the address is enough: where only this machine can connect."""
+    if options.password_file is None:
+        if not _is_loopback(options.host):
+            raise UsageError(
+                f"--host {options.host} lets other machines connect: give --password-file, whose first line they "
+                "have to know"
+            )
+        return None
+    with options.password_file.open(encoding="utf-8") as file:
+        password = file.readline(1000).strip()
+    if len(password) < SHORTEST_PASSWORD:
+        raise UsageError(
+            f"the first line of --password-file {options.password_file} has {len(password)} characters: use at least "
+            f"{SHORTEST_PASSWORD}"
+        )
+    return password
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return socket.create_server(("127.0.0.1", port))
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable(host: str) -> str:
+    """Return an address for the browser of this machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return LOOPBACK
+    return f"[{address}]" if address.version == 6 else host
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UsageError(f"--port {port} cannot be used ({error}): try --port 0") from error
+        raise UsageError(f"--host {host} --port {port} cannot be used ({error}): try --port 0") from error
 
 
 def _port(text: str) -> int:
