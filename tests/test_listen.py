@@ -35,6 +35,7 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.console import Console
 from hunterFormsBS.listening import access, uploads
+from hunterFormsBS.listening import application as listening_application
 from hunterFormsBS.listening.access import Door, Keys
 from hunterFormsBS.listening.application import application
 from hunterFormsBS.listening.offers import offers
@@ -634,6 +635,25 @@ def test_events_tell_what_changes_until_the_song_is_done(idle: Idle) -> None:
     assert list(dict.fromkeys(states)) in (["waiting", "working", "done"], ["working", "done"])
 
 
+def test_what_nobody_follows_any_more_is_not_told(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def is_quiet() -> bool:
+        asked.clear()
+        time.sleep(0.2)
+        return not asked
+
+    status = idle.work.status
+    monkeypatch.setattr(listening_application, "SECONDS_BETWEEN_EVENTS", 0.01)
+    monkeypatch.setattr(idle.work, "status", lambda owner: [asked.append(owner), *status(owner)][1:])
+    for method in ("GET", "HEAD"):
+        head = f"{method} /api/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {SECRET}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", idle.client.port)) as connection:
+            connection.sendall(head.encode())
+            assert status_of(connection) == 200
+        wait_until(is_quiet, 10)
+
+
 # ---- the program
 
 
@@ -890,12 +910,18 @@ def test_in_a_browser_songs_are_separated_found_again_and_heard(
     with page.expect_download() as download:
         page.click("#zip")
     assert download.value.suggested_filename in {"one.zip", "two.zip"}
+    page.click("#songs li:nth-child(1) >> text=Listen")
+    page.wait_for_selector("#listen-title:focus")
     # Reloaded, and in a second tab, everything is there; another browser sees nothing of it.
     page.reload()
     page.wait_for_selector("[aria-label='Solo other']", timeout=60000)
     assert reader.tab(f"http://127.0.0.1:{client.port}/").locator("#songs li").count() == 2
     other = Reader(chromium, client, tmp_path)
     assert other.page.is_visible("#none")
+    # What is removed takes nothing along, neither the focus.
+    page.click("#songs li:nth-child(1) >> text=Remove")
+    page.wait_for_selector("#songs-title:focus")
+    assert page.locator("#songs li").count() == 1
     assert reader.problems + other.problems == []
 
 
@@ -924,6 +950,10 @@ def test_the_page_has_no_barrier_that_axe_finds_and_fits_its_window(
 
 def test_the_password_is_typed_into_a_form_without_barriers(chromium: Any, guarded: Client, tmp_path: Path) -> None:
     reader = Reader(chromium, guarded, tmp_path, wait=False)
+    assert reader.violations() == []
+    reader.page.fill("input", "guessed")
+    reader.page.keyboard.press("Enter")
+    reader.page.wait_for_selector("[role=alert]")
     assert reader.violations() == []
     reader.page.fill("input", SECRET)
     reader.page.keyboard.press("Enter")

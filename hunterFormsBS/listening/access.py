@@ -26,12 +26,13 @@ ENTRANCE = """<!doctype html>
 """
 
 FORM = """<!doctype html>
-<html lang="en"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-<title>Separate songs</title>
+<html lang="en"><meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,"><title>Separate songs</title>
 <main><h1>Separate songs</h1><form method="post" action="/">
 <label>Password <input type="password" name="password" autocomplete="current-password" required autofocus></label>
-<button>Enter</button></form></main></html>
+<button>Enter</button></form>{}</main></html>
 """
+WRONG = '<p role="alert">This is not the password.</p>'
 LONGEST_FORM = 5000
 """Bytes of a form with a password."""
 
@@ -163,9 +164,10 @@ class Door:
             request.state.owner = owner
             return self._application
         if at_door and self._keys.is_password:
-            if request.method == "POST" and await self._keys.fits(await _password(request)):
+            typed = request.method == "POST"
+            if typed and await self._keys.fits(await _password(request)):
                 return self._let_in(known=False)
-            return HTMLResponse(FORM, 403)
+            return HTMLResponse(FORM.format(WRONG if typed else ""), 403)
         return PlainTextResponse(REFUSAL, 403)
 
     def _is_addressed_here(self, request: Request) -> bool:

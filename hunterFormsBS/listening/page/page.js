@@ -135,9 +135,9 @@ function item(song) {
   const title = element("b", {textContent: song.name}), details = element("span", {className: "details"});
   const bar = element("progress", {"aria-label": `Progress of ${song.name}`}), told = element("span");
   const button = (text, act, kind = "") => element("button", {type: "button", className: kind, textContent: text, "aria-label": `${text}: ${song.name}`, onclick: act});
-  const listen = button("Listen", () => trying(() => open(song.id)), "main");
+  const listen = button("Listen", () => trying(() => open(song.id, true)), "main");
   const stop = button("Stop", () => trying(() => ask("POST", `/api/songs/${song.id}/stop`)));
-  const remove = button("Remove", () => trying(async () => { await ask("DELETE", `/api/songs/${song.id}`); $("songs-title").scrollIntoView({block: "nearest"}); }));
+  const remove = button("Remove", () => trying(() => ask("DELETE", `/api/songs/${song.id}`)));
   const warnings = element("div");
   const row = element("div", {className: "row"}, element("div", {className: "title"}, title, " ", details), bar, told, listen, stop, remove);
   return {node: element("li", {}, row, warnings), details, bar, told, listen, stop, remove, warnings, said: ""};
@@ -173,10 +173,11 @@ function show(now) {
     if (before && before.state !== "done" && song.state === "done" && !opened) trying(() => open(song.id));
   }
   for (const [id, {node}] of items) if (!songs.some((song) => song.id === id)) {
-    if (node.contains(document.activeElement)) $("listen").hidden ? $("files").focus() : $("listen-title").focus();
+    const focused = node.contains(document.activeElement);
     node.remove();
     items.delete(id);
     if (opened === id) close();
+    if (focused) $("songs-title").focus();
   }
   $("none").hidden = songs.length > 0;
   const wanted = location.hash.slice(1);
@@ -220,7 +221,7 @@ function close() {
   history.replaceState(null, "", location.pathname);
 }
 
-async function open(id) {
+async function open(id, focused = false) {
   const song = songs.find((each) => each.id === id);
   close();
   opened = id;
@@ -258,7 +259,7 @@ async function open(id) {
   timeline.show([[null, ruler], ...rows.map(([, wave], index) => [player.tracks[index], wave])], player.duration);
   magnify();
   tick();
-  $("listen-title").focus({preventScroll: true});
+  if (focused) $("listen-title").focus();
 }
 
 const address = (id, name) => `/api/songs/${id}/tracks/${encodeURIComponent(name)}`;
