@@ -35,10 +35,12 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.console import Console
 from hunterFormsBS.listening import access, uploads
-from hunterFormsBS.listening import application as listening_application
+from hunterFormsBS.listening import application as application_module
+from hunterFormsBS.listening import serving as serving_module
 from hunterFormsBS.listening.access import Door, Keys
 from hunterFormsBS.listening.application import application
 from hunterFormsBS.listening.offers import offers
+from hunterFormsBS.listening.program import main
 from hunterFormsBS.listening.separating import Separating
 from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Work
 from hunterFormsBS.separation import separate
@@ -274,6 +276,9 @@ STRANGERS: dict[str, dict[str, str]] = {
     "a name that leads here from elsewhere": {"Authorization": f"Bearer {SECRET}", "Host": "attacker.example:{port}"},
     "a page of another site": {"Authorization": f"Bearer {SECRET}", "Origin": "http://attacker.example"},
     "a page of another port": {"Authorization": f"Bearer {SECRET}", "Origin": "http://127.0.0.1:1"},
+    "a broken origin": {"Authorization": f"Bearer {SECRET}", "Origin": "http://["},
+    "a broken host": {"Authorization": f"Bearer {SECRET}", "Host": "[:"},
+    "no host": {"Authorization": f"Bearer {SECRET}", "Host": ""},
     "a page without a site": {"Authorization": f"Bearer {SECRET}", "Origin": "null"},
 }
 ROUTES = [
@@ -368,8 +373,6 @@ def test_passwords_are_tried_one_after_another_however_many_try(guarded: Client)
 def test_other_machines_are_served_only_with_a_password_that_is_long_enough(
     host: str, password: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hunterFormsBS.listening.program import main
-
     arguments = ["--no-browser", "--host", host]
     if password is not None:
         (tmp_path / "password").write_text(password)
@@ -471,6 +474,63 @@ def test_a_song_that_does_not_say_how_large_it_is_is_cut_off_at_the_limit(idle: 
     status, _, body = idle.client.ask("POST", f"/api/songs?model={idle.client.model}", blocks())  # type: ignore[arg-type]
     assert status == 413
     assert "1 MB are the limit" in body.decode()
+    assert idle.files == []
+
+
+def opened_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that this process has open."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if link.readlink().is_relative_to(folder):
+                found.append(link.readlink())
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which files are open")
+def test_an_answer_that_nobody_reads_ends(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def separate(song: Song) -> None:
+        song.folder.mkdir()
+        (song.folder / "other.wav").write_bytes(bytes(50_000_000))  # more than connections hold on their way
+        song.tracks = {"other": song.folder / "other.wav"}
+
+    monkeypatch.setattr(idle.work, "_separate", separate)
+    monkeypatch.setattr(access, "SECONDS_UNREAD", 0.5)
+    identity = idle.client.send(b"song")[1]["id"]
+    idle.client.wait(identity)
+    head = f"GET /api/songs/{identity}/tracks/other HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {SECRET}\r\n"
+    with socket.create_connection(("127.0.0.1", idle.client.port), timeout=60) as connection:
+        connection.sendall(f"{head}\r\n".encode())
+        wait_until(lambda: opened_files(idle.work.folder))
+        wait_until(lambda: not opened_files(idle.work.folder))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x00\xff\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"POST /api/songs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /api/songs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /api/songs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://elsewhere/?token=%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_refused_and_the_next_is_answered(
+    request_: bytes, idle: Idle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", idle.client.port), timeout=60) as connection:
+        connection.sendall(request_)
+        assert status_of(connection) in {400, 403}
+    assert idle.client.ask("GET", "/")[0] == 200
+    assert capsys.readouterr().err == ""
     assert idle.files == []
 
 
@@ -644,7 +704,7 @@ def test_what_nobody_follows_any_more_is_not_told(idle: Idle, monkeypatch: pytes
         return not asked
 
     status = idle.work.status
-    monkeypatch.setattr(listening_application, "SECONDS_BETWEEN_EVENTS", 0.01)
+    monkeypatch.setattr(application_module, "SECONDS_BETWEEN_EVENTS", 0.01)
     monkeypatch.setattr(idle.work, "status", lambda owner: [asked.append(owner), *status(owner)][1:])
     for method in ("GET", "HEAD"):
         head = f"{method} /api/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {SECRET}\r\n\r\n"
@@ -780,8 +840,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, models: Path, so
 def test_options_that_cannot_be_end_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hunterFormsBS.listening.program import main
-
     with pytest.raises(SystemExit) as caught:
         main(["--no-browser", *arguments])
     assert caught.value.code == 2
@@ -790,8 +848,6 @@ def test_options_that_cannot_be_end_in_one_line(
 
 
 def test_a_port_that_is_taken_is_named_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    from hunterFormsBS.listening.program import main
-
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
         main(["--no-browser", "--port", str(taken.getsockname()[1])])
     assert re.search(r"--port \d+ cannot be used \(.+\): try --port 0", capsys.readouterr().err)
@@ -800,14 +856,21 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(capsys: pytest.CaptureFix
 def test_the_browser_is_not_started_with_the_secret_where_all_users_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hunterFormsBS.listening import program as module
-
     opened: list[str] = []
-    monkeypatch.setattr(module.webbrowser, "open", opened.append)
-    module._open_in_browser("http://127.0.0.1:1/?token=secret", tmp_path)
+    monkeypatch.setattr(serving_module.webbrowser, "open", opened.append)
+    serving_module.open_in_browser("http://127.0.0.1:1/?token=secret", tmp_path)
     (address,) = opened
     assert "secret" not in address
     assert "url=http://127.0.0.1:1/?token=secret" in Path(address.removeprefix("file://")).read_text()
+
+
+def test_without_the_extra_one_line_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "hunterFormsBS.listening.serving", None)
+    assert main(["--no-browser"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "listen]" in line
 
 
 def test_nothing_else_in_the_package_imports_the_page() -> None:

@@ -139,14 +139,17 @@ class Door:
         async def send_in_time(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
-            async with asyncio.timeout(SECONDS_UNREAD):
-                await send(message)
+            try:
+                async with asyncio.timeout(SECONDS_UNREAD):
+                    await send(message)
+            except Exception as error:  # whatever a connection raises that is broken, or that nobody reads
+                raise ClientDisconnect from error
 
         try:
             answer = await self._answer(Request(scope, receive))
             await answer(scope, receive, send_in_time)
-        except (ClientDisconnect, TimeoutError):
-            pass  # Nobody is there any more; the connection is closed.
+        except ClientDisconnect:
+            pass  # The connection is closed, so that nobody takes half of an answer for the whole.
         except Exception:
             traceback.print_exc(file=sys.stderr)
             raise
@@ -174,9 +177,9 @@ class Door:
         """Tell whether no other site leads here: by a name of its own, or by a page that sends requests."""
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.casefold() != host.casefold():
-            return False
         try:
+            if origin is not None and urlsplit(origin).netloc.casefold() != host.casefold():
+                return False
             name = urlsplit(f"//{host}").hostname or ""
             if name not in self._names:
                 ipaddress.ip_address(name)  # Only names can be made to lead here from elsewhere.
@@ -205,11 +208,14 @@ class Door:
 async def _password(request: Request) -> str:
     """Return what was typed into the form."""
     body = b""
-    async with asyncio.timeout(SECONDS_UNREAD):
-        async for block in request.stream():
-            body += block
-            if len(body) > LONGEST_FORM:
-                return ""
+    try:
+        async with asyncio.timeout(SECONDS_UNREAD):
+            async for block in request.stream():
+                body += block
+                if len(body) > LONGEST_FORM:
+                    return ""
+    except TimeoutError:
+        return ""
     return parse_qs(body.decode("ascii", "replace")).get("password", [""])[0]
 
 
