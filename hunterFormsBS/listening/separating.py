@@ -78,7 +78,7 @@ class Separating:
         song.say("reading the song")
         audio = probe_audio(song.upload, name=song.wish.name, downmix=True)
         self._check_length(audio, audio.length or 0)
-        song.say("loading the model")
+        song.say("fetching the model, unless it is here" if song.wish.offer.fetched else "loading the model")
         model, configuration = self._load(song.wish.offer)
         settings, remarks = read_settings(configuration, num_overlap=song.wish.num_overlap)
         for remark in remarks:
