@@ -42,7 +42,7 @@ from hunterFormsBS.listening.application import application
 from hunterFormsBS.listening.offers import offers
 from hunterFormsBS.listening.program import main
 from hunterFormsBS.listening.separating import Separating
-from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Work
+from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Wish, Work
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.writing import FORMATS
@@ -245,6 +245,10 @@ def test_what_the_package_warns_of_is_shown_beside_each_song_that_it_is_about(
     finally:
         bare.unlink()
     assert client.wait(client.send(song)[1]["id"])["warnings"] == []
+    loud = io.BytesIO()
+    soundfile.write(loud, torch.full((9000, 2), 2.0).numpy(), 44100, format="WAV", subtype="FLOAT")
+    (warning,) = client.wait(client.send(loud.getvalue(), format="flac")[1]["id"])["warnings"]
+    assert warning == "all files are multiplied by 0.5000, to stay in full scale"
 
 
 @pytest.mark.parametrize(
@@ -487,6 +491,20 @@ def opened_files(folder: Path) -> list[Path]:
     return found
 
 
+def test_an_archive_whose_files_were_removed_meanwhile_does_not_look_whole(
+    idle: Idle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle.go.set()
+    identity = idle.client.send(b"song")[1]["id"]
+    idle.client.wait(identity)
+    (song,) = idle.separated
+    song.tracks["other"].unlink()
+    with pytest.raises(http.client.IncompleteRead):
+        idle.client.ask("GET", f"/api/songs/{identity}/zip")
+    assert idle.client.ask("GET", f"/api/songs/{identity}/tracks/other")[0] == 404
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which files are open")
 def test_an_answer_that_nobody_reads_ends(
     idle: Idle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -626,6 +644,19 @@ def test_a_bug_is_answered_and_the_next_song_is_separated(
         return said.count("ZeroDivisionError") == 2
 
     wait_until(is_said)
+
+
+def test_the_end_waits_for_the_chunk_that_is_being_computed(models: Path, tmp_path: Path) -> None:
+    computed = threading.Event()
+    work = Work(tmp_path, lambda _song: computed.wait(), Limits())
+    with work.uploading() as upload:
+        upload.touch()
+        song = work.add("owner", Wish("song", next(iter(offers(models).values()))), upload)
+    wait_until(lambda: song.state == "working")
+    assert not work.close(0.05)
+    computed.set()
+    assert work.close(60)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- the description for programs

@@ -1,4 +1,4 @@
-"""Who may ask: browsers that came by the address with the secret, programs that state it, and nobody else."""
+"""Access control: every request needs the secret, or a cookie that was issued for it; all others get 403."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ FORM = """<!doctype html>
 """
 WRONG = '<p role="alert">This is not the password.</p>'
 LONGEST_FORM = 5000
-"""Bytes of a form with a password."""
+"""Bytes of the password form at most."""
 
 SECONDS_UNREAD = 60.0
-"""How long an answer waits for somebody to read it."""
+"""A client that stops reading a response for this long is disconnected."""
 
 SECONDS_FOR_A_GUESS = 1.0
 GUESSES_WAITING = 20
-"""Passwords that wait to be looked at; those beyond are taken for wrong."""
+"""Password attempts in the queue at most; further ones are refused."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -58,15 +58,15 @@ HEADERS = {
 
 
 class Keys:
-    """The secret that opens the door, and the cookies that were given out for it.
+    """The secret, and the cookies issued for it.
 
     Parameters
     ----------
     secret : str
     hours : float
-        How long a browser is known after it was last seen.
+        A cookie expires this long after its last request.
     is_password : bool
-        Whether people type it, so that it may be guessed: wrong ones are slowed down.
+        Whether a person chose the secret, so that it can be guessed: attempts are slowed down.
     """
 
     def __init__(self, secret: str, hours: float, *, is_password: bool = False) -> None:
@@ -78,7 +78,7 @@ class Keys:
         self._waiting = 0
 
     async def fits(self, given: str) -> bool:
-        """Return whether this is the secret; of passwords one is looked at after the other, and few wait for that."""
+        """Return whether this is the secret. Passwords are compared one at a time, with a delay after a wrong one."""
         if not self.is_password:
             return self._is_secret(given)
         if self._waiting >= GUESSES_WAITING:
@@ -97,7 +97,7 @@ class Keys:
         return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self._secret)
 
     def new_cookie(self) -> str:
-        """Return a cookie for a browser that knew the secret."""
+        """Issue a cookie."""
         now = time.monotonic()
         self._seen = {owner: seen for owner, seen in self._seen.items() if now - seen < self._seconds}
         cookie = secrets.token_urlsafe(32)
@@ -105,7 +105,7 @@ class Keys:
         return cookie
 
     def owner_of(self, cookie: str) -> str | None:
-        """Return the name under which the songs of a browser are kept, None if its cookie is unknown or too old."""
+        """Return the owner identity of a cookie, None if the cookie is unknown or expired."""
         owner, now = _owner(cookie), time.monotonic()
         if now - self._seen.get(owner, -self._seconds) >= self._seconds:
             return None
@@ -114,17 +114,17 @@ class Keys:
 
 
 class Door:
-    """What every request passes on its way to the application, and every answer on its way back.
+    """ASGI middleware: authenticates every request, and adds security headers and a timeout to every response.
 
     Parameters
     ----------
     application : ASGIApp
-        Finds the owner of the request in `request.state.owner`.
+        Gets the owner of the request in `request.state.owner`.
     keys : Keys
     port : int
-        Part of the cookie's name: browsers send cookies to all ports of a machine.
+        Part of the cookie's name: browsers share cookies among all ports of a host.
     names : Iterable[str]
-        The names, apart from addresses and `localhost`, that requests may be addressed to.
+        Host names to accept, apart from IP addresses and `localhost`.
     """
 
     def __init__(self, application: ASGIApp, keys: Keys, port: int, names: Iterable[str] = ()) -> None:
@@ -155,7 +155,7 @@ class Door:
             raise
 
     async def _answer(self, request: Request) -> ASGIApp:
-        """Return what answers a request."""
+        """Return the response, or the application if the request is authenticated."""
         if not self._is_addressed_here(request):
             return PlainTextResponse(REFUSAL, 403)
         owner = await self._owner(request)
@@ -174,7 +174,7 @@ class Door:
         return PlainTextResponse(REFUSAL, 403)
 
     def _is_addressed_here(self, request: Request) -> bool:
-        """Tell whether no other site leads here: by a name of its own, or by a page that sends requests."""
+        """Check the Host header, against DNS rebinding, and the Origin header, against requests from other sites."""
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         try:
@@ -182,7 +182,7 @@ class Door:
                 return False
             name = urlsplit(f"//{host}").hostname or ""
             if name not in self._names:
-                ipaddress.ip_address(name)  # Only names can be made to lead here from elsewhere.
+                ipaddress.ip_address(name)  # DNS rebinding needs a name.
         except ValueError:
             return False
         return True
@@ -194,9 +194,10 @@ class Door:
         return self._keys.owner_of(request.cookies.get(self._cookie, ""))
 
     def _let_in(self, *, known: bool) -> Response:
-        """Send a browser to the page without the secret in its address; it keeps the cookie that it has.
+        """Issue a cookie, unless the browser has one, and lead to the page without the secret in its address.
 
-        The browser goes there by itself: after a redirect it would hold back the cookie if a link elsewhere led here.
+        A Refresh header, not a redirect: after a link from another site, browsers withhold `SameSite=Strict` cookies
+        from redirects.
         """
         answer = HTMLResponse(ENTRANCE)
         answer.headers["Refresh"] = "0; url=/"
@@ -206,7 +207,7 @@ class Door:
 
 
 async def _password(request: Request) -> str:
-    """Return what was typed into the form."""
+    """Return the password of the form; empty if the form is too long or too slow."""
     body = b""
     try:
         async with asyncio.timeout(SECONDS_UNREAD):

@@ -1,4 +1,4 @@
-"""What is answered: the page, songs that come, their progress, and what came of them."""
+"""The Starlette application: the page, and the API for uploads, progress and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.parse import quote
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -38,16 +38,16 @@ PAGE = {
     "player.js": "text/javascript",
     "timeline.js": "text/javascript",
 }
-"""The files of the page, and their kinds."""
+"""The files of the page, and their media types."""
 
 AUDIO = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg", "opus": "audio/ogg"}
 ENCODINGS: dict[str, Encoding] = {form: Encoding(form, DEPTHS[form]) for form in FORMATS}
 LONGEST_NAME = 150
-"""Bytes of the name of a song that is kept."""
+"""Bytes of a song's name at most; the end of a longer one is kept."""
 
 SECONDS_BETWEEN_EVENTS = 0.25
 SECONDS_BETWEEN_SIGNS = 15.0
-"""How often a stream of events says that it is still there."""
+"""Interval of keep-alive comments in the event stream."""
 
 BLOCK = 1 << 18
 
@@ -55,7 +55,7 @@ BLOCK = 1 << 18
 def application(
     work: Work, models: Path, checkpoints: Sequence[Path] = (), *, max_bytes: int = 200_000_000, max_minutes: float = 10
 ) -> Starlette:
-    """Return the application, which asks nobody who they are: `request.state.owner` says that.
+    """Return the application. It relies on `Door` for authentication: `request.state.owner` is the owner.
 
     Parameters
     ----------
@@ -63,11 +63,11 @@ def application(
     models : Path
         Folder whose checkpoints are offered.
     checkpoints : Sequence[Path]
-        What else is offered.
+        Further checkpoints to offer.
     max_bytes : int
         Of an upload.
     max_minutes : float
-        Of a song: only told here.
+        Limit to report; `Separating` enforces it.
     """
     answers = _Answers(work, models, checkpoints, max_bytes, max_minutes)
     routes = [
@@ -113,11 +113,11 @@ class _Answers:
         return Response(_read(f"page/{name}"), media_type=PAGE[name])
 
     async def description(self, _request: Request) -> Response:
-        """Send the description of everything here that programs can use."""
+        """Send the OpenAPI description."""
         return Response(_read("openapi.json"), media_type="application/json")
 
     async def options(self, _request: Request) -> Response:
-        """Tell what can be chosen, and the limits."""
+        """List models, formats and limits."""
         offered = await run_in_threadpool(offers, self._models, self._checkpoints)
         limits = self._work.limits
         return JSONResponse(
@@ -137,11 +137,11 @@ class _Answers:
         )
 
     async def songs(self, request: Request) -> Response:
-        """Tell how far the songs of this browser are."""
+        """List the songs of the owner."""
         return JSONResponse(self._work.status(request.state.owner))
 
     async def send(self, request: Request) -> Response:
-        """Take a song, unless there are too many: nothing of it is read then."""
+        """Receive a song and queue it. It is refused before its body is read if a limit is reached."""
         wish = await self._wish(request)
         stated_size(request, self._max_bytes)
         try:
@@ -158,7 +158,7 @@ class _Answers:
         return self._status(request, song, 201)
 
     async def song(self, request: Request) -> Response:
-        """Tell how far a song is."""
+        """Send the status of a song."""
         return self._status(request, self._song(request))
 
     async def stop(self, request: Request) -> Response:
@@ -173,7 +173,7 @@ class _Answers:
         return Response(status_code=204)
 
     async def track(self, request: Request) -> Response:
-        """Send a stem, or the mixture, under a name that tells the song."""
+        """Send a stem or the mixture, named `SONG - STEM`."""
         song, name = self._song(request), request.path_params["name"]
         return _download(song.tracks.get(name), AUDIO[song.wish.encoding.format], _called(song, name))
 
@@ -183,7 +183,7 @@ class _Answers:
         return _download(song.pictures.get(name), "image/png", f"{_title(song)} - {name}.png")
 
     async def archive(self, request: Request) -> Response:
-        """Send all stems as one archive, made while it is sent."""
+        """Stream a zip archive of all tracks."""
         song = self._song(request)
         if not song.tracks:
             raise HTTPException(404)
@@ -193,7 +193,7 @@ class _Answers:
         return StreamingResponse(zipped(members), media_type="application/zip", headers=headers)
 
     async def events(self, request: Request) -> Response:
-        """Tell how far the songs of this browser are, again whenever that changes."""
+        """Stream the songs of the owner as server-sent events, after every change."""
         return StreamingResponse(self._events(request.state.owner), media_type="text/event-stream")
 
     async def _events(self, owner: str) -> AsyncGenerator[str]:
@@ -236,7 +236,7 @@ class _Answers:
 
 
 class _Sink(io.RawIOBase):
-    """Where `zipfile` writes what is sent next."""
+    """A write-only buffer between `zipfile` and the response."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -249,17 +249,27 @@ class _Sink(io.RawIOBase):
         return len(data)
 
     def take(self) -> bytes:
-        """Return what was written since the last time."""
+        """Return and forget the buffered bytes."""
         taken, self._written = bytes(self._written), bytearray()
         return taken
 
 
 def zipped(members: dict[str, Path]) -> Generator[bytes]:
-    """Make an archive of files, uncompressed, block by block."""
+    """Yield an uncompressed zip archive of the files, block by block.
+
+    Raises
+    ------
+    ClientDisconnect
+        If a file was removed meanwhile: the connection is to be closed, so that nobody takes a part for the whole.
+    """
     sink, now = _Sink(), time.localtime()[:6]
     with zipfile.ZipFile(sink, "w") as archive:
         for name, path in members.items():
-            with path.open("rb") as source, archive.open(zipfile.ZipInfo(name, now), "w", force_zip64=True) as member:
+            try:
+                source = path.open("rb")
+            except FileNotFoundError as error:
+                raise ClientDisconnect from error
+            with source, archive.open(zipfile.ZipInfo(name, now), "w", force_zip64=True) as member:
                 while block := source.read(BLOCK):
                     member.write(block)
                     yield sink.take()

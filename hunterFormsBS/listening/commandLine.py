@@ -84,7 +84,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def password_of(options: Options) -> str | None:
-    """Return the password, None if the secret in the address is enough: where only this machine can connect."""
+    """Return the password, None for a random secret.
+
+    Raises
+    ------
+    UsageError
+        If other machines can connect and there is no password, or if it is too short.
+    """
     if options.password_file is None:
         if not _is_loopback(options.host):
             raise UsageError(

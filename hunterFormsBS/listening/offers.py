@@ -1,4 +1,4 @@
-"""The checkpoints that the page offers. Requests name them by what stands here, never by a path."""
+"""The checkpoints that the page offers. Requests choose one by its identity, never by a path."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Offer(NamedTuple):
     Parameters
     ----------
     identity : str
-        What requests call it.
+        For requests.
     name : str
-        What people call it.
+        For people.
     checkpoint : Path
         File, name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
     configuration : Path | None
@@ -40,7 +40,7 @@ class Offer(NamedTuple):
 
 
 def offers(folder: Path, checkpoints: Sequence[Path] = ()) -> dict[str, Offer]:
-    """Return by their identities the checkpoints given, those below a folder, and those of the catalogue."""
+    """Return the given checkpoints, those below the folder and those of the catalogue, by identity."""
     return {offer.identity: offer for offer in _offers(folder, checkpoints)}
 
 

@@ -1,4 +1,4 @@
-"""One song from its upload to stems and a picture, by the package's own way of reading, separating and writing."""
+"""Separate one upload into stems and a picture of the masks, with the functions of `hunterFormsBS.songs`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECONDS_OF_MASKS = 10
 
 
 class _Loaded(NamedTuple):
-    """A model that is kept for the next song, and what was said when it was loaded."""
+    """The model of the last song, with the warnings from loading it."""
 
     offer: Offer
     changed: float | None
@@ -46,7 +46,7 @@ class _Loaded(NamedTuple):
 
 
 class Separating:
-    """Separates songs, one at a time, and keeps the model of the last one.
+    """Separates one song at a time. The last model stays loaded.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Separating:
     max_minutes : float
         Longer songs are refused: a browser holds all stems in memory.
     console : Console
-        Takes the warnings.
+        Collects the warnings.
     """
 
     def __init__(self, device: str, max_minutes: float, console: Console) -> None:
@@ -65,7 +65,7 @@ class Separating:
         self._loaded: _Loaded | None = None
 
     def __call__(self, song: Song) -> None:
-        """Separate a song into its folder; what was warned of on the way is kept with it."""
+        """Separate a song into its folder, and store the warnings with it."""
         self._console.warnings.clear()
         with self._console.showing_warnings():
             warnings.simplefilter("always", UserWarning)  # of each song, also where the sentence is the same
@@ -117,7 +117,7 @@ class Separating:
         song.tracks = files
 
     def _load(self, offer: Offer) -> tuple[BandSplitRotator, Mapping[str, Any]]:
-        """Return the model of an offer and its configuration, those of the song before if they are the same."""
+        """Return the model of an offer and its configuration. The loaded model is reused if it is the same."""
         changed = offer.checkpoint.stat().st_mtime if offer.checkpoint.is_file() else None
         if self._loaded is None or (self._loaded.offer, self._loaded.changed) != (offer, changed):
             self._loaded = None  # not two at a time
@@ -129,7 +129,7 @@ class Separating:
         return self._loaded.model, self._loaded.configuration
 
     def _blocks(self, song: Song, audio: AudioFile) -> Iterator[Tensor]:
-        """Read a song until it is too long."""
+        """Yield the blocks of the song; raise ValueError once it is too long."""
         length = 0
         for block in audio.blocks():
             song.say("reading the song")
@@ -161,7 +161,7 @@ def find_device(name: str) -> str:
 
 
 def names_for(names: Sequence[str], count: int) -> list[str]:
-    """Return the names of the stems if there are as many, and each once; else numbers."""
+    """Return the names if they are distinct and as many as the stems, else `stem_1`, `stem_2`, ..."""
     distinct = {key_of(name) for name in (*names, MIXTURE, "")}
     if len(names) == count and len(distinct) == count + 2:
         return list(names)
@@ -185,7 +185,7 @@ def excerpt(audio: AudioFile, sample_rate: int) -> Tensor:
 def draw_masks(
     pathFilename: Path, model: BandSplitRotator, audio: Tensor, names: Sequence[str], sample_rate: int
 ) -> None:
-    """Draw what the masks do in each band."""
+    """Save the picture of the mask of each stem."""
     audio = audio.expand(2, -1) if model.stereo else audio.mean(0, keepdim=True)
     figure: Any = Figure(figsize=(2 + 3.2 * len(names), 4), layout="constrained")
     plot_band_masks(model, audio, names=names, sample_rate=sample_rate, figure=figure)

@@ -1,4 +1,4 @@
-"""The server and the thread that separates: begun together, and ended in order whatever ends the program."""
+"""Start the server and the worker thread, and shut both down in order, whatever ends the program."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from hunterFormsBS.songs.signals import uninterrupted
 __all__ = ["serve"]
 
 SECONDS_TO_END = 30.0
-"""How long the end of the program waits for the chunk that is being computed."""
+"""How long the shutdown waits for the current chunk."""
+
+SECONDS_IN_SILENCE = 1.0
+"""After this long the shutdown says that it waits."""
 
 SECONDS_FOR_ANSWERS = 2
-"""How long it waits for answers that are being sent."""
+"""How long the shutdown waits for responses in progress."""
 
 
 def serve(options: Options, console: Console) -> None:
-    """Serve the page until a signal raises an exception. After it nothing goes on, and nothing is left.
+    """Serve the page until a signal raises an exception, then stop the worker and remove the temporary folder.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def serve(options: Options, console: Console) -> None:
             listener = stack.enter_context(_listener(options.host, options.port))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="hunterFormsBS-", ignore_cleanup_errors=True)))
             work = Work(folder, separate, limits)
-            stack.callback(work.close, SECONDS_TO_END)
+            stack.callback(_end, work, console)
             port = int(listener.getsockname()[1])
             server = _Server(Door(_application(options, work), keys, port, [*options.name, options.host]), listener)
             stack.callback(server.end)
@@ -65,6 +68,12 @@ def serve(options: Options, console: Console) -> None:
         if not options.no_browser:
             open_in_browser(address, folder)
         server.wait()
+
+
+def _end(work: Work, console: Console) -> None:
+    if not work.close(SECONDS_IN_SILENCE):
+        console.remark("ending after the current chunk")
+        work.close(SECONDS_TO_END)
 
 
 def _application(options: Options, work: Work) -> Starlette:
@@ -78,7 +87,7 @@ def _application(options: Options, work: Work) -> Starlette:
 
 
 class _Server:
-    """Uvicorn in a thread: signals come to the main thread, which so stays free to end everything in order."""
+    """Uvicorn in a thread of its own: the main thread gets the signals, and shuts down in order."""
 
     def __init__(self, door: Door, listener: socket.socket) -> None:
         self._listener = listener
@@ -117,7 +126,7 @@ class _Server:
 
 
 def open_in_browser(address: str, folder: Path) -> None:
-    """Have a browser go to an address, by a file: all users of the machine see what a program is started with."""
+    """Open an address through a local file: command lines, which contain the address, are visible to all users."""
     page = folder / "open.html"
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">', encoding="ascii")
     webbrowser.open(page.as_uri())

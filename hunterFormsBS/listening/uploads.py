@@ -1,4 +1,4 @@
-"""A song on its way in, within limits of size and time."""
+"""Receive an upload within limits of size and time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from starlette.requests import Request
 __all__ = ["RefusedError", "receive", "stated_size"]
 
 SECONDS_SILENT = 30.0
-"""How long an upload may bring nothing."""
+"""An upload that sends nothing for this long is ended."""
 
 SECONDS_ALTOGETHER = 3600.0
-"""How long an upload may take."""
+"""An upload that takes longer is ended."""
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and one sentence."""
+    """A refused request, with the HTTP status and a sentence for the user."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class RefusedError(Exception):
 
 
 def stated_size(request: Request, max_bytes: int) -> None:
-    """Refuse a body that says itself that it is empty or too large.
+    """Refuse a request whose Content-Length is 0 or too large.
 
     Raises
     ------

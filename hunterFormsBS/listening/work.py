@@ -1,4 +1,4 @@
-"""Songs on their way from an upload to stems: a queue that one thread works off, and what is kept for whom."""
+"""The queue of uploaded songs, the worker thread that separates them, and their owners."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ State = Literal["waiting", "working", "done", "failed", "stopped"]
 
 FULL_DISK = "The disk is full: make room on it, or choose a smaller format"
 SECONDS_BETWEEN_LOOKS = 60.0
-"""How often results are looked at that may be too old."""
+"""Interval at which expired results are removed."""
 
 
 class FullError(Exception):
-    """As many songs wait as may."""
+    """The queue or the number of uploads is at its limit."""
 
 
 class StoppedError(Exception):
-    """Somebody pressed the button."""
+    """The user stopped the song."""
 
 
 class Limits(NamedTuple):
-    """How much is taken and kept.
+    """Limits of the queue and of storage.
 
     Parameters
     ----------
     uploads : int
-        Songs on their way in at a time.
+        Uploads at a time.
     waiting : int
-        Songs in the queue, those on their way in and the one that is being separated among them.
+        Songs in the queue, including uploads in progress and the current song.
     kept : int
-        Songs that are kept for each browser; the oldest go first.
+        Finished songs kept per owner; the oldest are removed first.
     hours : float
         How long they are kept.
     """
@@ -61,12 +61,12 @@ class Limits(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What is to be done with a song.
+    """What the user asked for.
 
     Parameters
     ----------
     name : str
-        What its file was called.
+        Of the uploaded file.
     offer : Offer
     num_overlap : int | None
         None: as the configuration says.
@@ -82,7 +82,18 @@ class Wish(NamedTuple):
 
 @dataclass(eq=False)
 class Song:
-    """A song that a browser sent, how far it is, and what came of it."""
+    """An uploaded song, its progress and its results.
+
+    Parameters
+    ----------
+    owner : str
+        Identity of the browser.
+    wish : Wish
+    upload : Path
+        The uploaded file, which is removed at the end.
+    folder : Path
+        For the results.
+    """
 
     owner: str
     wish: Wish
@@ -102,11 +113,11 @@ class Song:
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing will become of it any more."""
+        """Whether the song is done, failed or stopped."""
         return self.state in ("done", "failed", "stopped")
 
     def say(self, message: str) -> None:
-        """Show what is being done.
+        """Set the progress message.
 
         Raises
         ------
@@ -118,17 +129,17 @@ class Song:
         self.message = message
 
     def report(self, done: int, total: int) -> None:
-        """Show how many chunks are done; raise as `say`."""
+        """Set the number of finished chunks; raises StoppedError as `say` does."""
         self.say("separating")
         self._begun = self._begun or time.monotonic()
         self.done, self.total = done, total
 
     def ask_to_stop(self) -> None:
-        """Have the next `say` or `report` raise."""
+        """Make the next `say` or `report` raise StoppedError."""
         self._stopping.set()
 
-    def status(self, place: int) -> dict[str, object]:
-        """Return what the page shows; `place` counts the songs before this one."""
+    def status(self, before: int) -> dict[str, object]:
+        """Return the song for the API; `before` is the number of songs that come first."""
         left = None
         if self.state == "working" and 0 < self.done < self.total:
             left = round((time.monotonic() - self._begun) * (self.total - self.done) / self.done, 1)
@@ -140,7 +151,7 @@ class Song:
             "format": self.wish.encoding.format,
             "state": self.state,
             "message": "stopping" if stopping else self.message,
-            "before": place if self.state == "waiting" else 0,
+            "before": before if self.state == "waiting" else 0,
             "done": self.done,
             "total": self.total,
             "seconds_left": left,
@@ -151,14 +162,14 @@ class Song:
 
 
 class Work:
-    """All songs of all browsers, and the thread that separates them one after another.
+    """The songs of all owners, and the thread that separates them one after another.
 
     Parameters
     ----------
     folder : Path
         For uploads and results.
     separate : Callable[[Song], object]
-        Separates a song into its folder and fills in what came of it.
+        Separates a song into its folder, and sets its tracks.
     limits : Limits
     """
 
@@ -180,12 +191,12 @@ class Work:
 
     @contextmanager
     def uploading(self) -> Generator[Path]:
-        """Hold a place in the queue for an upload, and return where to write it; the file goes unless it was added.
+        """Reserve a place in the queue, and yield the path for the upload. The file is removed unless it was added.
 
         Raises
         ------
         FullError
-            If as many songs are on their way in, or wait, as may. Nothing was written then.
+            If a limit is reached.
         """
         with self._changed:
             waiting = self._uploads + sum(not song.is_ended for song in self._songs)
@@ -202,7 +213,7 @@ class Work:
                     upload.unlink(missing_ok=True)
 
     def add(self, owner: str, wish: Wish, upload: Path) -> Song:
-        """Put a song that was uploaded at the end of the queue."""
+        """Queue an uploaded song."""
         song = Song(owner, wish, upload, upload.with_name(f"{upload.name}-stems"))
         with self._changed:
             self._songs.append(song)
@@ -210,7 +221,7 @@ class Work:
         return song
 
     def status(self, owner: str) -> list[dict[str, object]]:
-        """Return what the page shows of the songs of one browser."""
+        """Return the songs of an owner for the API."""
         with self._changed:
             waiting = [song for song in self._songs if not song.is_ended]
             return [
@@ -220,32 +231,33 @@ class Work:
             ]
 
     def find(self, owner: str, identity: str) -> Song | None:
-        """Return a song of a browser."""
+        """Return a song of an owner, None if there is no such song."""
         with self._changed:
             return next((song for song in self._songs if (song.owner, song.identity) == (owner, identity)), None)
 
     def stop(self, song: Song) -> None:
-        """End a separation at its next chunk, or take a song out of the queue."""
+        """Stop a song: at the next chunk if it is being separated, at once if it waits."""
         with self._changed:
             song.ask_to_stop()
             if song.state == "waiting":
                 self._end(song, "stopped")
 
     def remove(self, song: Song) -> None:
-        """Forget a song, and delete what came of it; one that is being separated is stopped first."""
+        """Delete a song and its results; a song that is being separated is only stopped."""
         self.stop(song)
         with self._changed:
             if song.is_ended:
                 self._forget(song)
 
-    def close(self, seconds: float) -> None:
-        """Stop everything, and wait for that."""
+    def close(self, seconds: float) -> bool:
+        """Stop all songs, wait some seconds for the worker thread, and return whether it has ended."""
         with self._changed:
             self._closing = True
             for song in self._songs:
                 song.ask_to_stop()
             self._changed.notify()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (song := self._next()) is not None:
@@ -264,7 +276,7 @@ class Work:
                 self._end(song, state)
 
     def _next(self) -> Song | None:
-        """Wait for a song, and forget old ones meanwhile; None at the end of the program."""
+        """Wait for the next song, and remove expired ones meanwhile; None once the queue is closed."""
         with self._changed:
             while not self._closing:
                 self._forget_old()
@@ -284,7 +296,7 @@ class Work:
         self._forget_old()
 
     def _forget_old(self) -> None:
-        """Keep of what is done the newest songs of each browser, for some hours."""
+        """Remove finished songs beyond the limits of number and age."""
         kept: Counter[str] = Counter()
         oldest = time.monotonic() - 3600 * self.limits.hours
         for song in reversed([song for song in self._songs if song.is_ended]):
@@ -297,7 +309,7 @@ class Work:
         shutil.rmtree(song.folder, ignore_errors=True)
 
     def _sentence(self, error: BaseException) -> str:
-        """Return what to say about an error, without the names of temporary files."""
+        """Return the message for an error, without paths of temporary files."""
         if isinstance(error, OSError) and error.errno in FULL:
             return FULL_DISK
         return printable(one_line(error).replace(f"{self.folder}/", ""), 500)
