@@ -20,7 +20,10 @@ PROGRAMS = sorted(
 # Arguments of which one names no file, and what the line says of it.
 WRONG = {
     "export_onnx.py": (["nowhere.ckpt", "o.onnx"], "nowhere.ckpt: No such file or directory"),
-    "listen.py": (["--models", "nowhere"], "--models nowhere is no folder: name one that has checkpoints in it"),
+    "listen.py": (
+        ["--models", "nowhere"],
+        "--models nowhere is not a folder: name one that has checkpoints in it (--help explains the options)",
+    ),
     "merge_lora.py": (
         ["--checkpoint", "nowhere.ckpt", "--lora", "x", "--output", "y"],
         "nowhere.ckpt: No such file or directory",
