@@ -101,6 +101,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.export
 @deprecation
 @recent_torch
 @pytest.mark.parametrize("arguments", OPTIONS.values(), ids=OPTIONS)
@@ -119,6 +120,7 @@ def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(
             torch.testing.assert_close(run(spectrum), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.export
 @deprecation
 @recent_torch
 @pytest.mark.parametrize("layout", LAYOUTS)
