@@ -4,8 +4,8 @@
     python tests/mutants.py run --number 200   make so many mistakes, one at a time, and list those that no test notices
 
 A mistake is a comparison, an operator or a constant changed, a condition negated, or a function that returns `None`.
-Each is made in a copy of the project, where the tests that execute its line run until one fails. Mistakes are drawn with
-a seed, from all lines of the package, those that no test executes among them.
+Each is made in a copy of the project, where the tests that execute its line run until one fails. Mistakes are drawn
+with a seed, from all lines of the package, those that no test executes among them.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ def test_peak_memory_counts_what_the_work_takes_above_what_was_there(monkeypatch
     assert taken / 2**20 == pytest.approx(64, abs=8)
 
 
+@pytest.mark.process
 @LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["inference", "training", "separate"])
@@ -144,6 +145,7 @@ def test_peak_memory_is_measured_in_a_fresh_process(work: str) -> None:
     assert 2**20 < peak < 2**28
 
 
+@pytest.mark.process
 @LINUX
 @pytest.mark.slow
 def test_a_failing_memory_measurement_says_why() -> None:
@@ -452,6 +454,7 @@ def test_plot_says_which_sweep_it_needs(tmp_path: Path) -> None:
         plot.main([str(file)])
 
 
+@pytest.mark.process
 def test_songs_measures_the_whole_program_and_the_model_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

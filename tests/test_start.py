@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Nothing listens there.
 NOWHERE = "http://127.0.0.1:9/whl/cpu"
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")]
 
 
 def program(path: Path, text: str) -> None:

@@ -665,7 +665,7 @@ def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("workers", [(0, 0), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_workers(
     workers: tuple[int, int], whole_run: Path, songs: Path, tmp_path: Path
 ) -> None:
@@ -686,6 +686,7 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
@@ -697,6 +698,7 @@ def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Pat
         assert curve(tmp_path, tag) == curve(whole_run, tag)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(songs, tmp_path / "songs")
@@ -716,6 +718,7 @@ def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) ->
     assert "remarks on the songs" not in Launched(configuration, mine, tmp_path, processes=2).finish()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(songs, tmp_path / "songs")
@@ -750,6 +753,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> 
     assert curve(whole_run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     other = configured(tmp_path, model={"zero_dc": False, "attn_dropout": 0.1, "ff_dropout": 0.1})
@@ -759,6 +763,7 @@ def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, t
     assert "holds the run of another model: choose another --output" in launched.log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_folder_takes_one_run_at_a_time(whole_run: Path, songs: Path) -> None:
     with (whole_run / "lock").open("w") as lock:
@@ -824,6 +829,7 @@ def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # gloo, the CPU's way of communicating, cannot scatter sums in older versions.
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if Version(torch.__version__).release >= (2, 7) else ["ddp"])
 def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
@@ -840,6 +846,7 @@ def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_bfloat16(
     songs: Path, tmp_path: Path
@@ -918,6 +925,7 @@ inference: {batch_size: 4, dim_t: 256, num_overlap: 2}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_configuration_of_msst_trains_with_augmentations_two_losses_and_prodigy(songs: Path, tmp_path: Path) -> None:
     # Upstream counts one hidden layer more.
@@ -937,6 +945,7 @@ PUBLIC = EXAMPLES.parent / "shared" / "configs_public"
 PUBLIC = PUBLIC if PUBLIC.is_dir() else EXAMPLES.parent.parent / "shared" / "configs_public"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="public configurations are not part of the repository")
 @pytest.mark.parametrize("name", ["bs_roformer_with_lora", "mel_band_roformer_all_stems"])
@@ -971,6 +980,7 @@ def commands_of_page() -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
     run_commands: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -999,6 +1009,7 @@ def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
     assert stems == ["bass.wav", "drums.wav", "other.wav", "vocals.wav"]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = configured(tmp_path, training={"num_steps": 2, "lr": 0.0, "weight_decay": 0.0})

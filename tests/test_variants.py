@@ -105,6 +105,7 @@ def test_kernels_change_nothing(name: str, build: Build) -> None:
         torch.testing.assert_close(grads[key], grad, rtol=1e-6, atol=1e-8, msg=key)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", TRACED)
 def test_mask_estimation_is_one_graph(name: str, build: Build) -> None:
     # In double precision, because instance norms of a few numbers amplify. One stem: tracing each takes as long again.
@@ -135,6 +136,7 @@ class Masks(nn.Module):
         return self.model.mask_spectrum(spectrum)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_mask_estimation_exports_for_any_number_of_frames(name: str, build: Build) -> None:
