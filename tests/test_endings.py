@@ -67,6 +67,7 @@ def test_a_file_that_is_not_there_is_said_in_one_line(program: str, tmp_path: Pa
     assert (done.stdout, done.stderr) == ("", f"{program}: error: {message}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("program", [name for name in WRONG if name not in {"listen.py", "quickstart.py"}])
 def test_without_a_file_one_line_says_what_is_missing(program: str, tmp_path: Path) -> None:
