@@ -4,7 +4,8 @@
     python3 start.py                                       train a small model for three minutes and separate with it
     python3 start.py song.wav --checkpoint model.ckpt ...  separate songs: the arguments of python -m hunterFormsBS
     python3 start.py listen                                separate in the browser
-    python3 start.py test                                  run the tests
+    python3 start.py test                                  run the tests that catch nearly everything, in minutes
+    python3 start.py test all                              run all of them
 
 Nothing is installed outside of the folder .venv beside this file, and what is there already is not installed again.
 uv is used where it is there, else pip. Without an NVIDIA GPU, Linux gets the build of PyTorch for the CPU.
@@ -30,9 +31,10 @@ FOR_CPU = "https://download.pytorch.org/whl/cpu"
 PROGRAMS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
     "listen": ("listen", ["examples/listen.py"]),
-    "test": ("testing,bench", ["-m", "pytest"]),
+    "test": ("testing,bench", ["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]),
 }
 SEPARATION = ("separation", ["-m", "hunterFormsBS"])
+LEFT_OUT = "Tests marked slow were left out: python3 start.py test all runs them too"
 
 
 class Environment:
@@ -129,10 +131,22 @@ def main() -> int:
     environment.make()
     environment.install(extra, options.torch_index or default_torch_index())
     arguments = others if first in PROGRAMS else options.arguments
+    if first == "test":
+        return run_tests([str(environment.python), *program], arguments)
     # Programs of this copy are found from anywhere; songs and checkpoints are where the user is.
     program = [str(FOLDER / part) if part.endswith(".py") else part for part in program]
     command = [str(environment.python), *program, *arguments]
-    return subprocess.run(command, cwd=FOLDER if first == "test" else None).returncode
+    return subprocess.run(command).returncode
+
+
+def run_tests(command: list[str], arguments: list[str]) -> int:
+    """Run the quick tests, or all, on every core: one thread in each of several processes, since tests are small."""
+    everything = arguments[:1] == ["all"]
+    chosen = ["-m", "", *arguments[1:]] if everything else arguments
+    status = subprocess.run([*command, *chosen], cwd=FOLDER, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    if not everything:
+        print(LEFT_OUT, flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -51,6 +54,71 @@ def pytest_configure() -> None:
             signal.signal(number, usual)
 
 
+# ---- markers: what a test needs and what it costs; pyproject.toml says what each stands for
+
+COSTS = {"browser", "compile", "export", "process", "slow"}
+PROGRAMS_OF_OURS = (
+    "benchmarks",
+    "training",
+    *(f"hunterFormsBS.{name}" for name in ("__main__", "catalogue", "checkpoint.programs", "songs")),
+)
+PEERS = ("bs_roformer", "PoPE_pytorch", "pymss_core", "rotary_embedding_torch")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their arguments and by what their modules import."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            imported = modules_behind(item.module)
+            if "starts_processes" in item.fixturenames:
+                item.add_marker("process")
+            if any(name.startswith(PEERS) for name in imported):
+                item.add_marker("peers")
+            if "torch" in imported and not any(name.startswith(PROGRAMS_OF_OURS) for name in imported):
+                item.add_marker("newest")
+
+
+@cache
+def modules_behind(module: ModuleType) -> set[str]:
+    """Return the names of the modules that a test module imports, or imports something from."""
+    found = [value for value in vars(module).values() if isinstance(value, (ModuleType, FunctionType, type))]
+    return {value.__name__ if isinstance(value, ModuleType) else value.__module__ for value in found}
+
+
+@cache
+def cpu_seconds_that_are_much() -> float:
+    """Return how long a costly test computes on this machine, in terms of work that is much like that of tests.
+
+    That is half a second on a processor of a server of 2024. A slower or busier one then blames no other tests.
+    """
+    start, x = time.process_time(), torch.zeros(16)
+    for _sum in range(6000):
+        x = (x + 1).relu()
+    return 20 * (time.process_time() - start)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note tests that cost much without a marker that says so."""
+    much, start, processes = cpu_seconds_that_are_much(), time.process_time(), os.times().children_user
+    yield
+    processes = os.times().children_user - processes
+    cost = (time.process_time() - start + processes) / much
+    if cost > 1 and not COSTS.intersection(marker.name for marker in item.iter_markers()):
+        item.user_properties.append(("costs", f"{cost:.1f}{', in processes' if processes else ''}: {item.nodeid}"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List what `pytest_runtest_call` noted, in all workers."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    noted = {said for report in reports for name, said in getattr(report, "user_properties", ()) if name == "costs"}
+    if noted:
+        terminalreporter.section(f"costly, and marked neither {' nor '.join(sorted(COSTS))}")
+        for said in sorted(noted, key=lambda said: -float(said.split(",")[0].split(":")[0])):
+            terminalreporter.line(said)
+
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the commands of the pages find in place of programs: everything is installed, and nobody looks at TensorBoard.
@@ -63,8 +131,15 @@ mkdir -p .venv/bin && touch .venv/bin/activate""",
 }
 
 
+@pytest.fixture(scope="session")
+def starts_processes() -> None:
+    """Mark the tests of a fixture that asks for this one."""
+
+
 @pytest.fixture
-def run_commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_commands(
+    starts_processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs commands of a page in a folder, as one shell script, all but installing things."""
     programs = tmp_path_factory.mktemp("programs")
     for name, program in PROGRAMS.items():

@@ -134,6 +134,7 @@ def test_peak_memory_counts_what_the_work_takes_above_what_was_there(monkeypatch
     assert taken / 2**20 == pytest.approx(64, abs=8)
 
 
+@pytest.mark.process
 @LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["inference", "training", "separate"])
@@ -144,6 +145,7 @@ def test_peak_memory_is_measured_in_a_fresh_process(work: str) -> None:
     assert 2**20 < peak < 2**28
 
 
+@pytest.mark.process
 @LINUX
 @pytest.mark.slow
 def test_a_failing_memory_measurement_says_why() -> None:
@@ -188,6 +190,7 @@ def test_markdown_tables_have_a_rule_and_dashes_for_what_was_not_measured() -> N
 # ---- the commands
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_processes")
 def test_compare_has_a_row_for_every_package_layout_and_kind_of_work(tmp_path: Path) -> None:
     packages = models.installed(models.PACKAGES)
@@ -243,6 +246,8 @@ def test_the_dtype_sweep_compares_with_float32(tmp_path: Path) -> None:
     assert 20 < float(half["SI-SDR dB"]) < 70
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 def test_the_compile_sweep_makes_one_graph_for_all_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "TINY", replace(models.TINY, depth=1))
     arguments = ("compile", "--backend", "eager", "--compilations", "dynamic")
@@ -264,6 +269,7 @@ def test_gpu_says_that_there_is_no_device() -> None:
         gpu.main([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", models.LAYOUTS)
 def test_gpu_times_every_variant_against_the_reference(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -318,6 +324,7 @@ def test_a_compiled_variant_runs_its_compiled_mask_estimation(monkeypatch: pytes
     assert [spectrum.shape for spectrum in spectra] == [(1, 2, 1025, 21, 2)]
 
 
+@pytest.mark.slow
 def test_heads_are_compared_with_the_plain_one_and_with_their_formulas(tmp_path: Path) -> None:
     content = tables(heads.main, tmp_path / "it.json", "--heads", "Large-Inst v2", "HyperACE v2")
     names = ["MLPs", "Large-Inst v2", "HyperACE v2"]
@@ -383,6 +390,7 @@ def test_segments_are_the_same_every_time_and_stems_differ() -> None:
     assert all(float(stem.abs().max()) > 0.01 for segment in first for stem in segment[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_curves_have_a_row_each_and_a_picture(tmp_path: Path) -> None:
     content = tables(
@@ -400,6 +408,7 @@ def test_curves_have_a_row_each_and_a_picture(tmp_path: Path) -> None:
     assert picture.stat().st_size > 4_000
 
 
+@pytest.mark.slow
 def test_segments_a_second_are_measured_for_every_format_and_number_of_workers(tmp_path: Path) -> None:
     content = tables(loading.main, tmp_path / "it.json", "--workers", "1")
     (table,) = content.values()
@@ -413,6 +422,7 @@ def test_a_rate_counts_what_is_read_between_two_looks_at_the_clock(tmp_path: Pat
     assert loading.rate(segments, 1, 6, clock=lambda: next(ticks)) == 3.0
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_are_those_of_the_example_and_nothing_is_counted_twice(tmp_path: Path) -> None:
     content = tables(step.main, tmp_path / "it.json")
     (table,) = content.values()
@@ -452,6 +462,8 @@ def test_plot_says_which_sweep_it_needs(tmp_path: Path) -> None:
         plot.main([str(file)])
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_songs_measures_the_whole_program_and_the_model_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.theTypes import FlashAttentionConfig
 
+pytestmark = pytest.mark.compile
+
 Build = Callable[..., BandSplitRotator]
 
 SMALLEST: dict[str, Any] = {

@@ -85,6 +85,7 @@ def test_python_blocks_run_and_print_what_the_page_says(page: Path, users_folder
 
 # Those of training.md and finetuning.md run in test_train.py and test_fineTuning.py; those of performance.md take
 # minutes, and test_benchmarks.py runs their programs at a small size.
+@pytest.mark.slow
 @pages([page for page in PAGES if blocks(page, "bash") and page.name not in ELSEWHERE])
 def test_commands_run_and_write_what_they_are_told_to(
     page: Path, users_folder: Path, run_commands: Callable[..., subprocess.CompletedProcess[str]]

@@ -61,6 +61,7 @@ def test_every_program_is_here() -> None:
     assert sorted(WRONG) == PROGRAMS
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("program", WRONG)
 def test_a_file_that_is_not_there_is_said_in_one_line(program: str, tmp_path: Path) -> None:
     arguments, message = WRONG[program]
@@ -69,6 +70,8 @@ def test_a_file_that_is_not_there_is_said_in_one_line(program: str, tmp_path: Pa
     assert (done.stdout, done.stderr) == ("", f"{program}: error: {message}\n")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("program", [name for name in WRONG if name not in {"listen.py", "quickstart.py"}])
 def test_without_a_file_one_line_says_what_is_missing(program: str, tmp_path: Path) -> None:
     done = run(tmp_path, program)
@@ -78,6 +81,8 @@ def test_without_a_file_one_line_says_what_is_missing(program: str, tmp_path: Pa
     assert done.stdout == ""
 
 
+@pytest.mark.export
+@pytest.mark.process
 @pytest.mark.slow
 def test_success_prints_what_was_written_and_no_warnings_of_others(tmp_path: Path) -> None:
     model = BandSplitRotator(8, depth=1, stereo=True, heads=1, freqs_per_bands=(25, 1000))
@@ -93,6 +98,7 @@ def test_success_prints_what_was_written_and_no_warnings_of_others(tmp_path: Pat
     assert separated.stdout == "outputs/vocals.wav\n"
 
 
+@pytest.mark.process
 def test_a_bug_shows_its_traceback_and_a_remark_of_the_package_takes_one_line(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -167,6 +167,7 @@ def scores(text: str) -> dict[str, float]:
     return {stem: float(score) for stem, score in re.findall(r"(\w+) (-?[\d.]+) dB", text)}
 
 
+@pytest.mark.slow
 def test_every_recipe_of_the_page_ends_with_scores_before_and_after(
     run_commands: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

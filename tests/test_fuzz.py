@@ -271,6 +271,7 @@ def peak() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", [17])
 def test_damaged_and_made_up_files_end_in_a_model_or_in_one_clear_line(seed: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

@@ -225,6 +225,7 @@ def test_package_is_typed() -> None:
     assert (ROOT / "hunterFormsBS" / "py.typed").is_file()
 
 
+@pytest.mark.process
 def test_import_loads_no_optional_or_slow_package() -> None:
     # tqdm is not among them: torch.hub imports it where it is installed.
     unwanted = {

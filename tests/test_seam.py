@@ -311,6 +311,7 @@ def test_no_kernel_runs_within_reference(monkeypatch: pytest.MonkeyPatch) -> Non
     assert method(torch.ones(1)) == "a"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False"), ("", "False"), (None, "False")])
 def test_environment_can_turn_kernels_off_from_the_start(value: str | None, expected: str) -> None:
     program = "from hunterFormsBS.kernels.seam import surroundings; print(surroundings().off)"

@@ -440,6 +440,8 @@ TINY_RUN: dict[str, Any] = {
 def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("songs")
     write_songs(folder)
+    for path in (folder / "test").rglob("*.wav"):  # Whole songs are separated at each validation: one second will do.
+        soundfile.write(str(path), soundfile.read(str(path), frames=44100)[0], 44100, subtype="PCM_16")
     return folder
 
 
@@ -462,21 +464,35 @@ class Launched:
     """The training program in one process, or in several as `torchrun` starts them.
 
     Importing everything takes longer than these runs: a server does that once, and forks itself for each process.
+    Drawing the pictures of the log takes longer than training, so one run draws them for all.
     """
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     program = """
-import os, runpy, sys, torch
+import multiprocessing, os, runpy, sys, torch
+multiprocessing.set_start_method(None, force=True)  # that of users, for the workers that read songs
 os.environ.update(environment)
 for stream in (sys.stdout, sys.stderr):
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
 torch.set_num_threads(1)
 sys.argv = arguments
+sys.path.insert(0, examples)
+import training.pictures
+if not pictures:
+    training.pictures.log_excerpt = lambda *arguments: None
 runpy.run_path(arguments[0], run_name="__main__")
 """
 
-    def __init__(self, configuration: Path, songs: Path, output: Path, *options: str, processes: int = 1) -> None:
+    def __init__(
+        self,
+        configuration: Path,
+        songs: Path,
+        output: Path,
+        *options: str,
+        processes: int = 1,
+        pictures: bool = False,
+    ) -> None:
         self.output = output
         self.log = output / f"log{time.monotonic_ns()}.txt"
         arguments = command(configuration, songs, output, *options)[1:]
@@ -490,6 +506,7 @@ runpy.run_path(arguments[0], run_name="__main__")
                 address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
                 environment = {name: str(value) for name, value in {**ranks, **address}.items()}
             names = {"environment": environment, "log": str(self.log), "arguments": arguments}
+            names |= {"examples": str(EXAMPLES), "pictures": pictures}
             self.processes.append(self.context.Process(target=exec, args=(self.program, names)))
         for process in self.processes:
             process.start()
@@ -641,15 +658,15 @@ def test_compiling_compiles_every_transformer_and_changes_neither_keys_nor_gradi
 
 
 @pytest.fixture(scope="module")
-def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(songs: Path, starts_processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train to the end without interruption, with dropout."""
     output = tmp_path_factory.mktemp("whole")
     dropout = {"attn_dropout": 0.1, "ff_dropout": 0.1}
-    Launched(configured(output, model=dropout), songs, output).finish()
+    Launched(configured(output, model=dropout), songs, output, pictures=True).finish()
     return output
 
 
-@pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("workers", [(0, 0), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_workers(
     workers: tuple[int, int], whole_run: Path, songs: Path, tmp_path: Path
 ) -> None:
@@ -670,6 +687,7 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
     configuration["training"]["cache"] = str(tmp_path / "cache")
@@ -680,6 +698,8 @@ def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Pat
         assert curve(tmp_path, tag) == curve(whole_run, tag)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(songs, tmp_path / "songs")
     silent = mine / "train" / "Falcon 69" / "bass.wav"
@@ -698,6 +718,8 @@ def test_songs_are_checked_before_the_first_step(songs: Path, tmp_path: Path) ->
     assert "remarks on the songs" not in Launched(configuration, mine, tmp_path, processes=2).finish()
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(songs, tmp_path / "songs")
     for path in mine.rglob("*.wav"):
@@ -729,6 +751,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> 
     assert curve(whole_run) == before
 
 
+@pytest.mark.slow
 def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     other = configured(tmp_path, model={"zero_dc": False, "attn_dropout": 0.1, "ff_dropout": 0.1})
     launched = Launched(other, songs, whole_run)
@@ -737,6 +760,7 @@ def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, t
     assert "holds the run of another model: choose another --output" in launched.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_takes_one_run_at_a_time(whole_run: Path, songs: Path) -> None:
     with (whole_run / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -819,6 +843,8 @@ def test_runs_killed_and_resumed_by_other_processes_train_as_one_with_the_double
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_an_upstream_configuration_trains_one_stem_compiled_checkpointed_and_in_bfloat16(
     songs: Path, tmp_path: Path
 ) -> None:
@@ -896,6 +922,8 @@ inference: {batch_size: 4, dim_t: 256, num_overlap: 2}
 """
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_configuration_of_msst_trains_with_augmentations_two_losses_and_prodigy(songs: Path, tmp_path: Path) -> None:
     # Upstream counts one hidden layer more.
     model = {**{name: value for name, value in TINY_RUN["model"].items() if name != "use_pope"}}
@@ -914,6 +942,8 @@ PUBLIC = EXAMPLES.parent / "shared" / "configs_public"
 PUBLIC = PUBLIC if PUBLIC.is_dir() else EXAMPLES.parent.parent / "shared" / "configs_public"
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="public configurations are not part of the repository")
 @pytest.mark.parametrize("name", ["bs_roformer_with_lora", "mel_band_roformer_all_stems"])
 def test_public_configurations_of_msst_train_with_their_augmentations_two_losses_and_prodigy(
@@ -947,6 +977,7 @@ def commands_of_page() -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
     run_commands: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -975,6 +1006,7 @@ def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
     assert stems == ["bass.wav", "drums.wav", "other.wav", "vocals.wav"]
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = configured(tmp_path, training={"num_steps": 2, "lr": 0.0, "weight_decay": 0.0})
     Launched(configuration, songs, tmp_path, "--checkpoint", str(whole_run / "last.ckpt")).finish()
@@ -1263,6 +1295,7 @@ def test_a_process_whose_own_loss_is_finite_says_that_another_one_is_not(
         updated_and_saved(in_this_process(tmp_path), songs, 1)
 
 
+@pytest.mark.process
 def test_what_stops_a_run_is_printed_in_one_line(songs: Path, tmp_path: Path) -> None:
     configuration = configured(tmp_path, training={"lr": 1e30, "warmup_steps": 0})
     launched = Launched(configuration, songs, tmp_path)
