@@ -46,7 +46,7 @@ class ParametersSeparation:
     shifts : int, default 1
         The mean of that many passes, each with the end of the song put before its beginning, further by its length
         over `shifts` each time, and put back afterwards: as `bigshifts` of Music-Source-Separation-Training. It takes
-        as many times as long, and the song is held as a whole.
+        as many times as long; of all passes but one, chunks over the seam are computed twice. The song is held whole.
     blend : {"smooth", "msst"}, default "smooth"
         Where chunks lie, what they weigh, and how a song is continued at its ends. "msst" is what
         Music-Source-Separation-Training does, for the same stems as it writes; there they depend on `batch_size`.
