@@ -206,10 +206,10 @@ def _check_integer(name: str, value: object, option: Option) -> None:
         raise ValueError(f"{name}={short_repr(value)} is out of range: pass an integer of at most {option.most}.")
 
 
-def _check_integers(name: str, values: Any, option: Option) -> None:
+def _check_integers(name: str, values: object, option: Option) -> None:
     if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not values:
-        received: object = values
-        raise ValueError(f"{name}={short_repr(received)} is not a sequence of integers: pass a tuple of at least one.")
+        written = short_repr(cast("object", values))
+        raise ValueError(f"{name}={written} is not a sequence of integers: pass a tuple of at least one.")
     for one in cast("Sequence[object]", values):
         _check_integer(f"{name}: value", one, option)
 

@@ -17,6 +17,7 @@ from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.listening.work import Song
+from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.plot import plot_band_masks
 from hunterFormsBS.songs.batch import FAILURES
 from hunterFormsBS.songs.commandLine import UsageError
@@ -80,7 +81,9 @@ class Separating:
         self._check_length(audio, audio.length or 0)
         song.say("fetching the model, unless it is here" if song.wish.offer.fetched else "loading the model")
         model, configuration = self._load(song.wish.offer)
-        settings, remarks = read_settings(configuration, num_overlap=song.wish.num_overlap)
+        overlap = song.wish.num_overlap
+        given: KeywordsSeparation = {} if overlap is None else {"num_overlap": overlap}
+        settings, remarks = read_settings(configuration, **given)
         for remark in remarks:
             self._console.warn(remark)
         names = names_for(settings.names, model.num_stems)
@@ -92,7 +95,7 @@ class Separating:
             audio.sample_rate,
             song.wish.encoding,
             scale=True,
-            finish=lambda places: write_tags(tags, places),
+            finish=lambda path: write_tags(tags, [path]),
         ) as folder:
             length = audio.length or round(60 * self._max_minutes * audio.sample_rate)
             mixture, *stems = [folder.open(name, audio.channels, length) for name in files]
