@@ -13,7 +13,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.kinds import kind_of_weights, refuse_what_is_no_file
 from hunterFormsBS.checkpoint.lora import LoraConfiguration, LoralibSection
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
+from hunterFormsBS.operations.norm import vector_norm
 from hunterFormsBS.printable import list_some, printable
 
 __all__ = ["Adapters", "read_adapters"]
@@ -120,10 +121,11 @@ class _PeftAdapters(Adapters):
         width, ones = weight.shape[0], (1,) * (weight.ndim - 2)  # a kernel of this rank, for convolutions
         down = merging.take(f"{name}.lora_A.weight", (rank, *weight.shape[1:]))
         up = merging.take(f"{name}.lora_B.weight", (width, rank, *ones))
-        merged = weight + scale * torch.tensordot(up.flatten(1), down, dims=1)
+        product = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+        merged = weight + scale * product
         if self.lora.use_dora:
             magnitude = merging.take(f"{name}.lora_magnitude_vector", (1, width, *ones) if ones else (width,))
-            norm = torch.linalg.vector_norm(merged.flatten(1), dim=1)
+            norm = vector_norm(merged.flatten(1), dim=1)
             merged = merged * (magnitude.flatten() / norm).view(-1, 1, *ones)
         merging.put(f"{name}.weight", merged)
         if self.lora.lora_bias:
@@ -160,10 +162,14 @@ class _LoralibAdapters(Adapters):
                     f"{tuple(up.shape)}, and the section lora states r: {self.section.r}, enable_lora: "
                     f"{self.section.enable_lora}"
                 )
-            pairs = zip(torch.split(up, part), torch.split(down, rank), strict=True)
+            pairs = iter(zip(_split(up, part), _split(down, rank), strict=True))
             rest = weight.new_zeros(part, weight.shape[1])
-            added = torch.cat([torch.matmul(*next(pairs)) if each else rest for each in enabled])
+            added = torch.cat([torch.mm(*next(pairs)) if each else rest for each in enabled])
             merging.put(f"{name}.weight", weight + self.section.lora_alpha / rank * added)
+
+
+def _split(tensor: Tensor, size: int) -> Iterable[Tensor]:
+    return torch.split(tensor, size)
 
 
 class _Merging:

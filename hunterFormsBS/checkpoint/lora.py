@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Annotated, Any, Final, NamedTuple, Self, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Final, Self, TypeVar, cast, get_args, get_type_hints
 
 from torch import nn
 
@@ -26,7 +26,8 @@ __all__ = ["HARMLESS", "LoraConfiguration", "LoralibSection"]
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True)
+class Kind:
     """What a file may state in a field."""
 
     fits: Callable[[object], bool]
@@ -112,6 +113,10 @@ def _read(cls: type[T], content: Mapping[str, object], what: str, harmless: Iter
     return cls(**{name: content[name] for name in hints if name in content})
 
 
+def _named(model: nn.Module, *, remove_duplicate: bool = True) -> Iterable[tuple[str, nn.Module]]:
+    return cast("Iterable[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=remove_duplicate))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfiguration:
     """The fields of peft's `LoraConfig` that decide about merged weights, with its defaults."""
@@ -148,7 +153,7 @@ class LoraConfiguration:
     def whole(self, model: nn.Module) -> list[str]:
         """Return the names of the modules that were trained as a whole."""
         saved = tuple(self.modules_to_save or ())
-        return [name for name, _ in model.named_modules(remove_duplicate=False) if saved and name.endswith(saved)]
+        return [name for name, _ in _named(model, remove_duplicate=False) if saved and name.endswith(saved)]
 
     def scales(self, model: nn.Module) -> dict[str, tuple[int, float]]:
         """Return the rank of the adapters of each layer that has some, and the factor of their product.
@@ -161,11 +166,11 @@ class LoraConfiguration:
         patterns = _Patterns()
         targets = self.target_modules
         if isinstance(targets, str) and targets.lower() == "all-linear":
-            targets = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+            targets = [name for name, module in _named(model) if isinstance(module, nn.Linear)]
         named, excluded = _as_set(targets), _as_set(self.exclude_modules)
         saved = [(rf"(^|.*\.){each}($|\..*)", each) for each in self.modules_to_save or ()]
         scales: dict[str, tuple[int, float]] = {}
-        for name, _ in model.named_modules():
+        for name, _ in _named(model):
             if (
                 patterns.name_one(named, name)
                 and not patterns.name_one(excluded, name)
@@ -248,11 +253,11 @@ class _Patterns:
         """
         left = self._end - time.monotonic()
         if left > 0 and _PLAIN.fullmatch(stated):  # this can neither take long nor be wrong
-            return cast("re.Match[str] | None", _compiled(re, expression).fullmatch(name))
+            return cast("re.Match[str] | None", _compiled("re", expression).fullmatch(name))
         # Python's own module has no limit of time, and some expressions would take it years.
         regex = _regex()
         try:
-            found = _compiled(regex, expression).fullmatch(name, timeout=max(left, 0.001))
+            found = _compiled("regex", expression).fullmatch(name, timeout=max(left, 0.001))
         except TimeoutError as error:
             raise CheckpointError(
                 f"regular expressions such as {short_repr(stated, 120)} take over {LONGEST_MATCHING:.0f} seconds to "
@@ -274,8 +279,8 @@ def _as_set(stated: list[str] | str | None) -> frozenset[str] | str:
 
 
 @lru_cache(maxsize=1024)
-def _compiled(module: Any, expression: str) -> Any:
-    return module.compile(expression)
+def _compiled(module: str, expression: str) -> Any:
+    return import_module(module).compile(expression)
 
 
 def _regex() -> Any:
