@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mutagen
 import numpy as np
@@ -66,7 +67,7 @@ def seeds(folder: Path) -> dict[str, bytes]:
     files = sorted(encode(folder / "whole", noise(0.25)).iterdir())
     for file in files:
         with contextlib.suppress(Exception):
-            song = mutagen.File(file, easy=True)
+            song: Any = mutagen.File(file, easy=True)
             song["title"], song["artist"] = "Dédé", ["One", "Two"]
             song.save()
     return {file.name: file.read_bytes() for file in files}

@@ -38,7 +38,7 @@ def test_every_format_keeps_channels_pitch_level_and_duration_at_any_rate(
     encoding = Encoding(kind, DEPTHS[kind])
     write(path, encoding, rate, tone(rate))
     audio, got = read_audio(path)
-    assert got == encoding.rate(rate)
+    assert got == (48000 if kind == "opus" else encoding.rate(rate))  # at which FFmpeg decodes Opus
     assert got == rate or kind in ("mp3", "opus")
     assert audio.shape[-1] == pytest.approx(2 * got, abs=0.06 * got)
     assert Path(path).read_bytes()[:4] in (b"RIFF", b"fLaC", b"OggS", b"ID3\x04", b"\xff\xfb\x90\x64") or kind == "mp3"

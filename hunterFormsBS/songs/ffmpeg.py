@@ -141,7 +141,7 @@ class Decoder:
         """Its offset in the file."""
         self._seconds = 0.0
         self._bytes = 0
-        self._padding = 0
+        self._padding: int = 0
 
     def blocks(self, frames: int) -> Iterator[Tensor]:
         """Yield audio `(s, t)`, float32, full scale at 1, in blocks of about so many frames.
@@ -182,9 +182,10 @@ class Decoder:
                     self.lost += loss
                 self.unfinished = 0.0
                 self._seconds += duration
-                expected = (expected or 0.0) + duration if start is None else start + duration
+                stop = float((expected or 0.0) if start is None else start) + float(duration)
+                expected = stop
                 if ends:
-                    beyond = round((expected - end) * frame.sample_rate)
+                    beyond = round((stop - end) * int(frame.sample_rate))
                     self._padding = beyond if 0 < beyond < frame.samples else 0
                 yield frame
 
@@ -245,7 +246,7 @@ class _Converter:
         if frame is None:
             return ready
         if self._scale is not None:
-            samples = torch.from_numpy(frame.to_ndarray())
+            samples = torch.as_tensor(frame.to_ndarray())
             if not frame.format.is_planar:
                 samples = samples.view(-1, frame.layout.nb_channels).T  # (1 t*s) -> (s t)
             if samples.dtype == torch.uint8:
@@ -273,7 +274,7 @@ class _Converter:
 
 
 def _tensors(frames: Sequence[Any]) -> list[Tensor]:
-    return [torch.from_numpy(frame.to_ndarray()) for frame in frames]
+    return [torch.as_tensor(frame.to_ndarray()) for frame in frames]
 
 
 def _end_of_id3(file: PatchedFile) -> int:
