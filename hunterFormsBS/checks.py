@@ -166,10 +166,21 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"scale={short_repr(arguments['scale'])} is not positive in float32: leave it out for dim_head ** -0.5."
             )
+    refuse_tensors(arguments)
     _check_stft(arguments)
     _check_combinations(arguments)
     check_variants(arguments)
     _check_size(arguments)
+
+
+def refuse_tensors(arguments: Mapping[str, Any]) -> None:
+    """Refuse tensors, which cannot even be compared with a number, except for a dense filter bank with content."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            dense = value.layout == torch.strided and not value.is_nested and not value.is_meta
+            if name != "mask_filter_bank" or not dense:
+                wanted = "a dense tensor with content" if name == "mask_filter_bank" else "a plain value"
+                raise TypeError(f"{name} is a tensor of layout {value.layout} on {value.device}: pass {wanted}.")
 
 
 def _check_boolean(name: str, value: object) -> None:

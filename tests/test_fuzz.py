@@ -68,7 +68,10 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "rows": ([[1]], [[1, 0], [0]], [["x"]], [[]], [[math.nan] * 9] * 2, [[True] * 9] * 2),
     "tuple": ((), (0, 9), (-1, -1), (1.5, None)),
     "mapping": ({}, {"a": 1}, {1: 2}, {"a": {"b": []}}),
-    "tensor": (torch.ones(()), torch.ones(2, 9), torch.ones(1, 1, 9, dtype=torch.bool), torch.ones(2, 9).to_sparse()),
+    "tensor": (
+        *(torch.ones(()), torch.ones(2, 9), torch.ones(1, 1, 9, dtype=torch.bool), torch.ones(2, 9).to_sparse()),
+        *(torch.ones(2, 9).cfloat(), torch.ones(2, 9, dtype=torch.bool, device="meta")),
+    ),
     "other": (b"ab", 3 + 4j, {1, 2}, datetime.date(2020, 1, 1), datetime.timedelta(1)),
 }
 """Values of every type that a configuration, a file of PyTorch or a caller can hold."""
@@ -296,6 +299,17 @@ def test_a_filter_bank_of_the_wrong_type_beside_weights_is_one_clear_line(value:
     for given, overrides in (({**SMALL, "mask_filter_bank": value}, {}), (SMALL, {"mask_filter_bank": value})):
         with pytest.raises(ValueError, match=r"mask_filter_bank=.* is not a list of rows of one length"):
             from_checkpoint(tmp_path / "a.ckpt", given, **overrides)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", ["9" * 5000, [[True] * 9] * 200], ids=["text", "rows"])
+def test_a_long_value_that_weights_contradict_is_one_bounded_line(value: object, tmp_path: Path) -> None:
+    torch.save(BandSplitRotator(**SMALL).state_dict(), tmp_path / "a.ckpt")
+    wrong = []
+    for name in ("dim", "heads", "use_value_residual_learning", "freqs_per_bands", "mask_filter_bank", "stereo"):
+        result = outcome(lambda name=name: from_checkpoint(tmp_path / "a.ckpt", SMALL, **{name: value}))
+        wrong += [f"{name}: {result}"] if result not in ("CheckpointError", "TypeError", "ValueError") else []
+    assert wrong == []
 
 
 def main() -> int:

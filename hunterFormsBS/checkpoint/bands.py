@@ -10,6 +10,7 @@ import torch
 
 from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, mask_filter_bank_mel, resolve_mask_filter_bank
 from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.printable import short_repr
 
 BAND_ARGUMENTS: Final = (
     "freq_range",
@@ -240,5 +241,5 @@ def _list(widths: Sequence[int]) -> str:
 
 def _describe(known: Mapping[str, object]) -> str:
     names = ("sample_rate", "stft_n_fft", "num_bands", "freq_range", "stereo")
-    stated = [f"{name}={known[name]!r}" for name in names if name in known]
+    stated = [f"{name}={short_repr(known[name])}" for name in names if name in known]
     return f" (with {', '.join(stated)})" if stated else ""

@@ -227,7 +227,7 @@ def _resolve_value(name: str, value: object) -> object:
 def _mask(rows: object) -> Tensor:
     """Make a mask of rows of numbers or booleans, or take one that is made."""
     written = short_repr(rows)
-    if isinstance(rows, Tensor) and rows.ndim == 2:
+    if isinstance(rows, Tensor) and rows.ndim == 2 and rows.layout == torch.strided and not rows.is_nested:
         return rows
     listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
     if listed and all(isinstance(row, (list, tuple)) for row in listed):

@@ -15,7 +15,7 @@ from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import Family, Upstream
 from hunterFormsBS.checkpoint.recognition import Recognition
 from hunterFormsBS.checkpoint.stateDict import Inferred
-from hunterFormsBS.printable import printable
+from hunterFormsBS.printable import printable, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def decide(evidence: Evidence) -> Decision:
     if not chosen.get("use_value_residual_learning"):
         chosen.pop("learned_value_residual_mix", None)
     if evidence.stems is not None:
-        chosen["num_stems"] = _number_of(evidence.stems, by_shapes["num_stems"])
+        chosen["num_stems"] = _number_of(evidence.stems, cast("int", by_shapes["num_stems"]))
     undetermined = _undetermined(evidence, known, bands, assumed)
     if "stft_hop_length" in undetermined:
         chosen["stft_hop_length"] = min(512, _win_length(chosen) // 4)
@@ -149,16 +149,16 @@ def _defaults(recognition: Recognition) -> dict[str, object]:
 def _refuse(caller: Mapping[str, object], right: Mapping[str, str], need: str) -> None:
     for name, instead in right.items():
         if name in caller:
-            raise CheckpointError(f"{name}={caller[name]!r} cannot be: {need} {instead}")
+            raise CheckpointError(f"{name}={short_repr(caller[name])} cannot be: {need} {instead}")
 
 
-def _number_of(stems: Sequence[int], num_stems: object) -> int:
+def _number_of(stems: Sequence[int], available: int) -> int:
     """Return how many stems were asked for, or refuse the choice."""
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
-    if not stems or len(numbers) < len(stems) or not numbers <= set(range(cast("int", num_stems))):
+    if not stems or len(numbers) < len(stems) or not numbers <= set(range(available)):
         raise CheckpointError(
-            f"stems={list(stems)!r} cannot be loaded: pass at least one number from 0 to {cast('int', num_stems) - 1}, "
-            f"each once; the model has {num_stems} stem(s)"
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {available - 1}, each "
+            f"once; the model has {available} stem(s)"
         )
     return len(numbers)
 
@@ -206,9 +206,8 @@ def _agrees(name: str, known: Mapping[str, object], by_shapes: Mapping[str, obje
 
 
 def _state(name: str, bands: Mapping[str, object]) -> str:
-    if name in bands:
-        return f"{name}={to_plain_values(bands[name])!r}"
-    return f"there is no {name}: {', '.join(f'{known}={to_plain_values(value)!r}' for known, value in bands.items())}"
+    stated = {known: printable(f"{known}={to_plain_values(value)!r}", 600) for known, value in bands.items()}
+    return stated.get(name, f"there is no {name}: {', '.join(stated.values())}")
 
 
 def _win_length(arguments: Mapping[str, object]) -> int:
