@@ -157,8 +157,8 @@ def _number_of(stems: Sequence[int], available: int) -> int:
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
     if not stems or len(numbers) < len(stems) or not numbers <= set(range(available)):
         raise CheckpointError(
-            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {available - 1}, each "
-            f"once; the model has {available} stem(s)"
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {available - 1}, "
+            f"each once; the model has {available} stem(s)"
         )
     return len(numbers)
 
