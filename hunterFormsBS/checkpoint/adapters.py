@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +178,7 @@ class _Merging:
     def __init__(self, model: BandSplitRotator, weights: Mapping[str, Tensor]) -> None:
         self.model = model
         self.state: dict[str, Tensor] = model.state_dict()
-        self._modules = dict(model.named_modules())
+        self._modules = dict(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))
         self._weights = dict(weights)
         self._new: dict[str, Tensor] = {}
         self._of_all: set[str] = set()

@@ -99,7 +99,7 @@ def decide(evidence: Evidence) -> Decision:
     if not chosen.get("use_value_residual_learning"):
         chosen.pop("learned_value_residual_mix", None)
     if evidence.stems is not None:
-        chosen["num_stems"] = _number_of(evidence.stems, by_shapes["num_stems"])
+        chosen["num_stems"] = _number_of(evidence.stems, cast("int", by_shapes["num_stems"]))
     undetermined = _undetermined(evidence, known, bands, assumed)
     if "stft_hop_length" in undetermined:
         chosen["stft_hop_length"] = min(512, _win_length(chosen) // 4)
@@ -152,13 +152,13 @@ def _refuse(caller: Mapping[str, object], right: Mapping[str, str], need: str) -
             raise CheckpointError(f"{name}={short_repr(caller[name])} cannot be: {need} {instead}")
 
 
-def _number_of(stems: Sequence[int], num_stems: object) -> int:
+def _number_of(stems: Sequence[int], available: int) -> int:
     """Return how many stems were asked for, or refuse the choice."""
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
-    if not stems or len(numbers) < len(stems) or not numbers <= set(range(cast("int", num_stems))):
+    if not stems or len(numbers) < len(stems) or not numbers <= set(range(available)):
         raise CheckpointError(
-            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to "
-            f"{cast('int', num_stems) - 1}, each once; the model has {num_stems} stem(s)"
+            f"stems={short_repr(list(stems))} cannot be loaded: pass at least one number from 0 to {available - 1}, "
+            f"each once; the model has {available} stem(s)"
         )
     return len(numbers)
 
