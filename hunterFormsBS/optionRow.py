@@ -207,8 +207,8 @@ def _check_integer(name: str, value: object, option: Option) -> None:
 
 
 def _check_integers(name: str, values: object, option: Option) -> None:
+    written = short_repr(values)
     if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not values:
-        written = short_repr(cast("object", values))
         raise ValueError(f"{name}={written} is not a sequence of integers: pass a tuple of at least one.")
     for one in cast("Sequence[object]", values):
         _check_integer(f"{name}: value", one, option)
