@@ -198,8 +198,8 @@ def _explained(what: str, repository: str) -> Generator[Any]:
     """Yield `huggingface_hub`, quiet, and turn all that it and the libraries beneath it raise into one line."""
     try:
         hub = import_module("huggingface_hub")
-        for part in ("constants", "errors", "utils"):
-            import_module(f"huggingface_hub.{part}")
+        for module in ("constants", "errors", "utils"):
+            import_module(f"huggingface_hub.{module}")
     except ImportError as error:
         raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error
     logger = logging.getLogger("huggingface_hub")

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
