@@ -179,7 +179,7 @@ def test_requests_that_cannot_be_are_answered_with_one_sentence(
 @pytest.mark.parametrize(
     ("song", "checkpoint", "message"),
     [
-        ("nonsense", "{}/model.ckpt", r"^song is not audio that libsndfile"),
+        ("nonsense", "{}/model.ckpt", r"^song is not audio that FFmpeg"),
         ("long", "{}/model.ckpt", r"^The song is longer than 0\.1 minutes: --max-minutes"),
         ("song", "{}/none.ckpt", r"none\.ckpt: No such file or directory$"),
         ("song", "bs_roformer-unwa-reviv", r"bs_roformer-unwa-revive"),
