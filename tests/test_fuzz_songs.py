@@ -39,7 +39,7 @@ from hunterFormsBS.songs.reading import probe_audio
 from hunterFormsBS.songs.tags import read_tags
 from tests.media import encode, noise
 
-SECONDS = 5.0
+SECONDS = 3.0
 LONGEST_CASE = 20.0
 LARGEST = 2 * 2**30
 SONGS_PER_BATCH = 6

@@ -380,7 +380,8 @@ def test_bad_files_are_named_in_one_line_each_and_the_others_are_separated(
     assert bench.run(poisoned, text, bench.song, empty, missing, bench.folder, surround, last) == 1
     assert bench.written() == ["last/other.wav", "last/vocals.wav", "song/other.wav", "song/vocals.wav"]
     assert len(bench.loaded) == 1
-    lines = capsys.readouterr().err.splitlines()
+    left_out, *lines = capsys.readouterr().err.splitlines()
+    assert left_out.endswith("files left out: 2 not audio")  # the checkpoint and its configuration
     expected = {
         text: "is not audio",
         empty: "is empty",

@@ -43,6 +43,9 @@ SHORTEST_GAP = 0.03
 SHORTEST_LOSS = 0.01
 """Seconds that are worth a warning."""
 
+BEGINNING = 4000
+"""Samples that are decoded of a file whose name does not tell that it is audio: hardly anything else has so many."""
+
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
 """What puts full scale at 1, for each format of samples."""
 
@@ -102,9 +105,11 @@ def _container(file: PatchedFile, called: str, stack: ExitStack) -> Any:
 
 
 def is_audio(pathFilename: Path) -> bool:
-    """Tell whether FFmpeg finds audio in a file, and decodes the beginning of it."""
+    """Tell whether FFmpeg finds audio in a file, and decodes some of its beginning without finding damage."""
     with suppress(ValueError, OSError):
-        return next(Decoder(pathFilename).blocks(1), None) is not None
+        decoder = Decoder(pathFilename)
+        beginning = next(decoder.blocks(BEGINNING), torch.empty(0))
+        return beginning.shape[-1] >= BEGINNING and not (decoder.damaged or decoder.unfinished)
     return False
 
 
