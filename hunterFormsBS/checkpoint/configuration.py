@@ -224,20 +224,20 @@ def _resolve_value(name: str, value: object) -> object:
     return value
 
 
-def _mask(rows: object) -> Tensor:
+def _mask(value: object) -> Tensor:
     """Make a mask of rows of numbers or booleans, or take one that is made."""
-    written = short_repr(rows)
-    if isinstance(rows, Tensor) and rows.ndim == 2 and rows.layout == torch.strided and not rows.is_nested:
-        return rows
-    listed = cast("Sequence[object]", rows) if isinstance(rows, (list, tuple)) else ()
+    shown = _shorten(value)
+    if isinstance(value, Tensor) and value.ndim == 2 and value.layout == torch.strided and not value.is_nested:
+        return value
+    listed = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else ()
     if listed and all(isinstance(row, (list, tuple)) for row in listed):
         widths = {len(cast("Sequence[object]", row)) for row in listed}
-        values = [value for row in listed for value in cast("Sequence[object]", row)]
-        if len(widths) == 1 and all(isinstance(value, (bool, int, float)) for value in values):
-            flags = [[bool(cast("float", value) > 0) for value in cast("Sequence[object]", row)] for row in listed]
+        numbers = [number for row in listed for number in cast("Sequence[object]", row)]
+        if len(widths) == 1 and all(isinstance(number, (bool, int, float)) for number in numbers):
+            flags = [[bool(cast("float", number) > 0) for number in cast("Sequence[object]", row)] for row in listed]
             return torch.tensor(flags, dtype=torch.bool, device="cpu")
     raise CheckpointError(
-        f"mask_filter_bank={written} is not a list of rows of one length, one row of numbers for each band"
+        f"mask_filter_bank={shown} is not a list of rows of one length, one row of numbers for each band"
     )
 
 

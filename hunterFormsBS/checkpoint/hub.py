@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -196,10 +197,9 @@ def _read_names(memory: Path) -> list[str] | None:
 def _explained(what: str, repository: str) -> Generator[Any]:
     """Yield `huggingface_hub`, quiet, and turn all that it and the libraries beneath it raise into one line."""
     try:
-        import huggingface_hub as hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
+        hub = import_module("huggingface_hub")
+        for module in ("constants", "errors", "utils"):
+            import_module(f"huggingface_hub.{module}")
     except ImportError as error:
         raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error
     logger = logging.getLogger("huggingface_hub")
