@@ -226,7 +226,7 @@ def _resolve_value(name: str, value: object) -> object:
 
 def _mask(value: object) -> Tensor:
     """Make a mask of rows of numbers or booleans, or take one that is made."""
-    shown = short_repr(value)
+    shown = _shorten(value)
     if isinstance(value, Tensor) and value.ndim == 2 and value.layout == torch.strided and not value.is_nested:
         return value
     listed = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else ()
