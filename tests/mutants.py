@@ -124,25 +124,32 @@ def fate_of(mutant: Mutant, tests: Sequence[str], folder: Path, seconds: float) 
         return "not executed"
     path = folder / mutant.file
     source = path.read_bytes()
-    (folder / "chosen.txt").write_text("\n".join(tests))
     path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "", "@chosen.txt"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=seconds, check=False)
+        return "survived" if passed(tests, folder, seconds) else "killed"
     except subprocess.TimeoutExpired:
         return "endless"
     finally:
         path.write_bytes(source)
-    return "survived" if done.returncode == 0 else "killed"
+
+
+def passed(tests: Sequence[str], folder: Path, seconds: float) -> bool:
+    """Run tests in a copy of the project until one fails, and return whether none does."""
+    (folder / "chosen.txt").write_text("\n".join(tests))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "", "@chosen.txt"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=seconds, check=False)
+    return done.returncode == 0
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw mistakes, make them, and print what becomes of each."""
     data = CoverageData(str(arguments.data))
     data.read()
-    every = [mutant for path in sorted((ROOT / PACKAGE).rglob("*.py")) for mutant in mutants_of(path, ROOT)]
+    paths = sorted((ROOT / PACKAGE).rglob(arguments.files))
+    every = [mutant for path in paths for mutant in mutants_of(path, ROOT)]
     drawn = random.Random(arguments.seed).sample(every, min(arguments.number, len(every)))
+    chosen = {mutant: tests_for(mutant, data, arguments.tests) for mutant in drawn}
     fates: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.jobs) as threads:
         folders: SimpleQueue[Path] = SimpleQueue()
@@ -153,10 +160,14 @@ def run(arguments: argparse.Namespace) -> None:
                 (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
             folders.put(folder)
 
+        firsts = sorted({tests[0] for tests in chosen.values() if tests})
+        if firsts and not passed(firsts, folder, arguments.seconds):
+            raise SystemExit(f"without any mistake one of these fails already:\n{chr(10).join(firsts)}")
+
         def judged(mutant: Mutant) -> tuple[Mutant, str]:
             folder = folders.get()
             try:
-                return mutant, fate_of(mutant, tests_for(mutant, data, arguments.tests), folder, arguments.seconds)
+                return mutant, fate_of(mutant, chosen[mutant], folder, arguments.seconds)
             finally:
                 folders.put(folder)
 
@@ -186,6 +197,7 @@ def main() -> None:
     running = parts.add_parser("run")
     running.add_argument("--number", type=int, default=20, help="how many mistakes")
     running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--files", default="*.py", metavar="PATTERN", help="those in which mistakes are made")
     running.add_argument("--tests", type=int, default=300, help="the most tests for each")
     running.add_argument("--seconds", type=float, default=300, help="the most time for each")
     running.set_defaults(do=run)

@@ -104,7 +104,10 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.export
 @deprecation
 @recent_torch
-@pytest.mark.parametrize("arguments", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(OPTIONS[name], id=name, marks=[pytest.mark.slow] * (name != "range")) for name in OPTIONS],
+)
 def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(
     export: ModuleType, arguments: dict[str, Any]
 ) -> None:
@@ -120,6 +123,7 @@ def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(
             torch.testing.assert_close(run(spectrum), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.export
 @deprecation
 @recent_torch
