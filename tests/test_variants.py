@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinusoids": {"use_rotary_pos": False, "linear_transformer_depth": 1, "use_value_residual_learning": True},
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)
-QUICK_TO_TRACE = ("shared biases", "windowed sinks")
+QUICK_TO_TRACE = ("shared biases",)
 TRACED = [pytest.param(name, marks=() if name in QUICK_TO_TRACE else pytest.mark.slow) for name in VARIANTS]
 BETWEEN_GROUPS = ("residual_in_first_group_only", "use_value_residual_learning")
 """Options that concern several layer groups; for others one is traced, since each takes as long again."""
