@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function):
             imported = modules_behind(item.module)
-            if "run_commands" in item.fixturenames:
+            if "starts_processes" in item.fixturenames:
                 item.add_marker("process")
             if any(name.startswith(PEERS) for name in imported):
                 item.add_marker("peers")
@@ -131,8 +131,15 @@ mkdir -p .venv/bin && touch .venv/bin/activate""",
 }
 
 
+@pytest.fixture(scope="session")
+def starts_processes() -> None:
+    """Mark the tests of a fixture that asks for this one."""
+
+
 @pytest.fixture
-def run_commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_commands(
+    starts_processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs commands of a page in a folder, as one shell script, all but installing things."""
     programs = tmp_path_factory.mktemp("programs")
     for name, program in PROGRAMS.items():

@@ -33,7 +33,7 @@ RATE = 8000
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
+def ray_here(starts_processes: None) -> Iterator[None]:
     """Start Ray on this machine, small, with this package and the examples on the path of its workers."""
     paths = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,6 @@ def rows(output: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(output / "results").to_pylist()
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_every_song_is_done_once_although_an_actor_is_killed(corpus: Path, ray_here: None) -> None:
     from separate_corpus import SeparateSong, find_songs, name_songs, separate_corpus
@@ -122,7 +121,6 @@ def test_every_song_is_done_once_although_an_actor_is_killed(corpus: Path, ray_h
     torch.testing.assert_close(torch.as_tensor(got).float(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_song_that_is_fatal_to_every_actor_does_not_end_the_others(corpus: Path, ray_here: None) -> None:
     from separate_corpus import SeparateSong, separate_corpus
@@ -140,7 +138,6 @@ def test_a_song_that_is_fatal_to_every_actor_does_not_end_the_others(corpus: Pat
     assert len(rows(corpus / "out")) == 2
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_the_program_again_does_what_is_left(
     corpus: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

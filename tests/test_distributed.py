@@ -203,7 +203,7 @@ def in_fsdp2_by_layer(name: str, rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def written(starts_processes: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -245,7 +245,6 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
         assert difference <= 1e-5 * gradient.abs().max() + 1e-7 * largest, name
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_ddp_gives_the_gradients_of_one_process_with_the_double_batch(name: str, written: dict[str, Any]) -> None:
@@ -255,14 +254,12 @@ def test_ddp_gives_the_gradients_of_one_process_with_the_double_batch(name: str,
     assert_same_gradients(ours["gradients"], expected)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_ddp_needs_no_search_for_unused_parameters_while_every_stem_is_active(written: dict[str, Any]) -> None:
     _, expected = in_one_process("plain", [2, 0, 1])
     assert_same_gradients(written["reordered"]["gradients"], expected)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_ddp_that_searches_for_unused_parameters_allows_leaving_stems_out(written: dict[str, Any]) -> None:
     _, expected = in_one_process("plain", [2, 0])
@@ -272,7 +269,6 @@ def test_ddp_that_searches_for_unused_parameters_allows_leaving_stems_out(writte
     assert all(name.startswith("mask_estimators.1.") for name in left_out)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_processes_may_leave_different_stems_out(written: dict[str, Any]) -> None:
     model = build("plain")
@@ -284,7 +280,6 @@ def test_processes_may_leave_different_stems_out(written: dict[str, Any]) -> Non
     assert_same_gradients(ours, expected)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_ddp_without_the_search_says_so_when_stems_are_left_out(written: dict[str, Any]) -> None:
     assert "find_unused_parameters=True" in written["refusal"]
@@ -292,7 +287,6 @@ def test_ddp_without_the_search_says_so_when_stems_are_left_out(written: dict[st
 
 if SHARDS:
 
-    @pytest.mark.process
     @pytest.mark.slow
     @pytest.mark.parametrize("name", MODELS)
     def test_fsdp2_shards_each_transformer_and_gives_the_same_losses_and_gradients(
@@ -357,7 +351,6 @@ if __name__ == "__main__":
     main(Path(sys.argv[1]))
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARDS, reason="FSDP2 is not in this PyTorch")
 @pytest.mark.parametrize("name", LAYERED)

@@ -656,7 +656,7 @@ def test_compiling_compiles_every_transformer_and_changes_neither_keys_nor_gradi
 
 
 @pytest.fixture(scope="module")
-def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(songs: Path, starts_processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train to the end without interruption, with dropout."""
     output = tmp_path_factory.mktemp("whole")
     dropout = {"attn_dropout": 0.1, "ff_dropout": 0.1}
@@ -664,7 +664,6 @@ def whole_run(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("workers", [(0, 0), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_workers(
     workers: tuple[int, int], whole_run: Path, songs: Path, tmp_path: Path
@@ -687,7 +686,6 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_a_run_that_reads_from_the_cache_is_the_same(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
     configuration["training"]["cache"] = str(tmp_path / "cache")
@@ -739,14 +737,12 @@ def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tm
     assert "Traceback" not in report
 
 
-@pytest.mark.process
 def test_the_learning_rate_of_a_run_follows_its_schedule(whole_run: Path) -> None:
     settings = settings_from(TINY_RUN)
     expected = {update + 1: 0.003 * learning_rate_factor(update, settings) for update in range(12)}
     assert curve(whole_run, "learning_rate") == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.process
 def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> None:
     before = curve(whole_run)
     assert "continuing after update 12 of 12" in Launched(whole_run / "train.yaml", songs, whole_run).finish()
@@ -754,7 +750,6 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, songs: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     other = configured(tmp_path, model={"zero_dc": False, "attn_dropout": 0.1, "ff_dropout": 0.1})
     launched = Launched(other, songs, whole_run)
@@ -764,7 +759,6 @@ def test_a_run_of_another_model_is_not_continued(whole_run: Path, songs: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_a_folder_takes_one_run_at_a_time(whole_run: Path, songs: Path) -> None:
     with (whole_run / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -775,7 +769,6 @@ def test_a_folder_takes_one_run_at_a_time(whole_run: Path, songs: Path) -> None:
     assert launched.log.read_text().count(f"another process trains in {whole_run}: end it, or choose") == 2
 
 
-@pytest.mark.process
 def test_checkpoints_load_without_any_other_file(whole_run: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         model = from_checkpoint(whole_run / name)
@@ -788,7 +781,6 @@ def test_checkpoints_load_without_any_other_file(whole_run: Path) -> None:
         assert kept["audio"] == TINY_RUN["audio"]
 
 
-@pytest.mark.process
 def test_log_has_sound_and_pictures(whole_run: Path) -> None:
     import io
 
@@ -829,8 +821,6 @@ def one_process(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # gloo, the CPU's way of communicating, cannot scatter sums in older versions.
-@pytest.mark.slow
-@pytest.mark.process
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if Version(torch.__version__).release >= (2, 7) else ["ddp"])
 def test_two_processes_killed_and_resumed_train_as_one_with_the_double_batch(
     strategy: str, one_process: Path, songs: Path, tmp_path: Path
@@ -1010,7 +1000,6 @@ def test_commands_of_the_page_go_from_installation_to_a_run_killed_and_resumed(
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_training_starts_from_the_weights_of_a_checkpoint(whole_run: Path, songs: Path, tmp_path: Path) -> None:
     configuration = configured(tmp_path, training={"num_steps": 2, "lr": 0.0, "weight_decay": 0.0})
     Launched(configuration, songs, tmp_path, "--checkpoint", str(whole_run / "last.ckpt")).finish()
@@ -1142,7 +1131,6 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
     assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
 
 
-@pytest.mark.process
 @pytest.mark.skipif(Version(torch.__version__).release < (2, 7), reason="FSDP2 on a CPU")
 @pytest.mark.parametrize(
     ("file", "damage"),
