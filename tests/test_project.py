@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -245,3 +247,45 @@ def test_import_loads_no_optional_or_slow_package() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert "hunterFormsBS" in loaded.stdout.split()
     assert unwanted.intersection(loaded.stdout.split()) == set()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_run_ends_with_costly_tests_that_no_marker_excuses_and_what_is_imported_marks_others(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "test_costs.py").write_text(
+        "import subprocess, sys, time\n"
+        "import pytest, torch\n"
+        "def work(seconds: float) -> None:\n"
+        "    while time.process_time() < seconds: pass\n"
+        "def test_dear(): work(time.process_time() + 1.5)\n"
+        "def test_cheap(): pass\n"
+        "@pytest.mark.compile\n"
+        "def test_dear_and_marked(): work(time.process_time() + 1.5)\n"
+        "@pytest.mark.slow\n"
+        "def test_left_out(): pass\n"
+    )
+    (tmp_path / "test_elsewhere.py").write_text("def test_without_torch(): pass\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "1",
+        "test_costs.py",
+        "test_elsewhere.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"^[\d.]+: .*::(\w+)$", done.stdout, re.MULTILINE) == ["test_dear"]
+    chosen = subprocess.run(
+        [*command, "-n", "0", "-m", "newest", "-v", "-k", "not dear"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert re.findall(r"::(\w+) PASSED", chosen.stdout) == ["test_cheap", "test_left_out"]
