@@ -56,6 +56,7 @@ def pytest_configure() -> None:
 
 # ---- markers: what a test needs and what it costs; pyproject.toml says what each stands for
 
+GIVEN_BY_FIXTURES = {"chromium": "browser", "starts_processes": "process"}
 COSTS = {"browser", "compile", "export", "process", "slow"}
 PROGRAMS_OF_OURS = (
     "benchmarks",
@@ -71,8 +72,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function):
             imported = modules_behind(item.module)
-            if "starts_processes" in item.fixturenames:
-                item.add_marker("process")
+            for fixture, marker in GIVEN_BY_FIXTURES.items():
+                if fixture in item.fixturenames:
+                    item.add_marker(marker)
             if any(name.startswith(PEERS) for name in imported):
                 item.add_marker("peers")
             if "torch" in imported and not any(name.startswith(PROGRAMS_OF_OURS) for name in imported):
@@ -88,9 +90,9 @@ def modules_behind(module: ModuleType) -> set[str]:
 
 @cache
 def cpu_seconds_that_are_much() -> float:
-    """Return how long a costly test computes on this machine, in terms of work that is much like that of tests.
+    """Return how long a costly test computes on this machine: 20 times as long as 6,000 small sums.
 
-    That is half a second on a processor of a server of 2024. A slower or busier one then blames no other tests.
+    That is half a second on an AMD EPYC with AVX-512. A slower or busier processor names no other tests.
     """
     start, x = time.process_time(), torch.zeros(16)
     for _sum in range(6000):
