@@ -166,6 +166,7 @@ CASES: dict[str, Case] = {
     "average_slice": Case(lambda: Function(bins(overlapping=False).average), MASKS),
     "average_runs": Case(lambda: Function(bins(overlapping=True).average), ((2, 3, 4, 11, 2, 2),)),
     "spectral_l1_with_gradient": Case(partial(Function, spectral_l1, LOSS), ((3, 50),), batched=False),
+    "pointwise_in_place": Case(lambda: Conv(4, 6), ((2, 4, 9, 7),), prepare=make_blocks_small),
     "separable_in_place": Case(lambda: DSConv(4, 6, stride=(2, 1)), ((2, 4, 9, 7),), prepare=make_blocks_small),
     "time_freq_in_place": Case(lambda: TimeFreqConvolutions(4, 8), ((2, 4, 9, 8),), prepare=make_blocks_small),
     "shuffle_pixels": Case(lambda: Function(lambda pixels: shuffle(pixels.permute(0, 3, 1, 2))), ((2, 5, 7, 4),)),
@@ -173,7 +174,7 @@ CASES: dict[str, Case] = {
 LAYERS = ("attention", "feed_forward", "by_blocks", "split_by_groups", *(name for name in CASES if name[:4] == "mask"))
 """Kernels that do not call the modules inside."""
 
-IN_PLACE = ("separable_in_place", "time_freq_in_place")
+IN_PLACE = ("pointwise_in_place", "separable_in_place", "time_freq_in_place")
 """Kernels of layers that overwrite what the modules inside made."""
 
 WITHOUT_GRADIENT = ("by_sequences", *IN_PLACE)

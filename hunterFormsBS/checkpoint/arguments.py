@@ -33,13 +33,18 @@ _IDLE_UPSTREAM: Final = frozenset(
 """Those that upstream accepts where they have no effect."""
 
 
+_BY_CLASS: Final = frozenset({"residual_in_first_group_only", "scale"})
+"""Those that upstream's class determines: none has an argument for the scale, and MSST's experimental classes add what
+comes in to what a sublayer returns in the first layer group alone."""
+
+
 def audible_arguments(arguments: Mapping[str, object]) -> list[str]:
-    """Return the names of audible arguments that tensor shapes do not determine, apart from `stft_hop_length`.
+    """Return the names of audible arguments that neither shapes nor the class determine, apart from `stft_hop_length`.
 
     Upstream's configurations state the hop length, and leave others out where they are as upstream's defaults.
     """
-    idle = idle_options(arguments) | {"stft_hop_length"}
-    return [name for name, row in OPTIONS.items() if row.option.is_audible and name not in idle]
+    determined = idle_options(arguments) | _BY_CLASS | {"stft_hop_length"}
+    return [name for name, row in OPTIONS.items() if row.option.is_audible and name not in determined]
 
 
 def without_idle_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
