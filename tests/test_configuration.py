@@ -202,3 +202,11 @@ def test_an_unknown_upstream_is_refused(upstream: Any) -> None:
         ValueError, match="upstream must be one of 'msst', 'msst_experimental', 'lucidrains', 'hunterFormsBS', but is"
     ):
         from_configuration(SMALL_BS, upstream=upstream)
+
+
+@pytest.mark.parametrize("where", [{"model_type": "bs_roformer_experimental"}, {}])
+def test_the_type_of_model_in_a_configuration_decides_the_class(where: dict[str, str]) -> None:
+    section = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "mask_estimator_depth": 2}
+    stated = {"model": section, "training": where, **({} if where else {"model_type": "bs_roformer_experimental"})}
+    assert from_configuration(stated).configuration["residual_in_first_group_only"]
+    assert not from_configuration({"model": section}).configuration["residual_in_first_group_only"]

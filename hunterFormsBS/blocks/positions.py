@@ -83,6 +83,18 @@ class PositionEmbedding(Layer):
                 state_dict[key] = state_dict[key].to(tensor.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
+    @staticmethod
+    def exact(frequencies: Tensor, by_formula: Tensor) -> Tensor:
+        """Return frequencies in full precision, whatever has cast them.
+
+        Some programs cast parameters where this module cannot undo it, for example FSDP2 with mixed precision in each
+        forward pass. What is the rounded value of the formula then stands for that of the formula.
+        """
+        if frequencies.dtype.itemsize >= torch.float32.itemsize:
+            return frequencies
+        by_formula = by_formula.to(frequencies.device)
+        return torch.where(by_formula.to(frequencies.dtype) == frequencies, by_formula, frequencies.float())
+
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
 
@@ -122,14 +134,18 @@ class RotaryEmbedding(PositionEmbedding):
 
     def reset_parameters(self) -> None:
         """Set the frequencies by their formula, computed on a CPU: the same on every device."""
-        exponents = torch.arange(len(self.freqs), device="cpu").float() / len(self.freqs)
         with torch.no_grad():
-            self.freqs.copy_(1.0 / self.theta**exponents)
+            self.freqs.copy_(self._by_formula())
+
+    def _by_formula(self) -> Tensor:
+        exponents = torch.arange(len(self.freqs), device="cpu").float() / len(self.freqs)
+        return 1.0 / self.theta**exponents
 
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Return one unit vector for each position and pair, `(length, p, 2)`."""
-        positions = torch.arange(length, device=self.freqs.device, dtype=self.freqs.dtype)
-        return (unit_vectors(positions[:, None] * self.freqs),)
+        freqs = self.exact(self.freqs, self._by_formula())
+        positions = torch.arange(length, device=freqs.device, dtype=freqs.dtype)
+        return (unit_vectors(positions[:, None] * freqs),)
 
     def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys; shapes stay as they are."""
@@ -196,16 +212,20 @@ class PolarEmbedding(PositionEmbedding):
 
     def reset_parameters(self) -> None:
         """Set the frequencies by their formula, computed on a CPU, and the bias to 0."""
-        features = torch.arange(len(self.inv_freqs), device="cpu").float()
         with torch.no_grad():
-            self.inv_freqs.copy_(self.theta ** -(features / len(self.inv_freqs)))
+            self.inv_freqs.copy_(self._by_formula())
             self.bias.zero_()
+
+    def _by_formula(self) -> Tensor:
+        features = torch.arange(len(self.inv_freqs), device="cpu").float()
+        return self.theta ** -(features / len(self.inv_freqs))
 
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Return unit vectors for queries, `(length, e, 2)`, and keys, `(h, length, e, 2)`."""
-        positions = torch.arange(length, device=self.inv_freqs.device, dtype=self.inv_freqs.dtype)
-        angles = positions[:, None] * self.inv_freqs
-        return unit_vectors(angles), unit_vectors(angles + self.limited_bias()[:, None])
+        inv_freqs = self.exact(self.inv_freqs, self._by_formula())
+        positions = torch.arange(length, device=inv_freqs.device, dtype=inv_freqs.dtype)
+        angles = positions[:, None] * inv_freqs
+        return unit_vectors(angles), unit_vectors(angles + self.limited_bias().to(angles.dtype)[:, None])
 
     def limited_bias(self) -> Tensor:
         """Return the bias within [-2π, 0], with gradient 1 at both bounds: it starts on one of them."""

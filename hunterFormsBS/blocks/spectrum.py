@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hunterFormsBS.operations.complexNumbers import as_complex
 from hunterFormsBS.operations.fft import where_there_is_fft
 from hunterFormsBS.operations.frames import padded_for_stft
 from hunterFormsBS.operations.norm import at_least_float32
@@ -58,7 +59,7 @@ class SpectralTransform:
         """
         spectrum = spectrum.to(at_least_float32(spectrum.dtype))
         audio = istft(
-            torch.view_as_complex(rearrange(spectrum, "... f t c -> (...) f t c")),
+            as_complex(rearrange(spectrum, "... f t c -> (...) f t c")),
             self.parameters.stft_n_fft,
             self.parameters.stft_hop_length,
             self.parameters.stft_win_length,

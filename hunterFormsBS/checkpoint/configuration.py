@@ -12,7 +12,7 @@ from torch import Tensor
 from hunterFormsBS.checkpoint.arguments import DEFAULTS, SEQUENCES
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
+from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family, Upstream
 from hunterFormsBS.checkpoint.parsing import check_extent
 from hunterFormsBS.checkpoint.programs import ignored_remarks, in_own_words, in_words_of_msst, states_nothing
 from hunterFormsBS.printable import printable, short_repr
@@ -49,6 +49,15 @@ class StatedArguments(NamedTuple):
     arguments: dict[str, object]
     spelled: dict[str, str]
     remarks: tuple[str, ...] = ()
+
+
+def upstream_of(whole: Mapping[str, Any], upstream: Upstream | None) -> Upstream | None:
+    """Return whose class a configuration is for, where the caller says MSST or nothing: its `model_type` decides."""
+    training = whole.get("training")
+    sections = (training, whole) if isinstance(training, Mapping) else (whole,)
+    types = [str(cast("Mapping[str, object]", section).get("model_type", "")) for section in sections]
+    experimental = upstream in (None, "msst") and any(each.endswith("_experimental") for each in types)
+    return "msst_experimental" if experimental else upstream
 
 
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from hunterFormsBS.checkpoint.configuration import (
     model_section,
     resolve_values,
     stated_arguments,
+    upstream_of,
 )
 from hunterFormsBS.checkpoint.configurationFile import PathFilename
 from hunterFormsBS.checkpoint.decision import Evidence, arguments_of_configuration, decide
@@ -89,7 +90,7 @@ def from_configuration(
         If an argument is unknown or missing.
     """
     whole = load_configuration(configuration)
-    section = model_section(whole)
+    section, upstream = model_section(whole), upstream_of(whole, upstream)
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
     given = _given(overrides)
@@ -122,13 +123,16 @@ def load(
     contents = read_contents(path)
     if configuration is None and contents.configuration is not None:
         configuration, upstream = contents.configuration, upstream or "hunterFormsBS"
+    if configuration is not None:
+        configuration = load_configuration(configuration)
+        upstream = upstream_of(configuration, upstream)
     recognition = recognise(contents.state_dict, upstream)
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
     if configuration is None and beside is None:
         entry = recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
         beside = entry.configuration if entry else None
-    whole = load_configuration(beside if configuration is None else configuration)
+    whole = load_configuration(beside) if configuration is None else configuration
     del contents  # so that a tensor goes from memory as soon as it has become a parameter
     evidence = Evidence(
         path=path,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.operations.complexNumbers import as_complex
 
 
 @kernel(Where.EAGER, ordinary=True)
@@ -13,4 +14,4 @@ def complex_operator(x: Tensor, y: Tensor) -> Tensor | None:
     """Stand for `complex_product`; PyTorch's compiler and ONNX support complex numbers badly."""
     if x.dtype not in (torch.float32, torch.float64):
         return None
-    return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))
+    return torch.view_as_real(as_complex(x) * as_complex(y))
