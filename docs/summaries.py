@@ -43,11 +43,13 @@ def catalogue() -> str:
     """Return the table of the checkpoints that have names."""
     from hunterFormsBS.catalogue import entries
 
-    rows = ["| Name | Stems | Place | MB |", "|---|---|---|---:|"]
+    rows = ["| Name | Stems | Where | MB |", "|---|---|---|---:|"]
     for name, entry in entries().items():
         stems = ", ".join(entry.stems) if len(entry.stems) < 9 else f"{len(entry.stems)} stems"
-        place = f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "elsewhere"
-        rows.append(f"| `{name}` | {stems} | {place} | {round(entry.size / 1e6) or ''} |")
+        address = (
+            f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "elsewhere"
+        )
+        rows.append(f"| `{name}` | {stems} | {address} | {round(entry.size / 1e6) or ''} |")
     return "\n".join(rows)
 
 

@@ -67,8 +67,8 @@ def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: S
     if len(shapes) > 1 or not all(min(shape, default=0) for shape in shapes):
         message = f"`estimates` must be of one shape without an empty axis: received {sorted(shapes)}."
         raise ValueError(message)
-    places = range(0, estimates[0].shape[-1], _PIECE)
-    pieces = [[estimate.detach()[..., place : place + _PIECE] for place in places] for estimate in estimates]
+    starts = range(0, estimates[0].shape[-1], _PIECE)
+    pieces = [[estimate.detach()[..., start : start + _PIECE] for start in starts] for estimate in estimates]
     return torch.cat(list(combine_streams(pieces, kind, weights)), dim=-1)
 
 
@@ -77,7 +77,7 @@ def combine_streams(
 ) -> Generator[Tensor]:
     """Combine streams of estimates of the same stems, and yield blocks as soon as they are finished.
 
-    For parameters see `combine`. The streams, such as those of `separate_stream`, may be cut in different places and
+    For parameters see `combine`. The streams, such as those of `separate_stream`, may be cut at different offsets and
     are read in turn, so little is held; where a block begins and ends does not show in the result.
 
     Raises

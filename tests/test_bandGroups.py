@@ -28,10 +28,10 @@ def test_groups_hold_every_band_once_and_none_twice_as_wide_as_another(widths: t
 
 
 @given(widths_of_bands)
-def test_columns_pad_each_band_at_its_end_and_places_undo_it(widths: tuple[int, ...]) -> None:
+def test_columns_pad_each_band_at_its_end_and_offsets_undo_it(widths: tuple[int, ...]) -> None:
     groups, total = BandGroups(widths), sum(widths)
     own = torch.arange(total).split(widths)
-    columns, places = (groups.indices.on(CPU, name) for name in ("columns", "places"))
+    columns, offsets = (groups.indices.on(CPU, name) for name in ("columns", "offsets"))
     for group in groups.groups:
         rows = columns[group.columns].unflatten(0, (-1, group.width))
         for row, band in zip(rows, groups.bands[group.bands], strict=True):
@@ -40,7 +40,7 @@ def test_columns_pad_each_band_at_its_end_and_places_undo_it(widths: tuple[int, 
             numbers = groups.indices.on(CPU, name)[group.columns].unflatten(0, (-1, group.width))
             for row, band in zip(numbers, groups.bands[group.bands], strict=True):
                 assert set(row.tolist()) == {expected[band]}
-    assert columns[places].tolist() == list(range(total))
+    assert columns[offsets].tolist() == list(range(total))
 
 
 @given(widths_of_bands)

@@ -108,9 +108,9 @@ def test_standard_input_is_copied_until_the_end(copies: ExitStack, monkeypatch: 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"music" * 1000)))
     (song,) = found(copies, STANDARD_INPUT, STANDARD_INPUT)
     assert song.name == "stdin"
-    assert song.place.read_bytes() == b"music" * 1000
+    assert song.source.read_bytes() == b"music" * 1000
     copies.close()
-    assert not song.place.exists()
+    assert not song.source.exists()
 
 
 def test_a_closed_standard_input_is_refused(copies: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_a_named_pipe_is_waited_for_with_a_word(
     (tmp_path / "x").mkdir()
     (song,) = found(copies, pipe, tmp_path / "x" / ".." / "song.wav")  # which is not waited for again
     writer.join()
-    assert (song.path, song.name, song.place.read_bytes()) == (pipe, "song", b"music")
-    assert f"{pipe} is a named pipe: I wait until a program writes" in capsys.readouterr().err
+    assert (song.path, song.name, song.source.read_bytes()) == (pipe, "song", b"music")
+    assert f"{pipe} is a named pipe: waiting until a program writes" in capsys.readouterr().err
 
 
 def test_a_temporary_folder_that_is_full_is_named(

@@ -140,7 +140,7 @@ class Conformer(Layer):
         return run(x), None
 
     def run_layers(self, x: Tensor) -> Tensor:
-        """Do what `forward` does."""
+        """Run all layers, without activation checkpointing."""
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)

@@ -75,7 +75,7 @@ class SiameseTransformer(Layer):
         return run(x, y)
 
     def run_layers(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what `forward` does."""
+        """Run all layers, without activation checkpointing."""
         norms = zip(self.ln_y_attn, self.ln_x_attn, self.ln_y_mlp, self.ln_x_mlp, strict=True)
         layers = nested(self.layers)
         for number, ((attention, feed_forward), of_layer, gain) in enumerate(

@@ -126,7 +126,7 @@ class Transformer(Layer):
         return run(x, first_values)
 
     def run_layers(self, x: Tensor, first_values: Tensor | None, **prepared: object) -> tuple[Tensor, Tensor | None]:
-        """Do what `forward` does, handing what a kernel has prepared down to the kernels of the layers."""
+        """Run all layers, without activation checkpointing; kernels hand down what they have prepared."""
         first: Tensor | None = None
         if self.sinusoidal:
             x = add_sinusoids(x)

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--upstream",
         choices=get_args(Upstream),
-        help="project whose counting the configuration follows (default: recognised from the checkpoint)",
+        help="project whose convention the configuration follows (default: recognised from the checkpoint)",
     )
     add(
         "--layout",

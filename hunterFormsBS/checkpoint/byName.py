@@ -66,7 +66,7 @@ def from_checkpoint(
         As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
         which recognises files that are here as well, or the one beside a file that is fetched.
     upstream : Upstream | None = None
-        Whose counting and whose defaults the configuration follows. `None`: recognised from the keys, taking
+        Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
         `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
         `residual_in_first_group_only` of `BandSplitRotator`.
@@ -80,7 +80,7 @@ def from_checkpoint(
         Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
         others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
     **overrides : Any
-        Arguments of `BandSplitRotator`, in its counting, which win over the configuration.
+        Arguments of `BandSplitRotator`, in its convention, which win over the configuration.
 
     Returns
     -------

@@ -39,7 +39,7 @@ class StatedArguments(NamedTuple):
     Parameters
     ----------
     arguments : dict[str, object]
-        Under this package's names and in its counting.
+        Under this package's names and in its convention.
     spelled : dict[str, str]
         How the configuration wrote each of them, for messages.
     remarks : tuple[str, ...]
@@ -53,9 +53,9 @@ class StatedArguments(NamedTuple):
 
 def upstream_of(whole: Mapping[str, Any], upstream: Upstream | None) -> Upstream | None:
     """Return whose class a configuration is for, where the caller says MSST or nothing: its `model_type` decides."""
-    training = whole.get("training")
-    sections = (training, whole) if isinstance(training, Mapping) else (whole,)
-    types = [str(cast("Mapping[str, object]", section).get("model_type", "")) for section in sections]
+    training: object = whole.get("training")
+    stated = cast("Mapping[str, object]", training) if isinstance(training, Mapping) else {}
+    types = (str(section.get("model_type", "")) for section in (stated, whole))
     experimental = upstream in (None, "msst") and any(each.endswith("_experimental") for each in types)
     return "msst_experimental" if experimental else upstream
 
@@ -104,7 +104,7 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     section : Mapping[str, Any]
         Arguments as upstream names and counts them, or as this package does.
     family : Family
-        Whose counting it is.
+        Whose convention it is.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
 the Hugging Face Hub, size in bytes and SHA-256, the samples of a chunk, and those arguments of its model that differ
-from `common`, in the words and the counting of Music-Source-Separation-Training.
+from `common`, in the words and the convention of Music-Source-Separation-Training.
 """
 
 from __future__ import annotations

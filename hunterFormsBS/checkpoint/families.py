@@ -34,7 +34,7 @@ class Family:
     renames : tuple[tuple[str, str], ...]
         Regular expressions and replacements, applied to every key in this order.
     defaults : Mapping[str, object]
-        Upstream's defaults where they differ from those of `BandSplitRotator`, under its names and in its counting.
+        Upstream's defaults where they differ from those of `BandSplitRotator`, under its names and in its convention.
     mask_estimator_depth_excess : int
         What upstream's `mask_estimator_depth` counts beyond the hidden layers.
     """

@@ -74,10 +74,10 @@ def from_configuration(
     configuration : str | PathLike[str] | Mapping[str, Any]
         A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
     upstream : Upstream = 'msst'
-        Whose counting and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
+        Whose convention and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
         `'hunterFormsBS'`.
     **overrides : Any
-        Arguments of `BandSplitRotator`, in its counting, that replace those of the configuration.
+        Arguments of `BandSplitRotator`, in its convention, that replace those of the configuration.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def from_configuration(
         If an argument is unknown or missing.
     """
     whole = load_configuration(configuration)
-    section, upstream = model_section(whole), upstream_of(whole, upstream)
+    section, upstream = model_section(whole), upstream_of(whole, upstream) or upstream
     # This package's own configurations state every argument, whatever the layout.
     overlapping = check_upstream(upstream) != "hunterFormsBS" and is_for_mel(section)
     given = _given(overrides)

@@ -19,7 +19,7 @@ class Recognition:
     Parameters
     ----------
     family : Family
-        Whose counting and whose defaults its configuration follows.
+        Whose convention and whose defaults its configuration follows.
     of_keys : Family
         Whose keys it has: another one where somebody names the upstream.
     variants : tuple[Variant, ...]
@@ -64,7 +64,7 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
 
 
 def family_of_configuration(upstream: Upstream, arguments: Mapping[str, object], *, overlapping: bool) -> Family:
-    """Return whose counting and defaults a configuration follows, where there is no state dict."""
+    """Return whose convention and defaults a configuration follows, where there is no state dict."""
     # Heads and biases are options of the plain class, where nothing but a configuration tells of them.
     variants = [row for row in VARIANTS if row.layer and any(arguments.get(name) for name in row.switches)]
     return _of_class(newest_family(upstream, overlapping=overlapping), variants)

@@ -65,7 +65,7 @@ class BandGroups:
         The bands, group by group.
     indices : Constants
         `order` and `rank`, `(band)`: the same, and the inverse permutation. `columns`, `(padded)`: of every padded
-        band, group by group, the columns in the input, and one after its last as padding. `places`, `(sum of widths)`:
+        band, group by group, the columns in the input, and one after its last as padding. `offsets`, `(sum of widths)`:
         where in `columns` each column of the input is. `widths` and `padded_widths`, `(padded)`: how wide the band of
         that column is, without and with padding. `gated_rows`, `(2 · padded)`: as `columns`, for layers with two
         outputs for each column of a band, one half of them after the other; padding is any row.
@@ -100,7 +100,7 @@ class BandGroups:
             order=self.bands,
             rank=_inverse(self.bands),
             columns=columns,
-            places=_inverse(columns)[:total],
+            offsets=_inverse(columns)[:total],
             widths=widths,
             padded_widths=padded_widths,
             gated_rows=gated_rows,
@@ -162,7 +162,7 @@ def masks_by_groups(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpo
 def _masks_by_groups(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
     stems = len(estimators)
     groups = estimators[0].groups
-    order, gated_rows, places = (groups.indices.on(x.device, name) for name in ("order", "gated_rows", "places"))
+    order, gated_rows, offsets = (groups.indices.on(x.device, name) for name in ("order", "gated_rows", "offsets"))
     # mlps[stem][band][layer]
     mlps = [[list(net[0]) for net in estimator.to_freqs] for estimator in estimators]
     hidden = repeat(x.index_select(-2, order), "b t f d -> (f n) (b t) d", n=stems)
@@ -184,7 +184,7 @@ def _masks_by_groups(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
         bands = hidden[stems * group.bands.start : stems * group.bands.stop]
         mask = F.glu(torch.baddbmm(summand, bands, factor), dim=-1)
         masks.append(rearrange(mask, "(f n) (b t) w -> b n t (f w)", n=stems, b=x.shape[0]))
-    return torch.cat(masks, dim=-1).index_select(-1, places)
+    return torch.cat(masks, dim=-1).index_select(-1, offsets)
 
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)

@@ -22,7 +22,7 @@ from hunterFormsBS.kernels.seam import Where, kernel
 class Run(NamedTuple):
     """Where a run is in the list of all bands' bins, and where in the spectrum."""
 
-    places: slice
+    offsets: slice
     freqs: slice
 
 
@@ -82,7 +82,7 @@ class _AddRuns(torch.autograd.Function):
         ctx.runs = runs
         total = values.new_zeros((*values.shape[:3], num_freqs, *values.shape[4:]))
         for run in runs:
-            total[:, :, :, run.freqs] += values[:, :, :, run.places]
+            total[:, :, :, run.freqs] += values[:, :, :, run.offsets]
         return total
 
     @staticmethod

@@ -24,7 +24,7 @@ from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
 from hunterFormsBS.songs.separating import Combination, Separator, separate_song
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
-from hunterFormsBS.songs.sharing import Place, place_in_job, share_of, wait_for_others
+from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of, wait_for_others
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
@@ -59,28 +59,28 @@ def separate_all(options: Options, console: Console) -> int:
     ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError
         If something fails that all songs need.
     """
-    place = place_in_job()
+    job = rank_in_job()
     try:
-        status = _separate_share(options, console, place)
+        status = _separate_share(options, console, job)
     except Exception:
-        wait_for_others(place, failed=True)
+        wait_for_others(job, failed=True)
         raise
-    wait_for_others(place, failed=status != 0)
+    wait_for_others(job, failed=status != 0)
     return status
 
 
-def _separate_share(options: Options, console: Console, place: Place) -> int:
-    if place.size > 1 and any(map(is_pipe, options.mixtures)):
+def _separate_share(options: Options, console: Console, job: Rank) -> int:
+    if job.size > 1 and any(map(is_pipe, options.mixtures)):
         raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
-    device = _device(options.device, place)
+    device = _device(options.device, job)
     sources, names = _sources(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
         batch = _Batch(options, console, encoding, part, sources, songs)
         batch.name_stems(names)
-        lengths = [batch.seconds(song) for song in songs] if place.size > 1 else []
-        share = share_of(place, songs, lengths)
+        lengths = [batch.seconds(song) for song in songs] if job.size > 1 else []
+        share = share_of(job, songs, lengths)
         batch.remove_leftovers(share)
         waiting = batch.without_existing(share)
         checked = batch.those_that_succeed(waiting, batch.check)
@@ -116,7 +116,7 @@ class _Batch:
         """Of the files of each song; empty while only the model tells how many there are."""
         self._model = safe_name("+".join(source.checkpoint.stem for source in sources))
         self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
-        self._kept = {identity(song.place) for song in songs} - {None}
+        self._kept = {identity(song.source) for song in songs} - {None}
         self._probe = cache(self._probed)
 
     def name_stems(self, stems: Sequence[str]) -> bool:
@@ -207,7 +207,7 @@ class _Batch:
         kept = {path for path in files.values() if self._existing == "keep" and os.path.lexists(path)}
         self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
         begun = time.monotonic()
-        tags = read_tags(song.place)
+        tags = read_tags(song.source)
         part = self.part or loudest_part(audio.blocks(), audio.sample_rate)
         first, last = part.samples(audio.sample_rate)
         length = int(max(0, min(last, _samples(audio)) - first))
@@ -282,7 +282,7 @@ class _Batch:
 
     def _probed(self, song: Song) -> AudioFile:
         options = self.options
-        return probe_audio(song.place, name=song.path, stream=options.audio_stream, downmix=options.downmix)
+        return probe_audio(song.source, name=song.path, stream=options.audio_stream, downmix=options.downmix)
 
     def _record(
         self,
@@ -330,12 +330,12 @@ def _encoding(options: Options) -> Encoding:
     return Encoding(options.format, depth, options.quality)
 
 
-def _device(name: str, place: Place) -> torch.device:
+def _device(name: str, job: Rank) -> torch.device:
     """Return the device of this name, the fastest kind there is for `auto`; each process of a job its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and place.size > 1 and (count := torch.cuda.device_count()):
-        name = f"cuda:{place.local_rank % count}"
+    if name == "cuda" and job.size > 1 and (count := torch.cuda.device_count()):
+        name = f"cuda:{job.local_rank % count}"
     if (reason := unusable(name)) is not None:
         raise UsageError(f"--device {name} cannot be used here: {reason}")
     return torch.empty(0, device=name).device

@@ -218,10 +218,10 @@ def _weights(text: str) -> list[float]:
 
 class _ListModels(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> NoReturn:
-        """Print names, stems and places, and exit."""
+        """Print names, stems and addresses, and exit."""
         for name, entry in entries().items():
-            place = f"hub:{entry.repository}/{entry.file}" if entry.repository else "by hand"
-            sys.stdout.write(f"{name}\t{','.join(entry.stems)}\t{place}\n")
+            address = f"hub:{entry.repository}/{entry.file}" if entry.repository else "by hand"
+            sys.stdout.write(f"{name}\t{','.join(entry.stems)}\t{address}\n")
         parser.exit()
 
 
@@ -280,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--upstream",
         choices=get_args(Upstream),
-        help="project whose counting the configuration follows (default: recognised from the checkpoint)",
+        help="project whose convention the configuration follows (default: recognised from the checkpoint)",
     )
     add(
         "--lora",

@@ -17,7 +17,7 @@ from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.names import song_name
-from hunterFormsBS.songs.sharing import place_in_job
+from hunterFormsBS.songs.sharing import rank_in_job
 
 __all__ = ["AUDIO_SUFFIXES", "STANDARD_INPUT", "Song", "find_songs", "is_pipe"]
 
@@ -38,14 +38,14 @@ class Song(NamedTuple):
     ----------
     path : Path
         As it was given, which is what messages call it.
-    place : Path
+    source : Path
         Where it is read: of a pipe, a copy.
     folder : Path
         Where it lies within the folder that was given: the folder of its stems within the output.
     """
 
     path: Path
-    place: Path
+    source: Path
     folder: Path = Path()
 
     @property
@@ -120,7 +120,7 @@ def _songs_below(folder: Path, output: Path, console: Console) -> list[Path]:
     for file in sorted(each for each in folder.rglob("*") if not each.is_dir()):
         reason = _why_left_out(file, folder, written)
         left_out.setdefault(reason, []).append(file) if reason else songs.append(file)
-    if left_out and place_in_job().rank == 0:
+    if left_out and rank_in_job().rank == 0:
         counts = ", ".join(f"{len(files)} {reason}" for reason, files in left_out.items())
         console.remark(f"{printable(folder)}: files left out: {counts}")
         for reason, files in left_out.items():
@@ -151,18 +151,18 @@ def is_pipe(path: Path) -> bool:
 def _copy(pipe: Path, copies: ExitStack, console: Console) -> Path:
     """Copy what comes out of a pipe to a temporary file: headers are read first, and some songs twice."""
     if pipe != STANDARD_INPUT:
-        console.remark(f"{printable(pipe)} is a named pipe: I wait until a program writes audio into it")
+        console.remark(f"{printable(pipe)} is a named pipe: waiting until a program writes audio into it")
         source: IO[bytes] = copies.enter_context(pipe.open("rb"))
     elif sys.stdin is None:
-        raise UsageError("standard input is closed: pass a file, or lead audio into the program")
+        raise UsageError("standard input is closed: pass a file, or pipe audio into the program")
     else:
         if sys.stdin.isatty():
-            console.remark("I read audio from standard input, which is a terminal: lead a file into it")
+            console.remark("reading audio from standard input, which is a terminal: pipe a file into it")
         source = sys.stdin.buffer
-    place = Path(copies.enter_context(TemporaryDirectory(prefix="hunterFormsBS"))) / "song"
+    copied = Path(copies.enter_context(TemporaryDirectory(prefix="hunterFormsBS"))) / "song"
     try:
-        with place.open("wb") as copy:
+        with copied.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} for what comes out of {pipe}", str(place)) from error
-    return place
+        raise OSError(error.errno, f"{error.strerror} for what comes out of {pipe}", str(copied)) from error
+    return copied

@@ -59,7 +59,7 @@ def check_template(template: str) -> str:
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"{short_repr(template)} is no template ({printable(error)}): {hint}") from error
+        raise ValueError(f"{short_repr(template)} is not a template ({printable(error)}): {hint}") from error
     for _, field, format_spec, conversion in parts:
         if field is not None and (field not in FIELDS or format_spec or conversion):
             raise ValueError(f"{short_repr(template)} has the field {short_repr(field)}: {hint}")

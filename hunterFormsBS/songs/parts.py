@@ -16,7 +16,7 @@ PREVIEW = 30.0
 """Seconds of a preview."""
 
 HOP = 0.1
-"""Seconds between the places where the loudest part may begin."""
+"""Seconds between the offsets at which the loudest part may begin."""
 
 MARGIN = 4096
 """Samples, at the lower of two rates, that a conversion between them looks to either side, at most."""

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from hunterFormsBS.songs.commandLine import UsageError
 
-__all__ = ["Place", "place_in_job", "share_of", "wait_for_others"]
+__all__ = ["Rank", "rank_in_job", "share_of", "wait_for_others"]
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ VARIABLES = (
 Slurm's SLURM_NTASKS would be that of the whole allocation also in a shell within it, which is one task."""
 
 
-class Place(NamedTuple):
+class Rank(NamedTuple):
     """Which process of a job this is, in all and on its machine, counted from 0, and of how many."""
 
     rank: int = 0
@@ -34,7 +34,7 @@ class Place(NamedTuple):
     local_rank: int = 0
 
 
-def place_in_job(environment: Mapping[str, str] = os.environ) -> Place:
+def rank_in_job(environment: Mapping[str, str] = os.environ) -> Rank:
     """Read from environment variables which process this is.
 
     Raises
@@ -46,23 +46,23 @@ def place_in_job(environment: Mapping[str, str] = os.environ) -> Place:
         if rank not in environment or size not in environment:
             continue
         try:
-            place = Place(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, "0")))
+            job = Rank(int(environment[rank]), int(environment[size]), int(environment.get(local_rank, "0")))
         except ValueError:
-            place = Place(0, 0)
-        if not (0 <= place.rank < place.size and place.local_rank >= 0):
+            job = Rank(0, 0)
+        if not (0 <= job.rank < job.size and job.local_rank >= 0):
             stated = ", ".join(f"{name}={environment.get(name)}" for name in (rank, size, local_rank))
-            raise UsageError(f"the environment says {stated}, which is no place in a job: unset these variables")
-        return place
-    return Place()
+            raise UsageError(f"the environment says {stated}, which is no rank in a job: unset these variables")
+        return job
+    return Rank()
 
 
-def wait_for_others(place: Place, *, failed: bool, environment: Mapping[str, str] = os.environ) -> None:
+def wait_for_others(job: Rank, *, failed: bool, environment: Mapping[str, str] = os.environ) -> None:
     """Let the other processes of torchrun end first, if songs of this one failed.
 
     torchrun ends all processes as soon as one of them ends with an error. It gives them a store of numbers, in which
     they count who has ended.
     """
-    if place.size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if job.size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -71,23 +71,23 @@ def wait_for_others(place: Place, *, failed: bool, environment: Mapping[str, str
     with suppress(RuntimeError):  # Nobody there counts, and there is nothing to wait for.
         store = TCPStore(address, port, None, is_master=False, timeout=timedelta(seconds=30))
         ended = store.add(key, 1)
-        while failed and ended < place.size:
+        while failed and ended < job.size:
             time.sleep(1)
             ended = store.add(key, 0)
 
 
-def share_of(place: Place, items: Sequence[_T], lengths: Sequence[float]) -> list[_T]:
+def share_of(job: Rank, items: Sequence[_T], lengths: Sequence[float]) -> list[_T]:
     """Return the items of one process: longest first, each to the process that has the least so far.
 
     All processes come to the same shares, without a word between them, if they have the same items and lengths.
     """
-    if place.size == 1:
+    if job.size == 1:
         return list(items)
-    loads = [0.0] * place.size
+    loads = [0.0] * job.size
     share: list[_T] = []
     for number in sorted(range(len(items)), key=lambda number: (-lengths[number], number)):
-        rank = min(range(place.size), key=lambda rank: (loads[rank], rank))
+        rank = min(range(job.size), key=lambda rank: (loads[rank], rank))
         loads[rank] += max(lengths[number], 1e-3)
-        if rank == place.rank:
+        if rank == job.rank:
             share.append(items[number])
     return share

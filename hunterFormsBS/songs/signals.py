@@ -49,7 +49,7 @@ def ending_on_signals() -> Generator[None]:
 
 
 def end_if_asked() -> None:
-    """Raise what a signal raised before, and what was lost on its way, as where an object is removed from memory."""
+    """Raise again what an earlier signal raised and a destructor swallowed."""
     if _asked and _asked[0] == signal.SIGINT:
         raise KeyboardInterrupt
     if _asked:

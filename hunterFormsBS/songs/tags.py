@@ -149,7 +149,7 @@ def _tags_by_mutagen(pathFilename: Path) -> Tags:
     return Tags(texts, pictures)
 
 
-def write_tags(tags: Tags, places: Sequence[Path]) -> None:
+def write_tags(tags: Tags, paths: Sequence[Path]) -> None:
     """Put tags into files of any kind that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
 
     What a kind of file cannot hold, such as a picture of more than 16 MiB in FLAC, is left out with a warning.
@@ -161,26 +161,26 @@ def write_tags(tags: Tags, places: Sequence[Path]) -> None:
     """
     if not (tags.texts or tags.pictures):
         return
-    for place in places:
-        with place.open("rb") as file:
+    for path in paths:
+        with path.open("rb") as file:
             if file.read(4) == b"RF64":
                 continue
-        if not _saved(tags, place, "pictures"):
-            _saved(tags._replace(pictures=[]), place, "tags")
+        if not _saved(tags, path, "pictures"):
+            _saved(tags._replace(pictures=[]), path, "tags")
 
 
-def _saved(tags: Tags, place: Path, what: str) -> bool:
+def _saved(tags: Tags, path: Path, what: str) -> bool:
     """Put tags into a file, and tell whether it could hold them; else warn that `what` is lost."""
     mutagen: Any = import_module("mutagen")
     try:
-        if (song := mutagen.File(place)) is not None:
+        if (song := mutagen.File(path)) is not None:
             _put(tags, song)
             song.save()
     except mutagen.MutagenError as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(place)) from error
-        warnings.warn(f"the {what} of the song cannot be written to {place.suffix[1:]}: {error}", stacklevel=3)
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        warnings.warn(f"the {what} of the song cannot be written to {path.suffix[1:]}: {error}", stacklevel=3)
         return False
     return True
 

@@ -55,7 +55,7 @@ class Behind(Generic[T]):
         return self
 
     def __call__(self, item: T) -> None:
-        """Have the function called with this; wait while others are before it."""
+        """Queue `item` for the thread; blocks while the queue is full."""
         if self._error is not None:
             raise self._error
         self._queue.put(item)
