@@ -53,9 +53,10 @@ class StatedArguments(NamedTuple):
 
 def upstream_of(whole: Mapping[str, Any], upstream: Upstream | None) -> Upstream | None:
     """Return whose class a configuration is for, where the caller says MSST or nothing: its `model_type` decides."""
-    training: object = whole.get("training")
-    stated = cast("Mapping[str, object]", training) if isinstance(training, Mapping) else {}
-    types = (str(section.get("model_type", "")) for section in (stated, whole))
+    sections: list[Mapping[str, Any]] = [whole]
+    if isinstance(whole.get("training"), Mapping):
+        sections.append(whole["training"])
+    types = [str(section.get("model_type", "")) for section in sections]
     experimental = upstream in (None, "msst") and any(each.endswith("_experimental") for each in types)
     return "msst_experimental" if experimental else upstream
 
