@@ -198,3 +198,37 @@ def test_reference_in_threads_that_overlap_holds_for_each_alone_and_for_as_long_
     thread.join()
     assert seen == {"with": True, "after": False, "without": False}
     assert not surroundings().off
+
+
+# Graphs
+
+
+def with_other_activations(model: BandSplitRotator) -> None:
+    for estimator in model.mask_estimators:
+        for net in estimator.to_freqs:  # type: ignore[union-attr]
+            net[0][1] = nn.ReLU()
+
+
+def with_patched_gates(model: BandSplitRotator) -> None:
+    for net in model.mask_estimators[0].to_freqs:  # type: ignore[union-attr]
+        net[1].forward = lambda x: x[..., : x.shape[-1] // 2]
+
+
+def with_patched_norms(model: BandSplitRotator) -> None:
+    model.band_split.to_features[0][0].forward = lambda x: x  # type: ignore[index]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("change", [with_other_activations, with_patched_gates, with_patched_norms])
+def test_a_graph_is_made_again_when_a_layer_inside_or_its_forward_is_replaced(
+    change: Callable[[BandSplitRotator], None], tiny_model: Build
+) -> None:
+    model, spectrum = tiny_model(num_stems=2).eval(), torch.randn(1, 1, 33, 5, 2)
+    torch.compiler.reset()
+    compiled = torch.compile(model.mask_spectrum, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        before = compiled(spectrum)
+        change(model)
+        after = compiled(spectrum)
+        torch.testing.assert_close(after, model.mask_spectrum(spectrum))
+    assert not torch.allclose(before, after)

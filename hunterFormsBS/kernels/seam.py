@@ -245,7 +245,6 @@ class Layer(nn.Module, metaclass=_Constructor):
         if cls.__module__.startswith("hunterFormsBS."):
             know(cls)
 
-    @internals.constant_when_compiled
     def is_unmodified_inside(self) -> bool:
         """Tell whether calling the modules inside does what this class, and theirs, say, and nothing else.
 
@@ -253,6 +252,10 @@ class Layer(nn.Module, metaclass=_Constructor):
         layers, parametrizations, hooks, patched methods, parameters of other shapes or of tensor subclasses. Of the
         layer itself, methods other than `forward` count, which the kernel of `forward` would have to call.
         """
+        return _look_at_forwards(self) and self._is_unmodified_inside()
+
+    @internals.constant_when_compiled
+    def _is_unmodified_inside(self) -> bool:
         return (
             has_own_methods(self, but="forward")
             and self.modules_made == modules_of(self)
@@ -261,25 +264,40 @@ class Layer(nn.Module, metaclass=_Constructor):
             and all(is_unmodified(module) for module in self.modules() if module is not self)
         )
 
-    @internals.constant_when_compiled
     def is_unmodified(self) -> bool:
         """Tell whether calling this layer does what its class says, and nothing else."""
-        return is_unmodified(self) and self.is_unmodified_inside()
+        return _look_at_forwards(self) and self._is_unmodified()
 
     @internals.constant_when_compiled
+    def _is_unmodified(self) -> bool:
+        return is_unmodified(self) and self._is_unmodified_inside()
+
     def likeness(self, kernel_name: str) -> int | None:
         """Return a number that only layers with modules of equal classes and shapes share.
 
         None where calling the layer is not what the kernel of this name would do: its `forward` is served by others, or
         somebody changed it.
         """
+        return self._likeness(kernel_name) if _look_at_forwards(self) else None
+
+    @internals.constant_when_compiled
+    def _likeness(self, kernel_name: str) -> int | None:
         kernels: Sequence[Kernel] = getattr(type(self).forward, "kernels", ())
         is_served = kernel_name in [one.name for one in kernels]
-        return hash(tuple(self.modules_made)) if is_served and self.is_unmodified() else None
+        return hash(tuple(self.modules_made)) if is_served and self._is_unmodified() else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what was compiled."""
         return without_compiled_methods(self)
+
+
+def _look_at_forwards(layer: nn.Module) -> bool:
+    """Look at the `forward` of all modules inside while a graph is made, and return True.
+
+    The compiler guards what it has looked at. So the graph is made again when somebody replaces such a module or its
+    `forward`, as it is with PyTorch's own modules.
+    """
+    return not torch.compiler.is_compiling() or all(callable(module.forward) for module in layer.modules())
 
 
 def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
