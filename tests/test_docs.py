@@ -184,6 +184,7 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "console",
         "estimates",
         "installation",
+        "limits",
         "kernels",
         "listening",
         "overlapAdd",

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hunterFormsBS.songs.limits import LARGEST_PICTURES, LONGEST_TEXT, MOST_TEXTS
+from hunterFormsBS.limits import LARGEST_PICTURES, LONGEST_TAG, MOST_TAGS
 from hunterFormsBS.songs.tags import Tags, read_tags, write_tags
 from hunterFormsBS.songs.writing import DEPTHS, FORMATS, SUBTYPES, Format
 
@@ -205,7 +205,7 @@ def test_titles_and_pictures_without_measure_are_cut_off_with_a_warning(tmp_path
     frames.save(path)
     with pytest.warns(UserWarning, match="of the song") as caught:
         tags = read_tags(path)
-    assert [len(tags.texts["title"][0]), len(tags.texts["artist"]), len(tags.pictures)] == [LONGEST_TEXT, MOST_TEXTS, 0]
+    assert [len(tags.texts["title"][0]), len(tags.texts["artist"]), len(tags.pictures)] == [LONGEST_TAG, MOST_TAGS, 0]
     assert [str(warning.message).partition(":")[0] for warning in caught] == [
         "artist, title of the song",
         "the pictures of the song have 32 MiB and are left out",

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias, cast
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
-from hunterFormsBS.checkpoint.limits import LARGEST_TEXT
 from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
+from hunterFormsBS.limits import LARGEST_TEXT
 from hunterFormsBS.printable import printable
 
 PathFilename: TypeAlias = str | PathLike[str]

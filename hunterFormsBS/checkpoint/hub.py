@@ -20,8 +20,8 @@ from urllib.request import getproxies
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import sha256
-from hunterFormsBS.checkpoint.limits import LARGEST_TEXT, MOST_RESTARTS
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.limits import LARGEST_TEXT, MOST_RESTARTS
 from hunterFormsBS.printable import printable
 
 __all__ = ["commit_of", "download", "names_of", "upload"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import LARGEST_HEADER
 from hunterFormsBS.checkpoint.torchFile import MAGIC
+from hunterFormsBS.limits import LARGEST_HEADER
 from hunterFormsBS.printable import printable
 
 Kind: TypeAlias = Literal["torch", "safetensors", "index"]

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Final, Self, TypeVar, cast, get_args, get_typ
 from torch import nn
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import LONGEST_KEY, LONGEST_MATCHING
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.limits import LONGEST_KEY, LONGEST_MATCHING
 from hunterFormsBS.printable import printable, short_repr
 
 __all__ = ["HARMLESS", "LoraConfiguration", "LoralibSection"]

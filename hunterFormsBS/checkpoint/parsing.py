@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, cast
 
-from hunterFormsBS.checkpoint.limits import DEEPEST, MOST_KEYS, MOST_VALUES
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.limits import DEEPEST, MOST_KEYS, MOST_VALUES
 from hunterFormsBS.printable import short_repr
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from hunterFormsBS.checkpoint.arguments import DEFAULTS
 from hunterFormsBS.checkpoint.bands import infer_bands
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import MOST_DIGITS
 from hunterFormsBS.checkpoint.plainKeys import to_plain_keys
 from hunterFormsBS.checkpoint.recognition import Recognition, recognise
 from hunterFormsBS.checkpoint.variants import VARIANTS
+from hunterFormsBS.limits import MOST_DIGITS
 from hunterFormsBS.options import OPTIONS, idle_options
 from hunterFormsBS.printable import LISTED, list_some, short_repr
 from hunterFormsBS.variantRow import Count, Present, Reading, Size, Sizes

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import COMPRESSIONS, LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Storage, StoredTensor, unpickle
+from hunterFormsBS.limits import COMPRESSIONS, LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
 from hunterFormsBS.printable import short_repr
 
 MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")

@@ -17,7 +17,7 @@ from typing import IO, Final, NamedTuple, TypeAlias, cast
 import torch
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.limits import LARGEST_HEADER, LONGEST_INTEGER, MOST_AXES, MOST_INSTRUCTIONS
+from hunterFormsBS.limits import LARGEST_HEADER, LONGEST_INTEGER, MOST_AXES, MOST_INSTRUCTIONS
 from hunterFormsBS.printable import printable, short_repr
 
 

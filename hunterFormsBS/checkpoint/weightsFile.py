@@ -15,7 +15,10 @@ from torch import Tensor
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, parse_mapping, read_text
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.kinds import kind_of_weights
-from hunterFormsBS.checkpoint.limits import (
+from hunterFormsBS.checkpoint.torchFile import ASK_FOR_STATE_DICT, TorchFile
+from hunterFormsBS.checkpoint.unpickling import DamagedError, Placeholder, StoredTensor
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.limits import (
     DEEPEST,
     DEEPEST_WEIGHTS,
     LONGEST_KEY,
@@ -23,9 +26,6 @@ from hunterFormsBS.checkpoint.limits import (
     MOST_KEYS,
     MOST_SHARDS,
 )
-from hunterFormsBS.checkpoint.torchFile import ASK_FOR_STATE_DICT, TorchFile
-from hunterFormsBS.checkpoint.unpickling import DamagedError, Placeholder, StoredTensor
-from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import list_some, printable, short_repr
 
 _WRAPPERS: Final = (
@@ -70,7 +70,7 @@ class WeightsFile:
     Raises
     ------
     CheckpointError
-        If the file is empty, truncated, of another format, or exceeds a limit of `hunterFormsBS.checkpoint.limits`.
+        If the file is empty, truncated, of another format, or exceeds a limit of `hunterFormsBS.limits`.
     OSError
         If the file cannot be opened.
     """

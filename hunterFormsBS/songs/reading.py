@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hunterFormsBS.limits import HIGHEST_RATE, LOWEST_RATE
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.ffmpeg import SHORTEST_LOSS, Decoder, NotDecodableError, open_stream
-from hunterFormsBS.songs.limits import HIGHEST_RATE, LOWEST_RATE
 
 __all__ = ["AudioFile", "duration", "probe_audio", "read_audio"]
 

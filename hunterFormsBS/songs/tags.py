@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from hunterFormsBS.limits import LARGEST_PICTURES, LARGEST_TAGS, LONGEST_TAG, MOST_TAGS
 from hunterFormsBS.songs.ffmpeg import texts_of
-from hunterFormsBS.songs.limits import LARGEST_PICTURES, LARGEST_TAGS, LONGEST_TEXT, MOST_TEXTS
 
 __all__ = ["Tags", "read_tags", "write_tags"]
 
@@ -93,10 +93,10 @@ def read_tags(pathFilename: Path) -> Tags:
 
 def _bounded(tags: Tags) -> Tags:
     """Cut off what is no tag of a song, with a warning."""
-    texts = {name: [text[:LONGEST_TEXT] for text in values[:MOST_TEXTS]] for name, values in tags.texts.items()}
+    texts = {name: [text[:LONGEST_TAG] for text in values[:MOST_TAGS]] for name, values in tags.texts.items()}
     if cut := [name for name, values in texts.items() if values != tags.texts[name]]:
         warnings.warn(
-            f"{', '.join(cut)} of the song: more than {LONGEST_TEXT} characters or {MOST_TEXTS} values are cut off",
+            f"{', '.join(cut)} of the song: more than {LONGEST_TAG} characters or {MOST_TAGS} values are cut off",
             stacklevel=3,
         )
     size = sum(len(picture.data) for picture in tags.pictures)

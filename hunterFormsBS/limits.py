@@ -1,4 +1,4 @@
-"""How large what a file holds may be, in one place.
+"""How large what a stranger's file holds may be, in one place.
 
 The limits are far above what real files need: the largest public checkpoints have a few thousand tensors and 1.3 GB,
 and their pickles a few hundred kilobytes. They are far below what would hang a program or take a machine's memory.
@@ -56,3 +56,23 @@ MOST_RESTARTS: Final = 2
 
 LONGEST_MATCHING: Final = 5.0
 """Seconds in which names and regular expressions of adapters are compared with the names of a model's layers."""
+
+# Songs
+
+LOWEST_RATE: Final = 1000
+"""Samples a second."""
+
+HIGHEST_RATE: Final = 768_000
+"""Samples a second: twice that of the finest converters."""
+
+LONGEST_TAG: Final = 4000
+"""Characters of one tag, for example a title."""
+
+MOST_TAGS: Final = 100
+"""Values of one tag, for example artists."""
+
+LARGEST_TAGS: Final = 64 * 2**20
+"""Bytes of all compressed tags of a song once they are decompressed."""
+
+LARGEST_PICTURES: Final = 32 * 2**20
+"""Bytes of all pictures of a song together."""
