@@ -123,16 +123,15 @@ def load(
     contents = read_contents(path)
     if configuration is None and contents.configuration is not None:
         configuration, upstream = contents.configuration, upstream or "hunterFormsBS"
-    if configuration is not None:
-        configuration = load_configuration(configuration)
-        upstream = upstream_of(configuration, upstream)
+    passed = None if configuration is None else load_configuration(configuration)
+    upstream = upstream_of(passed or {}, upstream)
     recognition = recognise(contents.state_dict, upstream)
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
-    if configuration is None and beside is None:
+    if passed is None and beside is None:
         entry = recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
         beside = entry.configuration if entry else None
-    whole = load_configuration(beside) if configuration is None else configuration
+    whole = load_configuration(beside) if passed is None else passed
     del contents  # so that a tensor goes from memory as soon as it has become a parameter
     evidence = Evidence(
         path=path,
