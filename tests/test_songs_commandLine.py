@@ -86,3 +86,14 @@ def test_what_cannot_be_used_is_one_line_and_status_2(
     out, line = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(f"hunterFormsBS: error: .*{message}.*\n", line)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("--formt", "--format"), ("--checkpont", "--checkpoint")])
+def test_an_option_that_nearly_exists_is_answered_with_the_one_that_does(
+    given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["song.wav", "--output", "x", "--checkpoint", "y", given, "z"])
+    error = capsys.readouterr().err
+    assert f"is {meant} meant?" in error
+    assert len(error.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import sys
@@ -229,7 +230,10 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit with status 2."""
+        """Print the message, with options that may be meant for unknown ones, and exit with status 2."""
+        for unknown in re.findall(r"--[a-zA-Z-]+", message) if message.startswith("unrecognized") else ():
+            if near := difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7):
+                message += f"; is {near[0]} meant?"
         say(f"{PROGRAM}: error: {message} (--help explains the options)", sys.stderr)
         self.exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from hunterFormsBS.checkpoint.weightsFile import read_file
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
-from hunterFormsBS.songs.names import safe_name
+from hunterFormsBS.songs.names import key_of, safe_name
 
 __all__ = ["Settings", "find_configuration", "read_settings", "stated_separation", "stem_indices"]
 
@@ -118,9 +119,12 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     CheckpointError
         If that cannot be used.
     """
-    inference, audio = _section(configuration, "inference"), _section(configuration, "audio")
+    inference, audio, model = (_section(configuration, name) for name in ("inference", "audio", "model"))
+    frames, hop = _size(inference, "dim_t"), _size(model, "stft_hop_length") or _size(audio, "hop_length")
+    # Other programs take the frames of a chunk for its length, where they do not find that.
+    by_frames = (frames - 1) * hop if frames and hop and frames > 1 else None
     sizes = {
-        "chunk_size": _size(inference, "chunk_size") or _size(audio, "chunk_size"),
+        "chunk_size": _size(inference, "chunk_size") or _size(audio, "chunk_size") or by_frames,
         "num_overlap": _size(inference, "num_overlap"),
         "batch_size": _size(inference, "batch_size"),
     }
@@ -138,10 +142,13 @@ def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int
     if wanted is None:
         return None
     if known:
-        unknown = [name for name in wanted if safe_name(name) not in known]
+        numbers_of = {key_of(name): number for number, name in enumerate(known)}
+        unknown = [name for name in wanted if key_of(safe_name(name)) not in numbers_of]
         if unknown:
-            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}")
-        return [known.index(safe_name(name)) for name in wanted]
+            near = difflib.get_close_matches(key_of(unknown[0]), numbers_of, n=1)
+            hint = f"; is {known[numbers_of[near[0]]]} meant?" if near else ""
+            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}{hint}")
+        return [numbers_of[key_of(safe_name(name))] for name in wanted]
     numbers = [re.fullmatch(r"stem_([1-9]\d*)", name) for name in wanted]
     if not all(numbers):
         raise UsageError(
