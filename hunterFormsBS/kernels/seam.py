@@ -227,7 +227,7 @@ class _Constructor(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         layer = super().__call__(*args, **kwargs)
-        layer.modules_made = modules_of(layer)
+        layer.modules_made = _parts_of(_modules_inside(layer))
         return layer
 
 
@@ -238,7 +238,7 @@ class Layer(nn.Module, metaclass=_Constructor):
     """The methods of each known class as they were when it became known."""
 
     modules_made: list[Part]
-    """What `modules_of` returned when the constructor was done."""
+    """What was inside when the constructor was done."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -256,12 +256,13 @@ class Layer(nn.Module, metaclass=_Constructor):
 
     @internals.constant_when_compiled
     def _is_unmodified_inside(self) -> bool:
+        inside = _modules_inside(self)
         return (
             has_own_methods(self, but="forward")
-            and self.modules_made == modules_of(self)
+            and self.modules_made == _parts_of(inside)
             and has_simple_parameters(self)
             and not internals.is_watched_everywhere()
-            and all(is_unmodified(module) for module in self.modules() if module is not self)
+            and all(is_unmodified(module) for _, module in inside)
         )
 
     def is_unmodified(self) -> bool:
@@ -312,21 +313,27 @@ def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def modules_of(layer: nn.Module) -> list[Part]:
-    """Return the modules inside `layer`."""
+def _modules_inside(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     named = cast("Iterable[tuple[str, nn.Module]]", layer.named_modules())
-    return [Part(name, type(module), _shapes(module)) for name, module in named if module is not layer]
+    return [(name, module) for name, module in named if module is not layer]
+
+
+def _parts_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Part]:
+    return [Part(name, type(module), _shapes(module)) for name, module in modules]
 
 
 def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size | None], ...]:
     own: dict[str, Tensor | None] = module.__dict__["_parameters"]
-    return tuple((name, None if parameter is None else parameter.shape) for name, parameter in own.items())
+    if not own:
+        return ()
+    return tuple([(name, None if parameter is None else parameter.shape) for name, parameter in own.items()])
 
 
 def know(*kinds: type[nn.Module]) -> None:
     """Let modules of these classes be parts of unmodified layers, as long as nobody changes their methods."""
     for kind in kinds:
-        own = [base for base in kind.__mro__ if base not in (Layer, *nn.Module.__mro__)]
+        # Of layers of this package every method counts, because kernels rely on several.
+        own = [base for base in kind.__mro__ if issubclass(base, Layer) and base is not Layer]
         functions = (name for base in own for name, value in vars(base).items() if isfunction(value))
         names = {name for name in functions if not name.startswith("__")}
         Layer.methods[kind] = {name: getattr(kind, name) for name in names | {"forward"}}
@@ -347,12 +354,14 @@ def is_unmodified(module: nn.Module) -> bool:
 
 def has_own_methods(module: nn.Module, but: str = "") -> bool:
     """Tell whether nobody replaced or overrode a method of the known class that `module` is of, except for one."""
-    kind = next((kind for kind in type(module).__mro__ if kind in Layer.methods), nn.Module)
-    return all(
-        getattr(type(module), name) is method and name not in module.__dict__
-        for name, method in Layer.methods.get(kind, {}).items()
-        if name != but
-    )
+    kind, own = type(module), module.__dict__
+    methods = Layer.methods.get(kind)
+    if methods is None:  # a subclass, of somebody else, or none of ours
+        methods = next((Layer.methods[base] for base in kind.__mro__ if base in Layer.methods), {})
+    for name, method in methods.items():
+        if name != but and (name in own or getattr(kind, name) is not method):
+            return False
+    return True
 
 
 def has_simple_parameters(module: nn.Module) -> bool:
