@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +123,14 @@ def test_an_mp3_of_variable_rate_without_a_header_of_its_length_is_read_without_
     assert said == []
 
 
-@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE"])
-@pytest.mark.parametrize("container", ["WAV", "WAVEX", "W64", "RF64", "AIFF", "CAF", "AU", "FLAC"])
+CONTAINERS = ("WAV", "WAVEX", "W64", "RF64", "AIFF", "CAF", "AU", "FLAC")
+SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE")
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype"), [pair for pair in product(CONTAINERS, SUBTYPES) if soundfile.check_format(*pair)]
+)
 def test_every_sample_is_that_of_libsndfile(container: str, subtype: str, tmp_path: Path) -> None:
-    if not soundfile.check_format(container, subtype):
-        pytest.skip(f"{container} has no {subtype}")
     path = tmp_path / "a"
     soundfile.write(path, noise(0.1, channels=1)[0], 44100, format=container, subtype=subtype)
     expected, _ = soundfile.read(path, dtype="float32", always_2d=True)

@@ -355,9 +355,9 @@ def is_unmodified(module: nn.Module) -> bool:
 def has_own_methods(module: nn.Module, but: str = "") -> bool:
     """Tell whether nobody replaced or overrode a method of the known class that `module` is of, except for one."""
     kind, own = type(module), module.__dict__
-    methods = Layer.methods.get(kind)
-    if methods is None:  # a subclass, of somebody else, or none of ours
-        methods = next((Layer.methods[base] for base in kind.__mro__ if base in Layer.methods), {})
+    # A class that is not known is a subclass of one that is, or none of ours.
+    known = kind if kind in Layer.methods else next((base for base in kind.__mro__ if base in Layer.methods), None)
+    methods: Mapping[str, Callable[..., Any]] = {} if known is None else Layer.methods[known]
     for name, method in methods.items():
         if name != but and (name in own or getattr(kind, name) is not method):
             return False

@@ -231,9 +231,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message, with options that may be meant for unknown ones, and exit with status 2."""
-        for unknown in re.findall(r"--[a-zA-Z-]+", message) if message.startswith("unrecognized") else ():
-            if near := difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7):
-                message += f"; is {near[0]} meant?"
+        options = [option for action in self._actions for option in action.option_strings]
+        unrecognized = message if message.startswith("unrecognized") else ""
+        for unknown in [match[0] for match in re.finditer(r"--[a-zA-Z-]+", unrecognized)]:
+            for near in difflib.get_close_matches(unknown, options, n=1, cutoff=0.7):
+                message += f"; is {near} meant?"
         say(f"{PROGRAM}: error: {message} (--help explains the options)", sys.stderr)
         self.exit(2)
 
