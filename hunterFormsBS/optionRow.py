@@ -25,7 +25,6 @@ from typing import (
     get_type_hints,
 )
 
-import torch
 from torch import Tensor
 
 from hunterFormsBS.printable import short_repr
@@ -160,8 +159,8 @@ def check_value(name: str, value: object, row: Row) -> None:
         With the argument, its value and what to pass instead.
     """
     kinds, option = row
-    if isinstance(value, Tensor):
-        _check_tensor(name, value, kinds)
+    if isinstance(value, Tensor) and Tensor not in kinds:
+        raise TypeError(f"{name} is a tensor of the layout {value.layout}: pass a plain value.")
     if option.is_layout or (value is None and NoneType in kinds):
         return
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
@@ -182,16 +181,6 @@ def check_value(name: str, value: object, row: Row) -> None:
         _check_integers(name, value, option)
     elif not callable(value):
         raise TypeError(f"{name}={short_repr(value)} is not a function: pass one, for example torch.hann_window.")
-
-
-def _check_tensor(name: str, value: Tensor, kinds: Sequence[Any]) -> None:
-    """Refuse tensors, which cannot even be compared with a number, except for a dense filter bank with content."""
-    if Tensor not in kinds:
-        raise TypeError(f"{name} is a tensor of shape {tuple(value.shape)}: pass a plain value.")
-    if value.layout != torch.strided or value.is_nested or value.is_meta:
-        raise TypeError(
-            f"{name} is a tensor of layout {value.layout} on {value.device}: pass a dense one with content."
-        )
 
 
 def _check_integer(name: str, value: object, option: Option) -> None:

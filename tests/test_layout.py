@@ -360,6 +360,8 @@ def test_layout_is_made_on_the_cpu_whatever_the_default_device(arguments: dict[s
         (torch.ones(2, 5, dtype=torch.uint8), TypeError, "boolean tensor .* but is torch.uint8: pass"),
         ([[True] * 5], TypeError, "boolean tensor .* but is list: pass"),
         (np.ones((2, 5), dtype=bool), TypeError, "boolean tensor .* but is ndarray: pass"),
+        (torch.ones(2, 5, dtype=torch.bool).to_sparse(), TypeError, "dense one that holds values"),
+        (torch.ones(2, 5, dtype=torch.bool, device="meta"), TypeError, "dense one that holds values"),
         (torch.ones(5, dtype=torch.bool), ValueError, r"has the shape \(5,\)"),
         (torch.ones(1, 2, 5, dtype=torch.bool), ValueError, r"has the shape \(1, 2, 5\)"),
         (torch.ones(0, 5, dtype=torch.bool), ValueError, r"has the shape \(0, 5\)"),

@@ -174,3 +174,17 @@ def test_parts_with_other_rates_and_channels_get_those_of_the_first(tmp_path: Pa
     audio, _ = read(tmp_path / "a.mp3")
     assert audio.shape[0] == 2
     assert audio.shape[-1] == pytest.approx(1.5 * RATE, abs=5000)
+
+
+def test_a_stream_that_begins_in_the_middle_of_a_file_takes_nothing_from_the_song(tmp_path: Path) -> None:
+    # Longer than what FFmpeg looks at to find streams.
+    path = encode(tmp_path / "long", noise(40.0), ["aac.flv"]) / "aac.flv"
+    content, middle = path.read_bytes(), 13
+    while middle < len(content) // 2:  # tags: a kind, a size of three bytes, seven more, the content, its whole size
+        middle += 11 + int.from_bytes(content[middle + 1 : middle + 4]) + 4
+    video = b"\x09" + (20).to_bytes(3) + content[middle + 4 : middle + 8] + bytes(3) + b"\x12" + bytes(19)
+    changed = tmp_path / "b.flv"
+    changed.write_bytes(content[:middle] + video + len(video).to_bytes(4) + content[middle:])
+    (audio, said), (expected, _) = read(changed), read(path)
+    assert np.array_equal(audio, expected)
+    assert said == []

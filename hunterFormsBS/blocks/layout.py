@@ -248,6 +248,10 @@ def check_mask_filter_bank(mask_filter_bank: object, num_freqs: int | None = Non
             f"mask_filter_bank must be a boolean tensor (band, freq), but is {received}: "
             "pass torch.as_tensor(mask_filter_bank) > 0"
         )
+    if mask.layout != torch.strided or mask.is_nested or mask.is_meta:
+        raise TypeError(
+            f"mask_filter_bank is a tensor of layout {mask.layout} on {mask.device}: pass a dense one that holds values"
+        )
     if mask.ndim != 2 or 0 in mask.shape:
         raise ValueError(
             f"mask_filter_bank must be (band, freq), at least one of each, but has the shape {tuple(mask.shape)}"

@@ -196,13 +196,16 @@ class Decoder:
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """Yield packets, an empty one at the end; damage of the container ends the file."""
-        packets = container.demux(stream)
-        with suppress(_av().error.FFmpegError):
-            for packet in packets:
-                self.first_packet = self.first_packet or packet.pos or 0
-                yield packet
+        while True:
+            try:
+                for packet in container.demux(stream):
+                    self.first_packet = self.first_packet or packet.pos or 0
+                    yield packet
+            except IndexError:
+                continue  # PyAV's, for a packet of a stream that FFmpeg found only in the middle of the file
+            except _av().error.FFmpegError:
+                yield _av().Packet()
             return
-        yield _av().Packet()
 
     def _decoded(self, packet: Any, stream: Any) -> list[Any]:
         """Return the frames of a packet; none where it is damaged."""
