@@ -28,6 +28,7 @@ FORMER_NAMES: Final = MappingProxyType(
         "blocks.recompute": ("kernels.recompute",),
         "blocks.segmentation": ("heads.hyperACE.branch",),
         "blocks.valueResidual": ("operations.valueResidual", "theTypes"),
+        "checkpoint.limits": ("limits",),
         "kernels.fft": ("operations.fft",),
     }
 )

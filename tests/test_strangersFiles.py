@@ -25,13 +25,12 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator
+from hunterFormsBS import BandSplitRotator, limits
 from hunterFormsBS.__main__ import main
 from hunterFormsBS.checkpoint import (
     CheckpointError,
     from_checkpoint,
     from_configuration,
-    limits,
     read_configuration,
     read_state_dict,
 )
