@@ -52,7 +52,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!hunterFormsBS\.).*"),
-    (r"py:class", r"hunterFormsBS\.(kernels\.(seam|fft)|blocks\.recompute)\.(P|R|Method)"),
+    (r"py:class", r"hunterFormsBS\.(kernels\.(seam|recompute)|operations\.fft)\.(P|R|Method)"),
 ]
 # Messages and options stand as they are.
 smartquotes = False

@@ -4,7 +4,7 @@ model = from_checkpoint("bs_roformer-unwa-revive")            # fetched once, th
 model = from_checkpoint("hub:pcunwa/BS-Roformer-Revive/bs_roformer_revive.ckpt")
 recognise("anything.ckpt")                                    # a file that is here, by size and SHA-256
 
-The facts are in `catalogue.json`; `hunterFormsBS.checkpoint.facts` says how to add a checkpoint.
+The facts are in `catalogue.json`; `checkpoint/facts.py` says how to add a checkpoint.
 """
 
 from hunterFormsBS.checkpoint.byName import fetch, publish, recognise

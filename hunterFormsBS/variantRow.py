@@ -1,6 +1,6 @@
 """One row of the table of variants: how a variant of the architecture shows in a state dict.
 
-The rows of heads stand beside the heads; `hunterFormsBS.checkpoint.variants` puts all together.
+The rows of heads stand beside the heads; `checkpoint/variants.py` puts all together.
 """
 
 from __future__ import annotations

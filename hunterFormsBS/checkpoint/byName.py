@@ -36,7 +36,7 @@ MODEL: Final = "model.safetensors"
 
 
 def recognise(pathFilename: PathFilename) -> Entry | None:
-    """Return which checkpoint of the catalogue a file is, or None; see `hunterFormsBS.checkpoint.facts`."""
+    """Return which checkpoint of the catalogue a file is, or None; see `checkpoint/facts.py`."""
     path = Path(pathFilename)
     return facts.recognise_file(path, lambda entry: _holds_shapes_of(entry, path))
 
