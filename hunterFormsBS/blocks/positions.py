@@ -84,7 +84,7 @@ class PositionEmbedding(Layer):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     @staticmethod
-    def exact(frequencies: Tensor, by_formula: Tensor) -> Tensor:
+    def exact(frequencies: Tensor, formula: Callable[[], Tensor]) -> Tensor:
         """Return frequencies in full precision, whatever has cast them.
 
         Some programs cast parameters where this module cannot undo it, for example FSDP2 with mixed precision in each
@@ -92,7 +92,7 @@ class PositionEmbedding(Layer):
         """
         if frequencies.dtype.itemsize >= torch.float32.itemsize:
             return frequencies
-        by_formula = by_formula.to(frequencies.device)
+        by_formula = formula().to(frequencies.device)
         return torch.where(by_formula.to(frequencies.dtype) == frequencies, by_formula, frequencies.float())
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
@@ -143,7 +143,7 @@ class RotaryEmbedding(PositionEmbedding):
 
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Return one unit vector for each position and pair, `(length, p, 2)`."""
-        freqs = self.exact(self.freqs, self._by_formula())
+        freqs = self.exact(self.freqs, self._by_formula)
         positions = torch.arange(length, device=freqs.device, dtype=freqs.dtype)
         return (unit_vectors(positions[:, None] * freqs),)
 
@@ -222,7 +222,7 @@ class PolarEmbedding(PositionEmbedding):
 
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Return unit vectors for queries, `(length, e, 2)`, and keys, `(h, length, e, 2)`."""
-        inv_freqs = self.exact(self.inv_freqs, self._by_formula())
+        inv_freqs = self.exact(self.inv_freqs, self._by_formula)
         positions = torch.arange(length, device=inv_freqs.device, dtype=inv_freqs.dtype)
         angles = positions[:, None] * inv_freqs
         return unit_vectors(angles), unit_vectors(angles + self.limited_bias().to(angles.dtype)[:, None])

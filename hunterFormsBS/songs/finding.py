@@ -130,7 +130,7 @@ def _songs_below(folder: Path, output: Path, console: Console) -> list[Path]:
 
 
 def _why_left_out(file: Path, folder: Path, written: Path | None) -> str:
-    """Return why a file below a folder is no song; nothing if it is one."""
+    """Return why a file below a folder is not a song; nothing if it is one."""
     if any(part.startswith(".") for part in file.relative_to(folder).parts):
         return "hidden"
     if not file.is_file():
