@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from training.adapters import add_adapters
 from training.datasets import find_data
-from training.engine import STRATEGIES, make_fabric
+from training.engine import STRATEGIES, launched, make_fabric
 from training.msst import read_last
 from training.run import Run
 from training.segments import Song, find_songs
@@ -152,35 +152,37 @@ def main() -> None:
         precision=settings.precision,
         use_amp=settings.use_amp,
     )
-    fabric.launch()
-    lock = claim(fabric, arguments.output)
-    model, adapted, description = build_model(configuration, settings, arguments.checkpoint)
-    run = Run(fabric, model, settings, configuration, arguments.output, adapted)
-    resumed = run.resume()
-    if arguments.load_optimizer and not resumed:
-        run.take_over(read_last(arguments.checkpoint, model))
-    writer: SummaryWriter | None = None
-    if fabric.is_global_zero:
-        # What a killed process logged after the state it left is taken back.
-        writer = SummaryWriter(str(arguments.output / "tensorboard"), purge_step=run.updates + 1 if resumed else None)
-        print(description)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(
-            f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
-            f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
-            f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {settings.updates}",
-            flush=True,
-        )
-    remarks = run.prepare([*songs, *validation_songs])
-    if writer is not None:
-        report(remarks, arguments.output / "check.txt")
-    if arguments.checkpoint is not None and not resumed:
-        validate(run, validation_songs, writer, "before")
-    train(run, songs, validation_songs, writer)
-    if writer is not None:
-        writer.close()
-    if lock is not None:
-        lock.close()
+    with launched(fabric):
+        lock = claim(fabric, arguments.output)
+        model, adapted, description = build_model(configuration, settings, arguments.checkpoint)
+        run = Run(fabric, model, settings, configuration, arguments.output, adapted)
+        resumed = run.resume()
+        if arguments.load_optimizer and not resumed:
+            run.take_over(read_last(arguments.checkpoint, model))
+        writer: SummaryWriter | None = None
+        if fabric.is_global_zero:
+            # What a killed process logged after the state it left is taken back.
+            writer = SummaryWriter(
+                str(arguments.output / "tensorboard"), purge_step=run.updates + 1 if resumed else None
+            )
+            print(description)
+            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            print(
+                f"{len(songs)} songs to train on, {len(validation_songs)} to validate on, {trained:,} parameters, "
+                f"{fabric.world_size} processes on {fabric.device.type}, {run.precision}; "
+                f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {settings.updates}",
+                flush=True,
+            )
+        remarks = run.prepare([*songs, *validation_songs])
+        if writer is not None:
+            report(remarks, arguments.output / "check.txt")
+        if arguments.checkpoint is not None and not resumed:
+            validate(run, validation_songs, writer, "before")
+        train(run, songs, validation_songs, writer)
+        if writer is not None:
+            writer.close()
+        if lock is not None:
+            lock.close()
 
 
 if __name__ == "__main__":

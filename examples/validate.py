@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.engine import make_fabric
+from training.engine import launched, make_fabric
 from training.metrics import NAMES
 from training.segments import find_songs
 from training.settings import Settings
@@ -80,8 +80,8 @@ def main() -> None:
         precision="32-true",
         use_amp=False,
     )
-    fabric.launch()
-    table = score_songs(fabric, model.to(fabric.device), songs, settings, DTYPES[arguments.precision])
+    with launched(fabric):
+        table = score_songs(fabric, model.to(fabric.device), songs, settings, DTYPES[arguments.precision])
     if not fabric.is_global_zero:
         return
     if arguments.output is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -59,6 +61,20 @@ def make_fabric(
         strategy=chosen,
         precision=cast(Any, precision),
     )
+
+
+@contextmanager
+def launched(fabric: Fabric) -> Iterator[None]:
+    """Start the processes, and leave their group at the end.
+
+    A process that ends without that may be aborted while the threads of its connections run.
+    """
+    fabric.launch()
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
