@@ -29,12 +29,13 @@ import torch
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.byName import is_remote
 from hunterFormsBS.songs.batch import FAILURES
+from hunterFormsBS.songs.encodings import DEPTHS, Encoding, Format
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
 from hunterFormsBS.songs.names import key_of, song_name
 from hunterFormsBS.songs.reading import probe_audio
 from hunterFormsBS.songs.separating import Separator, separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
-from hunterFormsBS.songs.writing import DEPTHS, Encoding, Format, writing_together
+from hunterFormsBS.songs.writing import writing_together
 
 ATTEMPTS = 3
 """How often a song is tried again whose actor was lost: it may be the song that uses up the memory."""
@@ -96,7 +97,7 @@ class SeparateSong:
             audio = probe_audio(local, name=song)
             files = {stem: folder / "stems" / f"{stem}.{self.encoding.format}" for stem in self.names}
             with writing_together(folder / "stems", files, audio.sample_rate, self.encoding) as written:
-                opened = [written.open(stem, audio.channels, audio.length or 0) for stem in files]
+                opened = written.open(audio.channels)
                 for block in separate_song([self.separator], audio):
                     for file, stem in zip(opened, block, strict=True):
                         file.write(stem)

@@ -26,8 +26,9 @@ from hunterFormsBS.listening.offers import offers
 from hunterFormsBS.listening.uploads import RefusedError, receive, stated_size
 from hunterFormsBS.listening.work import FULL_DISK, FullError, Song, Wish, Work
 from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.encodings import DEPTHS, FORMATS, Encoding
 from hunterFormsBS.songs.names import safe_name, song_name
-from hunterFormsBS.songs.writing import DEPTHS, FORMATS, FULL, Encoding
+from hunterFormsBS.songs.writing import FULL
 
 __all__ = ["application"]
 

@@ -28,7 +28,7 @@ from hunterFormsBS.songs.separating import Separator, separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
-from hunterFormsBS.songs.writing import StemFile, writing_together
+from hunterFormsBS.songs.writing import Level, StemFile, writing_together
 
 __all__ = ["MIXTURE", "Separating", "find_device"]
 
@@ -94,11 +94,10 @@ class Separating:
             files,
             audio.sample_rate,
             song.wish.encoding,
-            scale=True,
+            level=Level(at_most=0.0) if song.wish.encoding.cuts_off else Level(),
             finish=lambda path: write_tags(tags, [path]),
         ) as folder:
-            length = audio.length or round(60 * self._max_minutes * audio.sample_rate)
-            mixture, *stems = [folder.open(name, audio.channels, length) for name in files]
+            mixture, *stems = folder.open(audio.channels)
             for block in self._blocks(song, audio):
                 mixture.write(block)
             song.say("separating")

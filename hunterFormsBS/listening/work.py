@@ -20,7 +20,8 @@ from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.batch import FAILURES
 from hunterFormsBS.songs.commandLine import UsageError
-from hunterFormsBS.songs.writing import FULL, Encoding
+from hunterFormsBS.songs.encodings import Encoding
+from hunterFormsBS.songs.writing import FULL
 
 __all__ = ["FULL_DISK", "FullError", "Limits", "Song", "StoppedError", "Wish", "Work"]
 

@@ -17,6 +17,7 @@ import torch
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.ensemble import ENSEMBLES, Ensemble
+from hunterFormsBS.limits import HIGHEST_RATE, LOWEST_RATE
 from hunterFormsBS.parametersSeparation import (
     BLENDS,
     LARGEST,
@@ -25,9 +26,10 @@ from hunterFormsBS.parametersSeparation import (
     ParametersSeparation,
 )
 from hunterFormsBS.printable import say, short_repr
-from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
+from hunterFormsBS.songs.encodings import KINDS, Format, quality_or_bit_rate
+from hunterFormsBS.songs.levels import THRESHOLD
+from hunterFormsBS.songs.names import FIELDS, TEMPLATE, check_template, safe_name
 from hunterFormsBS.songs.parts import PREVIEW, Part, clock, seconds
-from hunterFormsBS.songs.writing import FORMATS, Format
 
 __all__ = ["DTYPES", "PROGRAM", "Options", "UsageError", "parse", "parser"]
 
@@ -88,8 +90,13 @@ class Options(argparse.Namespace):
     name_template: str
     format: Format
     bit_depth: int | None
-    quality: float | None
+    quality: tuple[float | None, int | None] | None
     clip: Literal["cut", "scale"]
+    also_rest: str | None
+    sample_rate: int | None
+    normalize: dict[str, float] | None
+    activity: float
+    spectrograms: bool
     overwrite: bool
     skip_existing: bool
     json: bool
@@ -177,14 +184,30 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _quality(text: str) -> float:
+def _quality(text: str) -> tuple[float | None, int | None]:
     try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 10, but is {text!r}")
-    return value
+        return quality_or_bit_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _sample_rate(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", text) and LOWEST_RATE <= int(text) <= HIGHEST_RATE:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be an integer from {LOWEST_RATE} to {HIGHEST_RATE}, but is {text[:40]!r}")
+
+
+def _decibels(text: str) -> float:
+    if re.fullmatch(r"-?[0-9]{1,3}(\.[0-9]{0,9})?", text) and -200 <= float(text) <= 0:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"must be decibels from -200 to 0, but is {text[:40]!r}")
+
+
+def _normalize(text: str) -> dict[str, float]:
+    kind, _, value = text.partition("=")
+    if kind not in ("peak", "lufs"):
+        raise argparse.ArgumentTypeError(f"must be peak=DB or lufs=LUFS, such as peak=-1, but is {text[:40]!r}")
+    return {kind: _decibels(value)}
 
 
 def _names(text: str) -> list[str]:
@@ -330,10 +353,15 @@ def parser() -> argparse.ArgumentParser:
         type=_template,
         default=TEMPLATE,
         metavar="TEXT",
-        help="names of files below DIR, with {song}, {stem}, {number} of the stem, {model} and {ext} "
-        f"(default: {TEMPLATE})",
+        help=f"names of files below DIR, with {', '.join(f'{{{field}}}' for field in FIELDS)} (default: {TEMPLATE})",
     )
-    add("--format", choices=FORMATS, default="wav", help="kind of the files (default: wav); ogg is Vorbis")
+    add(
+        "--format",
+        choices=KINDS,
+        default="wav",
+        help="kind of the files (default: wav); ogg is Vorbis, m4a is AAC or, with --bit-depth, ALAC; stem.mp4 is one "
+        "file for DJ programs, with the mixture and up to four stems",
+    )
     add(
         "--bit-depth",
         type=int,
@@ -344,14 +372,37 @@ def parser() -> argparse.ArgumentParser:
         "--quality",
         type=_quality,
         metavar="X",
-        help="of mp3, ogg and opus: from 0, the smallest files, to 10, the best sound",
+        help="of what is lossy: from 0, the smallest files, to 10, the best sound; or a bit rate such as 320k",
     )
+    add("--sample-rate", type=_sample_rate, metavar="HZ", help="of the files (default: that of the song)")
     add(
         "--clip",
         choices=("cut", "scale"),
         default="cut",
         help="what becomes of values beyond full scale, but in floating point: they are cut off with a warning, or all "
         "stems of the song lowered by one factor (default: cut)",
+    )
+    add(
+        "--normalize",
+        type=_normalize,
+        metavar="peak=DB|lufs=LUFS",
+        help="multiply all stems of a song by one factor, so that the highest has this peak, or the loudest this "
+        "loudness, such as peak=-1 or lufs=-14",
+    )
+    add(
+        "--also-rest",
+        nargs="?",
+        const="",
+        metavar="STEM",
+        help="write the mixture minus this stem as well (vocals, or the first): instrumental, or no_STEM",
+    )
+    add("--spectrograms", action="store_true", help="a picture of each file, STEM.png")
+    add(
+        "--activity",
+        type=_decibels,
+        default=THRESHOLD,
+        metavar="DB",
+        help=f"level above which --json says that a stem sounds ({THRESHOLD:g})",
     )
     add("--overwrite", action="store_true", help="replace stems that exist")
     add(

@@ -53,6 +53,12 @@ class Song(NamedTuple):
         """What its stems are called after."""
         return "stdin" if self.path == STANDARD_INPUT else song_name(self.path)
 
+    @property
+    def source_name(self) -> str:
+        """The name of its file with the suffix."""
+        name = self.path.name
+        return self.name if self.path == STANDARD_INPUT or not name.strip(". ") else name
+
 
 def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: Console) -> list[Song]:
     """Return the songs that arguments name, each file once.

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-__all__ = ["PREVIEW", "Part", "Region", "clock", "loudest_part", "seconds"]
+__all__ = ["PREVIEW", "Part", "Region", "clock", "seconds"]
 
 PREVIEW = 30.0
 """Seconds of a preview."""
-
-HOP = 0.1
-"""Seconds between the offsets at which the loudest part may begin."""
 
 MARGIN = 4096
 """Samples, at the lower of two rates, that a conversion between them looks to either side, at most."""
@@ -65,33 +58,6 @@ class Region(NamedTuple):
         begin = max(0, first // song - margin)
         end = None if last == math.inf else (math.ceil(last / song) + margin) * model
         return cls(begin * model, end, first - begin * song)
-
-
-def loudest_part(blocks: Iterable[Tensor], sample_rate: int, duration: float = PREVIEW) -> Part:
-    """Return the part of this duration with the most energy, to a tenth of a second; all of a song that is shorter.
-
-    Parameters
-    ----------
-    blocks : Iterable[Tensor]
-        Audio, `(s, t)`.
-    sample_rate : int
-        In Hz.
-    duration : float = 30.0
-        In seconds.
-    """
-    hop = max(1, round(HOP * sample_rate))
-    energies: list[Tensor] = []
-    rest = torch.zeros(0, dtype=torch.float64)
-    for block in blocks:
-        energy = torch.cat([rest, block.double().square().sum(dim=0)])
-        whole = len(energy) // hop * hop
-        energies.append(energy[:whole].reshape(-1, hop).sum(dim=1))
-        rest = energy[whole:]
-    total = torch.cat([*energies, rest.sum()[None]]).cumsum(0)
-    total = torch.cat([total.new_zeros(1), total])
-    window = min(len(total) - 1, max(1, round(duration * sample_rate / hop)))
-    start = int((total[window:] - total[:-window]).argmax()) * hop / sample_rate
-    return Part(start, start + duration)
 
 
 def seconds(text: str) -> float:

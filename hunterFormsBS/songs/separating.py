@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def separate_song(
     audio: AudioFile,
     *,
     combination: Combination = Combination(),  # noqa: B008  # it cannot change
-    residual: bool = False,
+    rests: Sequence[Sequence[int]] = (),
     part: Part = Part(),  # noqa: B008  # it cannot change
     report: Report | None = None,
 ) -> Generator[Tensor]:
@@ -69,8 +70,8 @@ def separate_song(
     audio : AudioFile
     combination : Combination
         Of several separators.
-    residual : bool
-        Whether the mixture minus all stems comes as the last stem.
+    rests : Sequence[Sequence[int]]
+        What comes after the stems: for each of them the mixture minus the stems of these numbers.
     part : Part
         What of the song is separated. The models see what lies around it.
     report : Callable[[int, int, int], object] | None
@@ -88,8 +89,10 @@ def separate_song(
     """
     first, last = part.samples(audio.sample_rate)
     wide = _whole_frames(first, last) if len(separators) > 1 and combination.kind.endswith("_fft") else (first, last)
-    passing = [_Passing(audio, *wide, begin=first, keep=residual and not number) for number in range(len(separators))]
-    stems = _separated_by_all(separators, audio, combination, passing, report, residual=residual)
+    passing = [
+        _Passing(audio, *wide, begin=first, keep=bool(rests) and not number) for number in range(len(separators))
+    ]
+    stems = _separated_by_all(separators, audio, combination, passing, report, rests)
     skip, left = first - wide[0], last - first
     for block in stems:
         wanted = block[..., skip : skip + int(min(left, block.shape[-1]))]
@@ -111,8 +114,7 @@ def _separated_by_all(
     combination: Combination,
     passing: Sequence[_Passing],
     report: Report | None,
-    *,
-    residual: bool,
+    rests: Sequence[Sequence[int]],
 ) -> Generator[Tensor]:
     """Yield the combined stems of samples of a song, and what they leave of it."""
     streams = [
@@ -123,11 +125,10 @@ def _separated_by_all(
     if len(streams) > 1:
         combined = combine_streams(streams, combination.kind, combination.weights)
     for stems in combined:
-        if residual:
-            rest = passing[0].take(stems.shape[-1])
-            for stem in stems:
-                rest -= stem
-            yield torch.cat([stems, rest[None]])
+        if rests:
+            mixture = passing[0].take(stems.shape[-1])
+            left = [reduce(torch.sub, [stems[number] for number in without], mixture) for without in rests]
+            yield torch.cat([stems, torch.stack(left)])
         else:
             yield stems
 
@@ -165,7 +166,7 @@ class _Passing:
             )
 
     def take(self, count: int) -> Tensor:
-        """Return the next samples, in a tensor that may be changed."""
+        """Return the next samples."""
         taken: list[Tensor] = []
         while count:
             block = self._kept.popleft()

@@ -36,12 +36,15 @@ class Settings(NamedTuple):
         Of the stems; empty if the configuration names none.
     normalize : bool
         Give the model songs whose mono mix has mean 0 and standard deviation 1.
+    model_type : str
+        What MSST calls this kind of model. Empty if the configuration does not tell.
     """
 
     sample_rate: int
     parameters: ParametersSeparation
     names: list[str]
     normalize: bool
+    model_type: str = ""
 
 
 def find_configuration(
@@ -108,7 +111,8 @@ def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSepa
     if (overlap := chosen.get("num_overlap", 1)) > chunk_size:
         raise UsageError(f"--num-overlap {overlap:g} is more than the {chunk_size} samples of a chunk: use a few")
     parameters = ParametersSeparation(**chosen)
-    return Settings(sample_rate, parameters, _stem_names(training, _size(model, "num_stems")), normalize), remarks
+    names = _stem_names(training, _size(model, "num_stems"))
+    return Settings(sample_rate, parameters, names, normalize, _model_type(training, model)), remarks
 
 
 def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
@@ -167,6 +171,12 @@ def _stem_names(training: Mapping[str, Any], num_stems: int | None) -> list[str]
         return []
     names = [safe_name(name) for name in cast("Sequence[object]", instruments)]
     return names if num_stems in (None, len(names)) else []
+
+
+def _model_type(training: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    if stated := training.get("model_type"):
+        return safe_name(stated)
+    return ("mel_band_roformer" if model.get("num_bands") else "bs_roformer") if model else ""
 
 
 def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ ATOMS = {
     "date": "\xa9day",
     "discnumber": "disk",
     "genre": "\xa9gen",
+    "isrc": "----:com.apple.iTunes:ISRC",
     "title": "\xa9nam",
     "tracknumber": "trkn",
 }
@@ -199,6 +201,12 @@ def _put(tags: Tags, song: Any) -> None:
             description = one.desc or (str(number) if number else "")
             held.add(id3.APIC(encoding=3, mime=one.mime, type=one.type, desc=description, data=one.data))
         return
+    if type(song).__name__ == "MP4":
+        held.update({ATOMS[name]: _mp4_values(ATOMS[name], values) for name, values in tags.texts.items()})
+        known = [(one, kind) for one in tags.pictures for kind, mime in MIMES.items() if one.mime == mime]
+        if known:
+            held["covr"] = [import_module("mutagen.mp4").MP4Cover(one.data, kind) for one, kind in known]
+        return
     held.update(tags.texts)
     if hasattr(song, "add_picture"):
         for one in tags.pictures:
@@ -217,8 +225,19 @@ def _picture(data: bytes, mime: str, kind: int = FRONT_COVER, description: str =
     return picture
 
 
+def _mp4_values(atom: str, texts: Sequence[str]) -> list[Any]:
+    """Return what MP4 takes for texts: numbers where an atom has numbers, without those that are none."""
+    if atom in ("trkn", "disk", "tmpo"):
+        found = [re.match(r"(\d{1,4})(?:/(\d{1,4}))?", text, re.ASCII) for text in texts]
+        pairs = [(int(each[1]), int(each[2] or 0)) for each in found if each]
+        return [number for number, _ in pairs] if atom == "tmpo" else pairs
+    return [text.encode() if atom.startswith("----") else text for text in texts]
+
+
 def _mp4_text(value: object) -> str:
     """Return a text, a number, or a number of so many as `3/12`."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, tuple):
         number, total = cast("tuple[int, int]", value)
         return f"{number}/{total}" if total else str(number)

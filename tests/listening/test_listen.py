@@ -44,8 +44,8 @@ from hunterFormsBS.listening.program import main
 from hunterFormsBS.listening.separating import Separating
 from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Wish, Work
 from hunterFormsBS.separation import separate
+from hunterFormsBS.songs.encodings import FORMATS
 from hunterFormsBS.songs.reading import read_audio
-from hunterFormsBS.songs.writing import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a secret"

@@ -15,7 +15,8 @@ import pytest
 import soundfile
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs import headers, reading, writing
+from hunterFormsBS.songs import encoders, headers, reading, writing
+from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.signals import NUMBERS, ending_on_signals, uninterrupted
 
@@ -112,7 +113,8 @@ def test_other_threads_change_no_handlers() -> None:
 
 @pytest.mark.parametrize("moment", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("kind", "method"), [(headers.PatchedFile, "read"), (headers.PatchedFile, "seek"), (writing._File, "write")]
+    ("kind", "method"),
+    [(headers.PatchedFile, "read"), (headers.PatchedFile, "seek"), (encoders.RecordingFile, "write")],
 )
 def test_a_signal_within_a_callback_of_a_library_in_c_is_not_lost(
     kind: type[Any], method: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,8 +135,8 @@ def test_a_signal_within_a_callback_of_a_library_in_c_is_not_lost(
     def copy() -> None:
         audio, rate = reading.read_audio(path)
         file = tmp_path / "out" / "b.flac"
-        with writing.writing_together(tmp_path / "out", {"b": file}, rate, writing.Encoding("flac", 24)) as folder:
-            folder.write("b", audio)
+        with writing.writing_together(tmp_path / "out", {"b": file}, rate, Encoding("flac", 24)) as folder:
+            folder.open(1)[0].write(audio)
 
     with pytest.raises(KeyboardInterrupt):
         copy()

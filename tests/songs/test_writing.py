@@ -7,15 +7,17 @@ import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from hunterFormsBS.songs import writing
+from hunterFormsBS.songs.encoders import SoundEncoder
+from hunterFormsBS.songs.encodings import DEPTHS, FORMATS, Encoding, Format
 from hunterFormsBS.songs.reading import read_audio
-from hunterFormsBS.songs.writing import DEPTHS, FORMATS, Encoding, Format, StemFile, WritingError, writing_together
+from hunterFormsBS.songs.writing import StemFile, WritingError, writing_together
 
 
 def tone(rate: int, seconds: float = 2) -> torch.Tensor:
@@ -26,7 +28,7 @@ def tone(rate: int, seconds: float = 2) -> torch.Tensor:
 
 def write(path: Path, encoding: Encoding, rate: int, audio: torch.Tensor) -> None:
     with writing_together(path.parent, {"a": path}, rate, encoding) as folder:
-        folder.write("a", audio)
+        folder.open(len(audio))[0].write(audio)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000, 192000])
@@ -39,16 +41,19 @@ def test_every_format_keeps_channels_pitch_level_and_duration_at_any_rate(
     write(path, encoding, rate, tone(rate))
     audio, got = read_audio(path)
     assert got == (48000 if kind == "opus" else encoding.rate(rate))  # at which FFmpeg decodes Opus
-    assert got == rate or kind in ("mp3", "opus")
+    assert got == rate or kind in ("mp3", "opus", "m4a")
     assert audio.shape[-1] == pytest.approx(2 * got, abs=0.06 * got)
-    assert Path(path).read_bytes()[:4] in (b"RIFF", b"fLaC", b"OggS", b"ID3\x04", b"\xff\xfb\x90\x64") or kind == "mp3"
+    assert (
+        Path(path).read_bytes()[:4] in (b"RIFF", b"fLaC", b"OggS", b"ID3\x04", b"\0\0\0\x1c", b"\xff\xfb\x90\x64")
+        or kind == "mp3"
+    )
     middle = audio[:, got // 2 : got // 2 + got]  # one second: bins of one Hz
     spectra = torch.fft.rfft(middle).abs() / (got / 2)
     assert spectra.argmax(dim=-1).tolist() == [440, 1000]
     torch.testing.assert_close(spectra.amax(dim=-1), torch.tensor([0.5, 0.25]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["mp3", "ogg", "opus"])
+@pytest.mark.parametrize("kind", ["mp3", "ogg", "opus", "m4a"])
 def test_higher_quality_takes_more_bytes(kind: Format, tmp_path: Path) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, 96000)).astype("float32"))
     sizes = []
@@ -87,25 +92,57 @@ def test_a_full_disk_is_named_with_the_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_long_wav_is_rf64_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "BYTES_OF_RIFF", 1000)
-    for length, container in ((500, "WAV"), (501, "RF64")):
-        place = tmp_path / f"{length}.wav"
-        with (
-            place.open("xb") as new,
-            StemFile(new, place, sample_rate=8000, channels=1, encoding=Encoding("wav", 16), length=length) as file,
-        ):
-            file.write(torch.zeros(1, length))
-        assert soundfile.info(place).format == container
+class Beginning(io.FileIO):
+    """A file of any size of which the first bytes are kept."""
+
+    kept = 1 << 20
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.position = self.end = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.position = offset + (0, self.position, self.end)[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def write(self, data: Any) -> int:
+        if self.position < self.kept:
+            super().seek(self.position)
+            super().write(data)
+        self.position += len(data)
+        self.end = max(self.end, self.position)
+        return len(data)
+
+
+@pytest.mark.slow  # 4.3 GB go through libsndfile
+def test_a_wav_that_grows_beyond_4_gib_becomes_rf64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: io.BufferedRandom(Beginning(descriptor, mode)))
+    block = torch.zeros(8, 1 << 20)
+    with (tmp_path / "a.wav").open("w+b") as new:
+        encoder = SoundEncoder(new, Encoding(), 48000, 8)
+        for _ in range(129):
+            encoder.write(block)
+        encoder.close()
+    header = (tmp_path / "a.wav").read_bytes()[:4096]
+    assert header[:4] == b"RF64"
+    assert header[12:16] == b"ds64"
+    assert int.from_bytes(header[28:36], "little") == 129 * block.numel() * 4
+
+
+@pytest.mark.parametrize("depth", [16, 24, 32])
+def test_a_wav_below_4_gib_is_an_ordinary_one(depth: int, tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", Encoding("wav", depth), 8000, tone(8000))
+    assert soundfile.info(tmp_path / "a.wav").format in ("WAV", "WAVEX")
+    assert (tmp_path / "a.wav").read_bytes()[:4] == b"RIFF"
 
 
 def test_levels_are_measured_where_they_are_cut_off(tmp_path: Path) -> None:
     for encoding, clipped in ((Encoding("wav", 16), 2), (Encoding(), 0)):
-        place = tmp_path / "a.wav"
-        with (
-            place.open("w+b") as new,
-            StemFile(new, place, sample_rate=8000, channels=1, encoding=encoding, length=4) as file,
-        ):
+        with writing_together(tmp_path, {"a": tmp_path / "a.wav"}, 8000, encoding, existing="replace") as folder:
+            (file,) = folder.open(1)
             file.write(torch.tensor([[0.5, -1.5]]))
             file.write(torch.tensor([[1.0, 1.25]]))
         assert (file.clipped, file.peak) == (clipped, 1.5)
@@ -132,7 +169,8 @@ def test_a_file_is_closed_once_a_thread_that_nobody_waited_for_has_written(
     monkeypatch.setattr(soundfile.SoundFile, "close", close)
     path = tmp_path / "a.wav"
     with path.open("xb") as new:
-        file = StemFile(new, path, sample_rate=8000, channels=1, encoding=Encoding(), length=10)
+        encoder = SoundEncoder(new, Encoding(), 8000, 1)
+        file = StemFile(encoder, path, sample_rate=8000, channels=1, cuts_off=False)
         thread = threading.Thread(target=file.write, args=(torch.zeros(1, 10),))
         thread.start()
         begun.wait()
