@@ -14,7 +14,7 @@ import torch
 from hunterFormsBS.console import RECORD, Console, one_line
 from hunterFormsBS.plot import check_matplotlib, save_spectrogram
 from hunterFormsBS.songs.commandLine import Options, UsageError
-from hunterFormsBS.songs.encodings import CODECS, DEPTHS, Encoding
+from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.levels import Energies, loudest_part, sounding_parts
 from hunterFormsBS.songs.names import check_length, safe_name
@@ -287,15 +287,8 @@ def _level(options: Options, encoding: Encoding) -> Level:
 
 def _encoding(options: Options) -> Encoding:
     """Return what files are to be."""
-    usual = DEPTHS[options.format]
-    depth = options.bit_depth or usual
-    if (options.format, depth) not in CODECS:
-        depths = [str(depth) for kind, depth in CODECS if kind == options.format and depth is not None]
-        remedy = f"use {' or '.join(depths)}" if depths else "leave it out"
-        raise UsageError(f"--format {options.format} has no --bit-depth {depth}: {remedy}")
-    encoding = Encoding(options.format, depth, *(options.quality or (None, None)), options.sample_rate)
     try:
-        encoding.check()
+        encoding = Encoding.of(options.format, options.bit_depth, options.quality, options.sample_rate)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if encoding.is_together and options.spectrograms:

@@ -76,6 +76,30 @@ class Encoding(NamedTuple):
     bit_rate: int | None = None
     sample_rate: int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        kind: Format,
+        bit_depth: int | None = None,
+        quality: tuple[float | None, int | None] | None = None,
+        sample_rate: int | None = None,
+    ) -> Encoding:
+        """Return the encoding that options ask for: a quality or a bit rate as `quality_or_bit_rate` returns them.
+
+        Raises
+        ------
+        ValueError
+            If the format cannot have it.
+        """
+        depth = bit_depth or DEPTHS[kind]
+        if (kind, depth) not in CODECS:
+            depths = [str(one) for other, one in CODECS if other == kind and one is not None]
+            remedy = f"use {' or '.join(depths)}" if depths else "leave it out"
+            raise ValueError(f"--format {kind} has no --bit-depth {depth}: {remedy}")
+        encoding = cls(kind, depth, *(quality or (None, None)), sample_rate)
+        encoding.check()
+        return encoding
+
     @property
     def codec(self) -> str:
         """A value of `CODECS`."""
