@@ -12,28 +12,27 @@ from pathlib import Path
 import torch
 
 from hunterFormsBS.console import RECORD, Console, one_line
+from hunterFormsBS.devices import find_device
+from hunterFormsBS.failures import FAILURES, UsageError
 from hunterFormsBS.plot import check_matplotlib, save_spectrogram
-from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.levels import Energies, loudest_part, sounding_parts
 from hunterFormsBS.songs.names import check_length, safe_name
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.outputs import Outputs
 from hunterFormsBS.songs.parts import Part, clock
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
 from hunterFormsBS.songs.separating import Combination, Separator, separate_song
 from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of, wait_for_others
-from hunterFormsBS.songs.sources import Source, find_device, find_sources, load_source, names_loaded
+from hunterFormsBS.songs.sources import Source, find_sources, load_source, names_loaded
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
 from hunterFormsBS.songs.writing import FULL, Level, StemFile, writing_together
 
-__all__ = ["FAILURES", "separate_all"]
-
-# Everything that bad files and settings raise. What is not here is a bug, and shows its traceback.
-FAILURES = (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+__all__ = ["separate_all"]
 
 FRAMES_PER_BYTE = 16
 """Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
@@ -65,7 +64,7 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
     encoding, part = _encoding(options), options.part()
     if options.spectrograms:
         check_matplotlib("--spectrograms")
-    device = find_device(options.device, job)
+    device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
     sources, names = find_sources(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-__all__ = ["CODECS", "DEPTHS", "FORMATS", "KINDS", "STEM_MP4", "Encoding", "Format", "quality_or_bit_rate"]
+from hunterFormsBS.choices import KINDS, STEM_MP4, Format
 
-Format = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4"]
-STEM_MP4 = "stem.mp4"
-KINDS: tuple[Format, ...] = get_args(Format)
-"""All formats."""
-FORMATS: tuple[Format, ...] = tuple(kind for kind in KINDS if kind != STEM_MP4)
-"""Formats with one file for each stem."""
+__all__ = ["CODECS", "DEPTHS", "Encoding", "quality_or_bit_rate"]
 
 _MP4_CODECS: dict[int | None, str] = {None: "aac", 16: "alac", 24: "alac"}
 

@@ -10,16 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hunterFormsBS.choices import SOUNDING
 from hunterFormsBS.songs.ffmpeg import av_module
 from hunterFormsBS.songs.parts import PREVIEW, Part
 
-__all__ = ["HOP", "THRESHOLD", "Energies", "Sounding", "loudest_part", "loudness", "sounding_parts"]
+__all__ = ["HOP", "Energies", "Sounding", "loudest_part", "loudness", "sounding_parts"]
 
 HOP = 0.1
 """Seconds of a step."""
-
-THRESHOLD = -50.0
-"""Level in dB of full scale above which a stem sounds. What separation leaves of a silent stem is below."""
 
 SHORTEST_PAUSE = 0.5
 """Seconds: a shorter one does not end a part."""
@@ -75,9 +73,7 @@ class Energies:
         return sum(map(len, self._steps)) * self.hop + len(self._rest)
 
 
-def sounding_parts(
-    audio: Iterable[Tensor] | Energies, sample_rate: int, threshold: float = THRESHOLD
-) -> list[Sounding]:
+def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, threshold: float = SOUNDING) -> list[Sounding]:
     """Return the parts of a stem where it sounds, to a tenth of a second.
 
     A pause of less than half a second ends no part.

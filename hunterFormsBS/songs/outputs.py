@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hunterFormsBS.console import Console
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.printable import list_some
-from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song
 from hunterFormsBS.songs.names import (
@@ -22,6 +22,7 @@ from hunterFormsBS.songs.names import (
     key_of,
     safe_name,
 )
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.sharing import rank_in_job
 from hunterFormsBS.songs.stemAtom import NUM_STEMS
 
@@ -80,7 +81,7 @@ class Outputs:
             )
         if "model_type" in self._has and not model_type:
             raise UsageError("{model_type} in --name-template: no configuration tells it, pass --configuration")
-        self._common = {
+        self._common: dict[str, str | int] = {
             "model": model,
             "model_type": model_type,
             "start_time": int(time.time()),

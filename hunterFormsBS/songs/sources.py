@@ -11,14 +11,13 @@ import torch
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
 from hunterFormsBS.console import Console
-from hunterFormsBS.estimates import unusable
-from hunterFormsBS.songs.commandLine import Options, UsageError
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.songs.names import safe_name
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.separating import Separator
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
-from hunterFormsBS.songs.sharing import Rank
 
-__all__ = ["Source", "find_device", "find_sources", "load_source", "names_loaded"]
+__all__ = ["Source", "find_sources", "load_source", "names_loaded"]
 
 
 class Source(NamedTuple):
@@ -29,17 +28,6 @@ class Source(NamedTuple):
     settings: Settings
     stems: list[int] | None
     adapters: Adapters | None
-
-
-def find_device(name: str, job: Rank) -> torch.device:
-    """Return the device of this name, the fastest kind there is for `auto`; each process of a job its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and job.size > 1 and (count := torch.cuda.device_count()):
-        name = f"cuda:{job.local_rank % count}"
-    if (reason := unusable(name)) is not None:
-        raise UsageError(f"--device {name} cannot be used here: {reason}")
-    return torch.empty(0, device=name).device
 
 
 def find_sources(options: Options, console: Console) -> tuple[list[Source], list[str]]:

@@ -21,8 +21,9 @@ import pytest
 import soundfile
 import torch
 
+from hunterFormsBS.choices import FORMATS, Format
 from hunterFormsBS.limits import LARGEST_PICTURES, LONGEST_TAG, MOST_TAGS
-from hunterFormsBS.songs.encodings import DEPTHS, FORMATS, Encoding, Format
+from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.tags import Tags, read_tags, write_tags
 from hunterFormsBS.songs.writing import writing_together

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 import torch
 
+from hunterFormsBS.choices import FORMATS, Format
 from hunterFormsBS.songs.encoders import SoundEncoder
-from hunterFormsBS.songs.encodings import DEPTHS, FORMATS, Encoding, Format
+from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.writing import StemFile, WritingError, writing_together
 
