@@ -56,7 +56,9 @@ def combine_files(
     for one in inputs:
         _check_alike(inputs[0], one)
     encoding.check(inputs[0].sample_rate, inputs[0].channels)
-    check_targets(output.parent, [output], existing=existing, kept={identity(path) for path in files} - {None})
+    if identity(output) in {identity(path) for path in files} - {None}:
+        raise ValueError(f"{printable(output)} is one of the files to combine: pass another --output")
+    check_targets(output.parent, [output], existing=existing)
     lengths = [0] * len(inputs)
 
     def counted(number: int) -> Iterator[Tensor]:

@@ -73,7 +73,8 @@ class Encoder:
             raise self.error
 
     def abandon(self) -> None:
-        """Close the file, which is about to be removed."""
+        """Close the file, which is about to be removed, without writing any more."""
+        self._raw.error = self._raw.error or OSError(errno.ECANCELED, "is removed")
         with suppress(OSError):
             self.close()
 
@@ -254,11 +255,11 @@ class _Movie:
             add_stem_atom(self.raw, self._names[1:])
 
     def _samples(self, block: Tensor) -> Any:
-        if self._depth is None:
-            return block.contiguous().numpy()
-        scale = FULL_SCALE[self._depth]
-        whole = (block.double() * scale).round().clamp(-scale, scale - 1).to(torch.int32)
-        return (whole.to(torch.int16) if self._depth == 16 else whole * 256).numpy()
+        if self._depth is not None:
+            scale = FULL_SCALE[self._depth]
+            block = (block.double() * scale).round().clamp(-scale, scale - 1).to(torch.int32)
+            block = block.to(torch.int16) if self._depth == 16 else block * 256
+        return block.contiguous().numpy()
 
     def _mux(self, number: int, samples: Any) -> None:
         frame = av_module().AudioFrame.from_ndarray(samples, format=self._format, layout=self._layout)
