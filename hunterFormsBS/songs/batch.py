@@ -185,7 +185,7 @@ class _Batch:
             opened = folder.open(audio.channels)
             with Behind[torch.Tensor](lambda block: side_by_side(_take, opened, energies, block)) as write:
                 for block in stems:
-                    write(block)
+                    write(block.roll(1, dims=0) if self.encoding.is_together else block)  # the mixture comes first
         self._tell(song, part, folder.factor, [file for file in folder.written if file.path not in kept])
         sounding = (sounding_parts(each, audio.sample_rate, options.activity) for each in energies)
         self._record(

@@ -65,7 +65,7 @@ class Outputs:
         self.names: list[str] = []
         """Of what is written of each song; empty while only the model tells how many stems there are."""
         self.rests: list[list[int]] = []
-        """What comes after the stems, as `separate_song` takes it."""
+        """What comes after the stems, as `separate_song` takes it; the mixture, which is named first, at the end."""
         self._options = options
         self._together = encoding.is_together
         self._console = console
@@ -97,10 +97,11 @@ class Outputs:
             If two files would be one.
         """
         further = self._further(stems) if stems else {}
-        names = [*stems, *further]
+        mixture = [MIXTURE] if self._together and stems else []
+        names = [*mixture, *stems, *further]
         for option in ("--residual", "--also-rest"):
             for name in [name for name, (given, _) in further.items() if given == option]:
-                if key_of(name) in map(key_of, stems):
+                if key_of(name) in map(key_of, [*mixture, *stems]):
                     raise UsageError(
                         f"{option} {name} would overwrite the stem of this name: leave it out or rename it"
                     )
@@ -115,7 +116,7 @@ class Outputs:
             )
         if names == self.names:
             return False
-        self.names, self.rests = names, [without for _, without in further.values()]
+        self.names, self.rests = names, [*(without for _, without in further.values()), *([] for _ in mixture)]
         self._tell_apart()
         return True
 
@@ -151,8 +152,6 @@ class Outputs:
             if name in further:
                 raise UsageError(f"--residual {name} and --also-rest would be written as one file: rename the first")
             further[name] = "--also-rest", [number]
-        if self._together:
-            further[MIXTURE] = "--format", []
         return further
 
     def _files(self, song: Song, names: Sequence[str]) -> dict[str, Path]:
