@@ -19,9 +19,9 @@ from benchmarks.report import Report, argument_parser
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from training.cache import Cache, files_of
-from training.segments import Positions, Read, Segments, find_songs, read
-from training.stempegSong import decode
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.segments import Positions, Read, Segments, find_songs, read
+from hunterFormsBS.training.stempegSong import decode
 
 STEMS = ("vocals", "drums", "bass", "other")
 FORMATS = ("wav", "flac", "mp3", "cache of mp3")

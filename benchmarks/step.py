@@ -22,10 +22,10 @@ from hunterFormsBS import bandSplitRotator
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from training.engine import make_fabric
-from training.run import Run
-from training.segments import find_songs
-from training.settings import settings_from
+from hunterFormsBS.training.engine import make_fabric
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.segments import find_songs
+from hunterFormsBS.training.settings import settings_from
 
 MODEL = ("forward", "loss", "backward")
 OTHERS = ("data", "norm of the gradient", "optimizer", "averaging", "everything else")

@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from training.msst import write_last
-from training.settings import settings_from
-from training.states import newest_state
+from hunterFormsBS.training.msst import write_last
+from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.states import newest_state
 
 from hunterFormsBS.checkpoint import from_checkpoint
 

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from training.adapters import add_adapters
-from training.datasets import find_data
-from training.engine import STRATEGIES, launched, make_fabric
-from training.msst import read_last
-from training.run import Run
-from training.segments import Song, find_songs
-from training.settings import Settings, settings_from
-from training.starting import describe, freeze, start_from
-from training.states import StoppedError, claim
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.datasets import find_data
+from hunterFormsBS.training.engine import STRATEGIES, launched, make_fabric
+from hunterFormsBS.training.msst import read_last
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.segments import Song, find_songs
+from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.starting import describe, freeze, start_from
+from hunterFormsBS.training.states import StoppedError, claim
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration

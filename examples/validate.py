@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.engine import launched, make_fabric
-from training.metrics import NAMES
-from training.segments import find_songs
-from training.settings import Settings
-from training.validation import DTYPES, means, score_songs, write_table
+from hunterFormsBS.training.engine import launched, make_fabric
+from hunterFormsBS.training.metrics import NAMES
+from hunterFormsBS.training.segments import find_songs
+from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.validation import DTYPES, means, score_songs, write_table
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.parametersSeparation import ParametersSeparation

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from training.augmentations import EFFECTS, Augmentations, MixtureCodec, mp3
+from hunterFormsBS.training.augmentations import EFFECTS, Augmentations, MixtureCodec, mp3
 
 RATE = 44100
 

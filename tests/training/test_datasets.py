@@ -16,11 +16,11 @@ from hunterFormsBS.checkpoint import read_configuration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from training.augmentations import Augmentations, MixtureCodec
-from training.datasets import KINDS, find_data
-from training.segments import Segments
-from training.settings import Settings, settings_from
-from training.unread import INSTEAD, explain
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.datasets import KINDS, find_data
+from hunterFormsBS.training.segments import Segments
+from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.unread import INSTEAD, explain
 
 RATE = 8000
 STEMS = ("vocals", "drums")

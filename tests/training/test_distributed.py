@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-from training.engine import shard  # noqa: E402
+from hunterFormsBS.training.engine import shard  # noqa: E402
 
 from hunterFormsBS import BandSplitRotator  # noqa: E402
 from hunterFormsBS.attend import Attention, FeedForward, Transformer  # noqa: E402

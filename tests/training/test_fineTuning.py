@@ -22,9 +22,9 @@ from hunterFormsBS.checkpoint.adapters import read_adapters
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from training.adapters import add_adapters, linear_layers_of_transformers  # noqa: E402
-from training.settings import settings_from  # noqa: E402
-from training.starting import describe, freeze, start_from, summary, with_heads  # noqa: E402
+from hunterFormsBS.training.adapters import add_adapters, linear_layers_of_transformers  # noqa: E402
+from hunterFormsBS.training.settings import settings_from  # noqa: E402
+from hunterFormsBS.training.starting import describe, freeze, start_from, summary, with_heads  # noqa: E402
 
 
 @pytest.fixture

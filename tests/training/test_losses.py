@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from training.losses import L1_SNR, NAMES, Losses
+from hunterFormsBS.training.losses import L1_SNR, NAMES, Losses
 
 LENGTH = 8192
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from training.metrics import NAMES, measure
+from hunterFormsBS.training.metrics import NAMES, measure
 
 RATE = 44100
 

@@ -20,10 +20,10 @@ from hunterFormsBS import BandSplitRotator
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from training.msst import read_last, write_last  # noqa: E402
-from training.optimizers import TORCH, make_optimizer  # noqa: E402
-from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
+from hunterFormsBS.training.msst import read_last, write_last  # noqa: E402
+from hunterFormsBS.training.optimizers import TORCH, make_optimizer  # noqa: E402
+from hunterFormsBS.training.optimizerState import load_named_state, named_state  # noqa: E402
+from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:

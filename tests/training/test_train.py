@@ -35,16 +35,16 @@ from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_c
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from training.averaging import AveragedWeights, copy_weights  # noqa: E402
-from training.engine import compile_transformers, make_fabric  # noqa: E402
-from training.optimizers import make_optimizer  # noqa: E402
-from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.run import Run  # noqa: E402
-from training.schedules import learning_rate_factor  # noqa: E402
-from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
-from training.settings import SECTIONS, Settings, settings_from  # noqa: E402
-from training.states import StoppedError, claim, newest_state  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights  # noqa: E402
+from hunterFormsBS.training.engine import compile_transformers, make_fabric  # noqa: E402
+from hunterFormsBS.training.optimizers import make_optimizer  # noqa: E402
+from hunterFormsBS.training.optimizerState import load_named_state, named_state  # noqa: E402
+from hunterFormsBS.training.run import Run  # noqa: E402
+from hunterFormsBS.training.schedules import learning_rate_factor  # noqa: E402
+from hunterFormsBS.training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
+from hunterFormsBS.training.settings import SECTIONS, Settings, settings_from  # noqa: E402
+from hunterFormsBS.training.states import StoppedError, claim, newest_state  # noqa: E402
+from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
 
@@ -361,7 +361,7 @@ def test_early_averages_forget_the_beginning() -> None:
 
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
-    from training.validation import means, score_songs
+    from hunterFormsBS.training.validation import means, score_songs
 
     random = np.random.default_rng(0)
     stems = [
@@ -478,7 +478,7 @@ for stream in (sys.stdout, sys.stderr):
 torch.set_num_threads(1)
 sys.argv = arguments
 sys.path.insert(0, examples)
-import training.pictures
+import hunterFormsBS.training.pictures
 if not pictures:
     training.pictures.log_excerpt = lambda *arguments: None
 runpy.run_path(arguments[0], run_name="__main__")

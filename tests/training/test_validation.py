@@ -21,8 +21,8 @@ from tests.conftest import TINY
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from training.segments import find_songs, read_song  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
+from hunterFormsBS.training.segments import find_songs, read_song  # noqa: E402
+from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 STEMS = ("vocals", "drums", "bass", "other")
 CHUNK = 8192

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.separation import separate
-from training.engine import gather
-from training.metrics import measure
-from training.segments import Read, Song, read, read_song
-from training.settings import Settings
+from hunterFormsBS.training.engine import gather
+from hunterFormsBS.training.metrics import measure
+from hunterFormsBS.training.segments import Read, Song, read, read_song
+from hunterFormsBS.training.settings import Settings
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 

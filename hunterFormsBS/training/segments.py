@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 
 Audio = NDArray[np.float32]
 Read = Callable[[Path, int, int, int], Audio]

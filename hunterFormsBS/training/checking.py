@@ -17,7 +17,7 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.segments import Audio, Read, Song, read
+from hunterFormsBS.training.segments import Audio, Read, Song, read
 
 SILENT = 1e-4
 """A peak of -80 dB."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.sharding import like
+from hunterFormsBS.training.sharding import like
 
 Saved = Mapping[str, Any]
 

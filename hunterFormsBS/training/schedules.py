@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from training.settings import Settings
+from hunterFormsBS.training.settings import Settings
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
 
-from training.augmentations import Augmentations, MixtureCodec
-from training.datasets import KINDS
-from training.losses import NAMES as LOSSES
-from training.metrics import NAMES as METRICS
-from training.optimizers import NAMES
-from training.unread import explain
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.datasets import KINDS
+from hunterFormsBS.training.losses import NAMES as LOSSES
+from hunterFormsBS.training.metrics import NAMES as METRICS
+from hunterFormsBS.training.optimizers import NAMES
+from hunterFormsBS.training.unread import explain
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("sample_rate", "chunk_size", "min_mean_abs"),

@@ -19,9 +19,9 @@ from torch import nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
-from training.optimizers import TORCH
-from training.optimizerState import with_names
-from training.states import replace
+from hunterFormsBS.training.optimizers import TORCH
+from hunterFormsBS.training.optimizerState import with_names
+from hunterFormsBS.training.states import replace
 
 CLASSES: Final = {kind.__name__: name for name, kind in TORCH.items()}
 

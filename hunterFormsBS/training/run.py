@@ -20,22 +20,22 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
-from training.adapters import add_adapters
-from training.averaging import AveragedWeights, copy_weights
-from training.cache import Cache, files_of
-from training.checking import check_songs, refuse
-from training.engine import compile_transformers, gather
-from training.losses import Losses
-from training.msst import Last
-from training.optimizers import make_optimizer
-from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
-from training.pictures import log_excerpt
-from training.schedules import Plateau, learning_rate_factor
-from training.segments import Positions, Read, Segments, Song, read, read_song
-from training.settings import Settings
-from training.sharding import like, whole
-from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, replace, replace_files
-from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.checking import check_songs, refuse
+from hunterFormsBS.training.engine import compile_transformers, gather
+from hunterFormsBS.training.losses import Losses
+from hunterFormsBS.training.msst import Last
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
+from hunterFormsBS.training.pictures import log_excerpt
+from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
+from hunterFormsBS.training.segments import Positions, Read, Segments, Song, read, read_song
+from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.sharding import like, whole
+from hunterFormsBS.training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, replace, replace_files
+from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
 
 Batch = tuple[Tensor, Tensor]
 
