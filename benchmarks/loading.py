@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +13,8 @@ import numpy as np
 import soundfile
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import ROOT, summary
+from benchmarks.measure import summary
 from benchmarks.report import Report, argument_parser
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 from hunterFormsBS.training.cache import Cache, files_of
 from hunterFormsBS.training.segments import Positions, Read, Segments, find_songs, read
 from hunterFormsBS.training.stempegSong import decode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.loading import STEMS, write_songs
-from benchmarks.measure import ROOT, Summary, summary, synchronize
+from benchmarks.measure import Summary, summary, synchronize
 from benchmarks.models import SAMPLE_RATE, TINY
 from benchmarks.report import Report, argument_parser
 from hunterFormsBS import bandSplitRotator
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 from hunterFormsBS.training.engine import make_fabric
 from hunterFormsBS.training.run import Run
 from hunterFormsBS.training.segments import find_songs

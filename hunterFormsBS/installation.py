@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["how_to_install"]
+from importlib.util import find_spec
+
+__all__ = ["how_to_install", "require"]
 
 
 def how_to_install(extra: str) -> str:
@@ -17,3 +19,9 @@ def how_to_install(extra: str) -> str:
         An extra of pyproject.toml, or several with commas between them.
     """
     return f'python -m pip install -e ".[{extra}]" in a copy of the repository of hunterFormsBS'
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise an ImportError that says how to install an extra, unless all of these modules are installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ImportError(f"{', '.join(missing)} is not installed: {how_to_install(extra)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ import soundfile
 import torch
 
 from hunterFormsBS.checkpoint import read_configuration
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 from hunterFormsBS.training.datasets import KINDS, find_data
 from hunterFormsBS.training.segments import Segments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ import yaml
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.training.msst import read_last, write_last
+from hunterFormsBS.training.optimizers import TORCH, make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.stempegSong import write_songs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from hunterFormsBS.training.msst import read_last, write_last  # noqa: E402
-from hunterFormsBS.training.optimizers import TORCH, make_optimizer  # noqa: E402
-from hunterFormsBS.training.optimizerState import load_named_state, named_state  # noqa: E402
-from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:

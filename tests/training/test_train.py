@@ -31,20 +31,18 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
+from hunterFormsBS.training.engine import compile_transformers, make_fabric
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.schedules import learning_rate_factor
+from hunterFormsBS.training.segments import Positions, Segments, find_songs, read_song
+from hunterFormsBS.training.settings import SECTIONS, Settings, settings_from
+from hunterFormsBS.training.states import StoppedError, claim, newest_state
+from hunterFormsBS.training.stempegSong import write_songs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from hunterFormsBS.training.averaging import AveragedWeights, copy_weights  # noqa: E402
-from hunterFormsBS.training.engine import compile_transformers, make_fabric  # noqa: E402
-from hunterFormsBS.training.optimizers import make_optimizer  # noqa: E402
-from hunterFormsBS.training.optimizerState import load_named_state, named_state  # noqa: E402
-from hunterFormsBS.training.run import Run  # noqa: E402
-from hunterFormsBS.training.schedules import learning_rate_factor  # noqa: E402
-from hunterFormsBS.training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
-from hunterFormsBS.training.settings import SECTIONS, Settings, settings_from  # noqa: E402
-from hunterFormsBS.training.states import StoppedError, claim, newest_state  # noqa: E402
-from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
 
@@ -361,6 +359,7 @@ def test_early_averages_forget_the_beginning() -> None:
 
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
+
     from hunterFormsBS.training.validation import means, score_songs
 
     random = np.random.default_rng(0)
@@ -480,7 +479,7 @@ sys.argv = arguments
 sys.path.insert(0, examples)
 import hunterFormsBS.training.pictures
 if not pictures:
-    training.pictures.log_excerpt = lambda *arguments: None
+    hunterFormsBS.training.pictures.log_excerpt = lambda *arguments: None
 runpy.run_path(arguments[0], run_name="__main__")
 """
 

@@ -16,13 +16,11 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.separation import separate
+from hunterFormsBS.training.segments import find_songs, read_song
+from hunterFormsBS.training.stempegSong import write_songs
 from tests.conftest import TINY
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from hunterFormsBS.training.segments import find_songs, read_song  # noqa: E402
-from hunterFormsBS.training.stempegSong import write_songs  # noqa: E402
 
 STEMS = ("vocals", "drums", "bass", "other")
 CHUNK = 8192
