@@ -36,7 +36,7 @@ FLOORS = (
     ("ensemble",),
     ("songs",),
     ("listening", "training"),
-    ("__main__",),
+    ("program", "__main__"),
 )
 """From the ground up. A module imports from its own floor and from those below."""
 
@@ -88,6 +88,17 @@ def test_every_import_goes_down_or_stays_on_its_floor() -> None:
         if other in FACES or floor_of(other) > floor_of(name)
     ]
     assert up == []
+
+
+def test_rooms_of_the_program_are_imported_by_nothing_else() -> None:
+    users = [
+        f"{name} imports {other}"
+        for name, others in arrows().items()
+        for other in others
+        for room in [other.split(".")[1]]
+        if room in {"listening", "program", "training"} and name.split(".")[1] not in {room, "program", "__main__"}
+    ]
+    assert users == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -15,12 +15,12 @@ from hunterFormsBS.installation import require
 from hunterFormsBS.songs.commandLine import UsageError
 
 EXAMPLES: Final = """\
-hunterforms train --configuration train.yaml --songs MUSDB18-HQ --output runs/first
-    trains, and continues where it was when the same command is given again
-hunterforms train --configuration train.yaml --songs mine --checkpoint vocals.ckpt --output runs/tuned
-    starts from the weights of a checkpoint
-torchrun --nproc-per-node 8 -m hunterFormsBS train --configuration train.yaml --songs mine --output runs/first
-    takes eight GPUs, as --devices 8 does; --strategy fsdp2 shards the weights over them
+  hunterforms train --configuration train.yaml --songs MUSDB18-HQ --output runs/first
+      trains, and continues where it was when the same command is given again
+  hunterforms train --configuration train.yaml --songs mine --checkpoint vocals.ckpt --output runs/tuned
+      starts from the weights of a checkpoint
+  torchrun --nproc-per-node 8 -m hunterFormsBS train --configuration train.yaml --songs mine --output runs/first
+      takes eight GPUs, as --devices 8 does; --strategy fsdp2 shards the weights over them
 """
 
 NEEDED: Final = ("lightning_fabric", "matplotlib", "numpy", "soundfile", "tensorboard", "torchmetrics", "tqdm", "yaml")

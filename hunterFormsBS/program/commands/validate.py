@@ -14,10 +14,10 @@ from hunterFormsBS.console import Console
 from hunterFormsBS.installation import require
 
 EXAMPLES: Final = """\
-hunterforms validate --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
-    prints the mean SDR of each stem, and writes that of each song
-hunterforms validate --checkpoint model.ckpt --songs data/test --metrics sdr si_sdr bleedless fullness --devices 4
-    measures more, and shares the songs out among four processes
+  hunterforms validate --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
+      prints the mean SDR of each stem, and writes that of each song
+  hunterforms validate --checkpoint model.ckpt --songs data/test --metrics sdr si_sdr bleedless fullness --devices 4
+      measures more, and shares the songs out among four processes
 """
 
 NEEDED: Final = ("lightning_fabric", "numpy", "soundfile", "torchmetrics", "tqdm", "yaml")
