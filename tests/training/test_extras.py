@@ -1,0 +1,91 @@
+"""What training takes from other packages: each that is missing is asked for by the extra that has it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from hunterFormsBS.console import Console
+from hunterFormsBS.program.commands import train, validate
+from hunterFormsBS.training import engine, metrics, validation
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.losses import Losses
+from hunterFormsBS.training.metrics import measure
+from hunterFormsBS.training.optimizers import make_optimizer
+
+SHIFT = {"all": {"pitch_shift": 1.0, "pitch_shift_min_semitones": -1, "pitch_shift_max_semitones": 1}}
+AUDIO = torch.ones(1, 1, 8)
+
+
+def fabric() -> object:
+    return engine.make_fabric(
+        accelerator="cpu", devices="1", num_nodes=1, strategy="auto", precision=None, use_amp=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("peft", "lora", lambda: add_adapters(nn.Linear(2, 2), {})),
+        ("pedalboard", "augmentations", lambda: Augmentations(SHIFT, 44100)),
+        ("pedalboard", "augmentations", lambda: MixtureCodec(0.5, (32, 320), 44100)),
+        ("pytorch_optimizer", "optimizers", lambda: make_optimizer(nn.Linear(2, 2), "prodigy", lr=1.0)),
+        ("auraloss.freq", "losses", lambda: Losses({"multistft_loss": 1.0}, sample_rate=44100)),
+        ("torchmetrics.functional.audio", "train", lambda: measure(["si_sdr"], AUDIO, AUDIO, AUDIO[0], 44100)),
+        ("lightning_fabric", "train", fabric),
+    ],
+)
+def test_a_package_that_is_missing_is_asked_for_by_its_extra(
+    module: str, extra: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'install .*\[{extra}\]"'):
+        use()
+
+
+@pytest.mark.parametrize("command", [train, validate])
+def test_commands_ask_for_their_extra_before_they_read_a_file(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    named = ["--songs", "nowhere", *("--output", "nowhere"), "--configuration", "nowhere", "--checkpoint", "nowhere"]
+    monkeypatch.setattr(command, "NEEDED", ("torch", "not_installed_at_all"))
+    with pytest.raises(ImportError, match=r'^not_installed_at_all is not installed: .*\[train\]"'):
+        command.run(parser.parse_args(named), Console("test"))
+
+
+@pytest.mark.parametrize("command", [train, validate])
+def test_commands_name_every_package_that_training_imports(command: ModuleType) -> None:
+    room = Path(engine.__file__).parent
+    imported = {
+        name.partition(".")[0]
+        for path in room.glob("*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    elsewhere = {*sys.stdlib_module_names, "hunterFormsBS", "torch"}
+    # Of the tryout alone, which the extra `examples` is for.
+    assert imported - elsewhere - {"av"} <= set(command.NEEDED)
+
+
+def test_choices_of_the_commands_are_those_of_the_package() -> None:
+    assert train.STRATEGIES == engine.STRATEGIES
+    assert validate.METRICS == metrics.NAMES
+    assert tuple(validation.DTYPES) == validate.PRECISIONS
+    assert train.ACCELERATORS == validate.ACCELERATORS
