@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.installation import require
+from hunterFormsBS.installation import how_to_install, is_installed
 from hunterFormsBS.songs.commandLine import UsageError
 
 EXAMPLES: Final = """\
@@ -23,7 +23,6 @@ EXAMPLES: Final = """\
       takes eight GPUs, as --devices 8 does; --strategy fsdp2 shards the weights over them
 """
 
-NEEDED: Final = ("lightning_fabric", "matplotlib", "numpy", "soundfile", "tensorboard", "torchmetrics", "tqdm", "yaml")
 ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
 STRATEGIES: Final = ("auto", "ddp", "fsdp2")
 
@@ -66,7 +65,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.load_optimizer and options.checkpoint is None:
         raise UsageError("--load-optimizer belongs to --checkpoint: name the last_*.ckpt to go on from")
 
-    require("train", *NEEDED)
+    if not is_installed("train"):
+        raise ImportError(f"training needs more packages: {how_to_install('train')}")
     from hunterFormsBS.training.engine import without_warnings_of_others
     from hunterFormsBS.training.trainer import train
 

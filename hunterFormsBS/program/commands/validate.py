@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.installation import require
+from hunterFormsBS.installation import how_to_install, is_installed
 
 EXAMPLES: Final = """\
   hunterforms validate --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
@@ -20,7 +20,6 @@ EXAMPLES: Final = """\
       measures more, and shares the songs out among four processes
 """
 
-NEEDED: Final = ("lightning_fabric", "numpy", "soundfile", "torchmetrics", "tqdm", "yaml")
 ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
 METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse", "museval_sdr")
@@ -45,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure as the command line says."""
-    require("train", *NEEDED)
+    if not is_installed("train"):
+        raise ImportError(f"measuring needs more packages: {how_to_install('train')}")
     from hunterFormsBS.training.engine import without_warnings_of_others
     from hunterFormsBS.training.validation import validate
 
