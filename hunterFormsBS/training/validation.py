@@ -64,13 +64,13 @@ def validate(
     stems : sequence of str
         Names of the stems, in the order of the model's heads.
     metrics : sequence of str
-        Of `hunterFormsBS.training.metrics.NAMES`.
+        What to measure; see `hunterFormsBS.training.metrics`.
     output : Path, optional
         CSV file with a line for each stem of each song.
     sample_rate, chunk_size, num_overlap : int, optional
         See `hunterFormsBS.separation.separate`.
     precision : str
-        One of `DTYPES`.
+        `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
         See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
 

@@ -181,7 +181,6 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "__main__",
         "blocks",
         "checks",
-        "console",
         "estimates",
         "installation",
         "limits",
