@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from hunterFormsBS.console import Console
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.program.commands import train
-from hunterFormsBS.songs.commandLine import UsageError
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from hunterFormsBS.console import Console
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.installation import how_to_install, is_installed
-from hunterFormsBS.songs.commandLine import UsageError
 
 EXAMPLES: Final = """\
   hunterforms train --configuration train.yaml --songs MUSDB18-HQ --output runs/first
