@@ -62,7 +62,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what `examples/train.py` would be given: mel bands, four stems, augmentations by gain and remixing."""
+    """Return what `hunterforms train` would be given: mel bands, four stems, augmentations by gain and remixing."""
     return {
         "audio": {"sample_rate": SAMPLE_RATE, "chunk_size": round(options.seconds * SAMPLE_RATE)},
         "model": {

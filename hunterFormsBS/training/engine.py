@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Fabric takes a second to import: it is loaded where it is used.
 
-STRATEGIES = ("auto", "ddp", "fsdp2")
-
 
 def make_fabric(
     *, accelerator: str, devices: str, num_nodes: int, strategy: str, precision: str | None, use_amp: bool

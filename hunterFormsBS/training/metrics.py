@@ -37,7 +37,7 @@ def measure(
     Parameters
     ----------
     names : sequence of str
-        Of `NAMES`.
+        Of the functions below, and `museval_sdr`.
     estimates, stems : Tensor
         `(n, s, t)`.
     mixture : Tensor
@@ -62,7 +62,7 @@ def measure(
             continue
         for score, estimate, stem, sounds in zip(scores, estimates, stems, audible, strict=True):
             if sounds or name == "log_wmse":
-                score[name] = METRICS[name](estimate, stem, mixture, sample_rate)
+                score[name] = _BY_NAME[name](estimate, stem, mixture, sample_rate)
     return scores
 
 
@@ -138,7 +138,7 @@ def _load(name: str, module: str, kind: str, extra: str = "metrics") -> Any:
         raise ImportError(f"the metric {name} needs more: {how_to_install(extra)} ({error})") from error
 
 
-METRICS: Final[Mapping[str, Metric]] = {
+_BY_NAME: Final[Mapping[str, Metric]] = {
     "sdr": sdr,
     "si_sdr": si_sdr,
     "l1_freq": l1_freq,
@@ -146,4 +146,3 @@ METRICS: Final[Mapping[str, Metric]] = {
     "fullness": fullness,
     "log_wmse": log_wmse,
 }
-NAMES: Final = (*METRICS, "museval_sdr")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast, get_type_hints
 
+from hunterFormsBS.choices import METRICS
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 from hunterFormsBS.training.datasets import KINDS
 from hunterFormsBS.training.losses import NAMES as LOSSES
-from hunterFormsBS.training.metrics import NAMES as METRICS
 from hunterFormsBS.training.optimizers import NAMES
 from hunterFormsBS.training.unread import explain
 

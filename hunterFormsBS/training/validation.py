@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.choices import PRECISIONS
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.settings import find_configuration
@@ -24,7 +25,7 @@ from hunterFormsBS.training.settings import Settings
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 class Score(NamedTuple):

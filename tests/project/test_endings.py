@@ -35,14 +35,6 @@ WRONG = {
         ["--run", "nowhere", "--output", "x.ckpt"],
         "nowhere/resume has no state: choose the folder of another run",
     ),
-    "train.py": (
-        ["--configuration", "nowhere.yaml", "--songs", "songs", "--output", "run"],
-        "nowhere.yaml: No such file or directory",
-    ),
-    "validate.py": (
-        ["--checkpoint", "nowhere.ckpt", "--songs", "nowhere"],
-        "nowhere.ckpt: No such file or directory",
-    ),
 }
 
 

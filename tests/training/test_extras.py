@@ -15,7 +15,7 @@ from torch import nn
 from hunterFormsBS.console import Console
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.program.commands import train, validate
-from hunterFormsBS.training import engine, metrics, validation
+from hunterFormsBS.training import engine
 from hunterFormsBS.training.adapters import add_adapters
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 from hunterFormsBS.training.losses import Losses
@@ -62,10 +62,3 @@ def test_commands_ask_for_their_extra_before_they_read_a_file(
     monkeypatch.setattr(command, "is_installed", lambda _extra: False)
     with pytest.raises(ImportError, match=f"needs more packages: {re.escape(how_to_install('train'))}"):
         command.run(parser.parse_args(named), Console("test"))
-
-
-def test_choices_of_the_commands_are_those_of_the_package() -> None:
-    assert train.STRATEGIES == engine.STRATEGIES
-    assert validate.METRICS == metrics.NAMES
-    assert tuple(validation.DTYPES) == validate.PRECISIONS
-    assert train.ACCELERATORS == validate.ACCELERATORS

@@ -141,7 +141,7 @@ def test_a_run_goes_there_and_comes_back(
     write_songs(tmp_path / "songs")
     (tmp_path / "msst.yaml").write_text(CONFIGURATION)
     (tmp_path / "longer.yaml").write_text(CONFIGURATION.replace("num_epochs: 2", "num_epochs: 4"))
-    train = f"python {EXAMPLES / 'train.py'} --accelerator cpu --songs songs"
+    train = "hunterforms train --accelerator cpu --songs songs"
     (tmp_path / "there.py").write_text(
         "import torch\n"
         "saved = torch.load('last_bs_roformer.ckpt', weights_only=True)\n"

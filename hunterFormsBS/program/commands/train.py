@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from hunterFormsBS.choices import ACCELERATORS, STRATEGIES
 from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.installation import how_to_install, is_installed
@@ -22,9 +23,6 @@ EXAMPLES: Final = """\
   torchrun --nproc-per-node 8 -m hunterFormsBS train --configuration train.yaml --songs mine --output runs/first
       takes eight GPUs, as --devices 8 does; --strategy fsdp2 shards the weights over them
 """
-
-ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
-STRATEGIES: Final = ("auto", "ddp", "fsdp2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from hunterFormsBS.choices import ACCELERATORS, METRICS, PRECISIONS
 from hunterFormsBS.console import Console
 from hunterFormsBS.installation import how_to_install, is_installed
 
@@ -19,10 +20,6 @@ EXAMPLES: Final = """\
   hunterforms validate --checkpoint model.ckpt --songs data/test --metrics sdr si_sdr bleedless fullness --devices 4
       measures more, and shares the songs out among four processes
 """
-
-ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
-PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
-METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse", "museval_sdr")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sample-rate", type=int, metavar="HZ", help="(default: 44100)")
     add("--chunk-size", type=int, metavar="N", help="samples that the model sees at a time")
     add("--num-overlap", type=int, metavar="N", help="chunks that cover each sample")
-    add("--precision", default="32-true", choices=PRECISIONS)
+    add("--precision", default="32-true", choices=PRECISIONS, help="of what is computed (default: 32-true)")
     add("--accelerator", default="auto", choices=ACCELERATORS, help="(default: a GPU if there is one)")
     add("--devices", default="auto", metavar="N", help="processes on this machine (default: all GPUs, or 1)")
 
