@@ -29,7 +29,7 @@ import torch
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.byName import is_remote
 from hunterFormsBS.choices import Format
-from hunterFormsBS.songs.batch import FAILURES
+from hunterFormsBS.failures import FAILURES
 from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
 from hunterFormsBS.songs.names import key_of, song_name

@@ -107,6 +107,7 @@ def test_what_cannot_be_combined_is_one_line(
         ([files[0], files[1], "--output", files[0], "--overwrite"], 1, "a.wav is one of the files to combine"),
         ([files[0], tmp_path / "nowhere.wav", *out], 1, "nowhere.wav: No such file"),
         ([files[0], *out], 2, "at least two files"),
+        (files, 2, "--output FILE"),
         ([files[0], files[1], "--output", tmp_path / "out.txt"], 2, "must end with one of .wav, "),
         ([files[0], files[1], "--weights", "1", *out], 2, "1 --weights for 2 files"),
         ([files[0], files[1], "--weights", "1,1", "--ensemble", "max_fft", *out], 2, "max_fft has no --weights"),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator, estimates
+from hunterFormsBS.choices import Blend
 from hunterFormsBS.separation import separate, separate_stream
 from tests.conftest import TINY
 
@@ -517,7 +518,8 @@ def test_a_number_of_stems_that_changes_is_refused() -> None:
 def test_nothing_is_warned_about_when_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+    assert stems.shape[-1] == 2500
 
 
 # Streams ------------------------------------------------------------------------------------------------------------
@@ -557,29 +559,34 @@ def test_a_stream_gives_what_separate_gives_whatever_the_blocks(
     assert (same[0] - mixture).abs().max() <= 1e-6
 
 
-def test_a_stream_holds_a_few_chunks_and_gives_samples_as_soon_as_they_are_final() -> None:
-    alive, most, given = 0, 0, 0
+class Counted:
+    """Blocks of 100 samples, and how many samples were read of them, and were alive at most."""
 
-    def blocks() -> Iterator[Tensor]:
-        nonlocal alive, most, given
-        for _block in range(300):
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.read = self.alive = self.most = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _block in range(self.count):
             array = np.ones((1, 100), dtype=np.float32)
-            alive, given = alive + 1, given + 100
-            weakref.finalize(array, release)
-            most = max(most, alive)
+            self.alive, self.read = self.alive + 100, self.read + 100
+            weakref.finalize(array, self._release)
+            self.most = max(self.most, self.alive)
             yield torch.from_numpy(array)
             del array
 
-    def release() -> None:
-        nonlocal alive
-        alive -= 1
+    def _release(self) -> None:
+        self.alive -= 100
 
-    done = 0
-    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2):
+
+@pytest.mark.parametrize(("blend", "ahead"), [("smooth", 3.5), ("msst", 4.5)])
+def test_a_stream_holds_a_few_chunks_and_gives_samples_as_soon_as_they_are_final(blend: Blend, ahead: float) -> None:
+    blocks, done = Counted(300), 0
+    for stems in separate_stream(identity, blocks, chunk_size=CHUNK, batch_size=2, blend=blend):
         done += stems.shape[-1]
-        assert given <= done + 3.5 * CHUNK
+        assert blocks.read <= done + ahead * CHUNK
     assert done == 30000
-    assert most * 100 <= 4 * CHUNK
+    assert blocks.most <= (ahead + 0.5) * CHUNK
 
 
 def test_a_stream_ends_at_once_when_it_is_closed_and_lets_go_of_its_blocks() -> None:
@@ -748,7 +755,8 @@ def test_a_device_that_is_not_there_is_refused_with_a_sentence(device: str) -> N
 def test_bfloat16_on_a_processor_without_it_is_warned_about_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "multiplies_bfloat16", lambda: False)
     with pytest.warns(RuntimeWarning, match="no instructions for bfloat16") as caught:
-        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+    assert stems.shape[-1] == 2500
     assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -796,26 +804,11 @@ def test_of_a_part_the_model_sees_only_the_chunks_that_reach_into_it() -> None:
 
 
 def test_a_stream_is_read_until_its_part_is_known_and_held_from_where_it_begins() -> None:
-    alive, most, read = 0, 0, 0
-
-    def blocks() -> Iterator[Tensor]:
-        nonlocal alive, most, read
-        for _block in range(1000):
-            array = np.ones((1, 100), dtype=np.float32)
-            alive, read = alive + 1, read + 100
-            weakref.finalize(array, release)
-            most = max(most, alive)
-            yield torch.from_numpy(array)
-            del array
-
-    def release() -> None:
-        nonlocal alive
-        alive -= 1
-
-    stems = list(separate_stream(identity, blocks(), chunk_size=CHUNK, start=50000, duration=2000))
+    blocks = Counted(1000)
+    stems = list(separate_stream(identity, blocks, chunk_size=CHUNK, start=50000, duration=2000))
     assert sum(block.shape[-1] for block in stems) == 2000
-    assert read <= 52000 + 3 * CHUNK
-    assert most * 100 <= 4 * CHUNK
+    assert blocks.read <= 52000 + 3 * CHUNK
+    assert blocks.most <= 4 * CHUNK
 
 
 @pytest.mark.parametrize(
@@ -933,21 +926,6 @@ def test_progress_counts_the_chunks_of_all_shifts_and_borders(keywords: dict[str
     model, seen = Recorder(), []
     separate(model, noise(1, 4321), chunk_size=CHUNK, progress=lambda *counts: seen.append(counts), **keywords)
     assert seen == [(done, len(model.chunks)) for done in range(1, len(model.chunks) + 1)]
-
-
-def test_the_blend_of_msst_streams_holding_a_few_chunks() -> None:
-    given = done = 0
-
-    def blocks() -> Iterator[Tensor]:
-        nonlocal given
-        for _block in range(100):
-            given += 100
-            yield noise(1, 100)
-
-    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2, blend="msst"):
-        done += stems.shape[-1]
-        assert given <= done + 4.5 * CHUNK
-    assert done == 10000
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,15 @@ def test_the_first_signal_ends_and_a_second_does_not_interrupt_the_cleaning_up(n
 
 def test_what_the_program_was_started_to_ignore_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handlers = []
     try:
         with ending_on_signals(), uninterrupted():
             os.kill(os.getpid(), signal.SIGHUP)
+            handlers.append(signal.getsignal(signal.SIGHUP))
     finally:
+        handlers.append(signal.getsignal(signal.SIGHUP))
         signal.signal(signal.SIGHUP, before)
+    assert handlers == [signal.SIG_IGN, signal.SIG_IGN]
 
 
 def test_a_signal_waits_for_the_end_of_what_is_not_interrupted() -> None:

@@ -25,7 +25,7 @@ from hunterFormsBS.choices import FORMATS, Format
 from hunterFormsBS.limits import LARGEST_PICTURES, LONGEST_TAG, MOST_TAGS
 from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.reading import read_audio
-from hunterFormsBS.songs.tags import Tags, read_tags, write_tags
+from hunterFormsBS.songs.tags import FRAMES, Tags, read_tags, write_tags
 from hunterFormsBS.songs.writing import writing_together
 
 RATE = 48000
@@ -237,4 +237,6 @@ def test_damaged_tags_of_every_format_end_no_song(seed: int, tmp_path: Path) -> 
             path.write_bytes(content)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                read_tags(path)
+                found = read_tags(path)
+            assert set(found.texts) <= set(FRAMES)
+            assert all(len(text) <= LONGEST_TAG for texts in found.texts.values() for text in texts)

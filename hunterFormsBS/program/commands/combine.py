@@ -23,8 +23,8 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help="of one sample rate, as many channels and samples")
-    add("--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(f'.{one}' for one in FORMATS)}")
+    add("files", nargs="*", type=Path, metavar="FILE", help="of one sample rate, as many channels and samples")
+    add("--output", type=Path, metavar="FILE", help=f"{', '.join(f'.{one}' for one in FORMATS)}")
     add(
         "--ensemble",
         choices=ENSEMBLES,
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Combine the files."""
+    if len(options.files) < 2 or options.output is None:
+        raise UsageError("at least two files are required, and --output FILE")
     encoding = _encoding(options)
-    if len(options.files) < 2:
-        raise UsageError("an ensemble needs at least two files")
     if options.weights is not None:
         if len(options.weights) != len(options.files):
             raise UsageError(f"{len(options.weights)} --weights for {len(options.files)} files: pass one for each")
