@@ -6,11 +6,11 @@ Each function returns the axes that it drew in. A notebook shows the picture by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["band_masks", "plot_band_masks", "plot_mask_filter_bank", "plot_separation", "save_spectrogram"]
+
+# torch.fft has no annotations.
+_rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
 
 LABELLED_BANDS = 8
 FRAMES = 1500
@@ -243,7 +246,7 @@ def _power(blocks: Iterable[Tensor], size: int, hop: int) -> Tensor:
         if skip or pending.shape[-1] < size:
             continue
         windows = pending.unfold(-1, size, hop)  # (s t size)
-        frames.append(torch.fft.rfft(windows * window).abs().square().mean(0).T)
+        frames.append(_rfft(windows * window).abs().square().mean(0).T)
         used = windows.shape[1] * hop
         pending, skip = pending[:, used:], max(0, used - pending.shape[-1])
     return torch.cat(frames, dim=-1)

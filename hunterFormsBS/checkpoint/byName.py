@@ -31,6 +31,10 @@ from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
 PREFIX: Final = "hub:"
+SHORTEST_PART: Final = 3
+"""Characters that say too little of a name."""
+MOST_NEAR: Final = 3
+"""Names of the catalogue that a message suggests."""
 MODEL: Final = "model.safetensors"
 """The file of a model that `publish` uploads."""
 
@@ -132,8 +136,10 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         return fetch(text)
     path = Path(name)
     if not path.exists():
-        near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
-        hint = f"; the catalogue has {near[0]}" if near else ""
+        names, part = facts.entries(), text.lower()
+        near = [known for known in names if len(part) > SHORTEST_PART and part in known][:MOST_NEAR]
+        near = near or difflib.get_close_matches(part, names, n=1, cutoff=0.7)
+        hint = f"; the catalogue has {', '.join(near)}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
     refuse_what_is_no_file(path, "a checkpoint")
     return path, None

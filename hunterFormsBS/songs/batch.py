@@ -60,7 +60,7 @@ def separate_all(options: Options, console: Console) -> int:
 
 def _separate_share(options: Options, console: Console, job: Rank) -> int:
     if job.size > 1 and any(map(is_pipe, options.mixtures)):
-        raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
+        raise UsageError("several processes cannot share the contents of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
     if options.spectrograms:
         check_matplotlib("--spectrograms")

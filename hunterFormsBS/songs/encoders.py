@@ -31,7 +31,7 @@ SFC_RF64_AUTO_DOWNGRADE = 0x1210
 
 
 class Encoder:
-    """What takes the samples of one stem; its file may hold those of others.
+    """Writes the samples of one stem; its file may hold those of others.
 
     What the handler of a signal raises within a callback of a library is printed and lost, the samples with it, so
     signals wait. Where one comes before the thread that writes is waited for, the file is closed once a write has
@@ -44,7 +44,7 @@ class Encoder:
 
     @property
     def error(self) -> OSError | None:
-        """What the file refused."""
+        """The first error of the file."""
         return self._raw.error
 
     def write(self, block: Tensor) -> None:

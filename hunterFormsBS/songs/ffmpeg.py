@@ -47,7 +47,7 @@ BEGINNING = 4000
 """Samples that are decoded of a file whose name does not tell that it is audio: hardly anything else has so many."""
 
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
-"""What puts full scale at 1, for each format of samples."""
+"""Factors that put full scale at 1, for each format of samples."""
 
 TAGS = (b"ID3", b"TAG", b"APE")
 """How packets begin that are no sound, where files were joined."""

@@ -97,7 +97,7 @@ def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, thresho
         for block in blocks:
             audio.add(block)
     means = audio.means()
-    sounding = (means > 10 ** (threshold / 10)).nonzero().flatten().tolist()
+    sounding = [int(step) for step in (means > 10 ** (threshold / 10)).nonzero()]
     pause = round(SHORTEST_PAUSE / HOP)
     spans: list[tuple[int, int]] = []
     for step in sounding:

@@ -1,4 +1,4 @@
-"""What files are called: names made safe, the template, and no two files of one name anywhere."""
+"""Names of files: made safe, the template, and no two files of one name anywhere."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FIELDS = {
     "start_time": "seconds since 1970 when the program began",
     "ext": "suffix of the format",
 }
-"""What names of files can contain; `file_name`, `instr`, `dir_name`, `model_type` and `start_time` are MSST's."""
+"""Fields of names of files; `file_name`, `instr`, `dir_name`, `model_type` and `start_time` are MSST's."""
 
 OF_STEMS = ("stem", "instr", "number")
 

@@ -1,4 +1,4 @@
-"""What the command line asks for, as the functions take it that separate songs."""
+"""The options of the command line, as the functions that separate songs take them."""
 
 from __future__ import annotations
 

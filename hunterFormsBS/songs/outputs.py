@@ -1,4 +1,4 @@
-"""What becomes of each song: which stems are written, what is left of the mixture, and the files that they get."""
+"""The outputs of each song: stems, the mixture without some of them, and the files that they get."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Outputs:
         self.names: list[str] = []
         """Of what is written of each song; empty while only the model tells how many stems there are."""
         self.rests: list[list[int]] = []
-        """What comes after the stems, as `separate_song` takes it; the mixture, which is named first, at the end."""
+        """The outputs after the stems, as `separate_song` takes them; the mixture, which is named first, comes last."""
         self._options = options
         self._together = encoding.is_together
         self._console = console

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What a model has to separate for a part of a song at another rate.
+    """The samples that a model has to separate for a part of a song at another rate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a configuration says about separating with its checkpoint, as far as the command line does not say otherwise."""
+"""Settings that a configuration states for separating with its checkpoint; the command line goes before them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes an MP4 a `.stem.mp4`: names and colours of its tracks, as DJ programs read them.
+"""Names and colours of the tracks of a `.stem.mp4`, as DJ programs read them.
 
 The atom `moov/udta/stem` holds JSON, in the format of Native Instruments: the mixture is the first track, four stems
 follow it. The settings of a compressor and a limiter belong to the format; both are off.

@@ -40,7 +40,7 @@ ALIASES = {
     "album artist": "albumartist",
     "album_artist": "albumartist",
 }
-"""What APEv2, the tags of WavPack, and FFmpeg call them."""
+"""Their names in APEv2, the tags of WavPack, and in FFmpeg."""
 
 ATOMS = {
     "album": "\xa9alb",
@@ -56,7 +56,7 @@ ATOMS = {
     "title": "\xa9nam",
     "tracknumber": "trkn",
 }
-"""What MP4 calls them."""
+"""Their names in MP4."""
 
 MIMES = {13: "image/jpeg", 14: "image/png"}
 """Formats of pictures in MP4."""
@@ -65,7 +65,7 @@ FRONT_COVER = 3
 
 
 class Tags(NamedTuple):
-    """What a file says about its song.
+    """The tags and pictures of a song.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def read_tags(pathFilename: Path) -> Tags:
 
 
 def _bounded(tags: Tags) -> Tags:
-    """Cut off what is no tag of a song, with a warning."""
+    """Cut off texts and pictures beyond the limits, with a warning."""
     texts = {name: [text[:LONGEST_TAG] for text in values[:MOST_TAGS]] for name, values in tags.texts.items()}
     if cut := [name for name, values in texts.items() if values != tags.texts[name]]:
         warnings.warn(
@@ -108,7 +108,7 @@ def _bounded(tags: Tags) -> Tags:
 
 
 class _Zlib:
-    """What mutagen needs of zlib, with a limit for all tags of a song."""
+    """The part of zlib that mutagen needs, with a limit for all tags of a song."""
 
     error = zlib.error
 

@@ -1,7 +1,7 @@
 """The files of a song appear together once all of them are complete, and nothing that others left is trusted.
 
-Each is written under a hidden name that nobody can guess, beside its target, and gets its own name at the end. Until
-then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
+Each is written under a hidden name that nobody can guess, in the folder of its target, and gets its own name at the end.
+Until then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Existing = Literal["refuse", "keep", "replace"]
-"""What becomes of a file that exists under the name of a stem; "refuse": the song fails."""
+"""Ways to treat a file that exists under the name of a stem; "refuse": the song fails."""
 
 Identity = tuple[int, int]
 
@@ -215,7 +215,7 @@ def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
 
 
 def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
-    """Make a file of a hidden name beside a target, locked, and the folders above it."""
+    """Make a file of a hidden name in the folder of a target, locked, and the folders above it."""
     folder = _real_folder(output, target.parent)
     with called(target):
         for path in reversed([folder, *folder.parents]):

@@ -120,7 +120,12 @@ def test_a_file_without_a_known_digest_is_recognised_by_its_size_and_its_shapes(
 @pytest.mark.parametrize("read", [from_checkpoint, lambda name: find_configuration(Path(name), None)])
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("bs_roformer-unwa-reviv", "; the catalogue has bs_roformer-unwa-revive"), ("model.ckpt", "")],
+    [
+        ("bs_roformer_unwa-reviv", "; the catalogue has bs_roformer-unwa-revive"),
+        ("BS_Roformer-fruit-SW", "; the catalogue has bs_roformer-fruit-sw"),
+        ("voc_fv4", "; the catalogue has mel_roformer-gabox-voc_fv4"),
+        ("model.ckpt", ""),
+    ],
 )
 def test_a_misspelt_name_is_answered_with_the_right_one(read: Callable[[str], object], name: str, hint: str) -> None:
     with pytest.raises(FileNotFoundError) as error:

@@ -649,7 +649,7 @@ def test_processes_of_one_job_cannot_share_a_pipe(
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit, match=r"^2$"):
         run("-")
-    assert "several processes cannot share what comes out of a pipe" in capsys.readouterr().err
+    assert "several processes cannot share the contents of a pipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])
