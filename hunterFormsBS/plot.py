@@ -174,8 +174,7 @@ def band_masks(model: BandSplitRotator, audio: Tensor) -> Tensor:
 def _figure(figure: Figure | None, size: tuple[float, float], function: str) -> Figure:
     if figure is not None:
         return figure
-    check_matplotlib(function)
-    pyplot: Any = import_module("matplotlib.pyplot")
+    pyplot = matplotlib_module("pyplot", function)
     drawing: Figure = pyplot.figure(figsize=size, layout="constrained")
     return drawing
 
@@ -201,8 +200,7 @@ def save_spectrogram(path: Path, blocks: Iterable[Tensor], length: int, sample_r
     sample_rate : float
         In Hz.
     """
-    check_matplotlib("save_spectrogram")
-    figure: Any = import_module("matplotlib.figure").Figure(figsize=(12, 4), layout="constrained")
+    figure = matplotlib_module("figure", "save_spectrogram").Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots()
     image = _draw_spectrogram(axes, blocks, length, sample_rate)
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
@@ -210,10 +208,10 @@ def save_spectrogram(path: Path, blocks: Iterable[Tensor], length: int, sample_r
     figure.savefig(path, format="png", dpi=100)
 
 
-def check_matplotlib(needed_by: str) -> None:
-    """Raise an ImportError that says how to install matplotlib, where it is missing."""
+def matplotlib_module(name: str, needed_by: str) -> Any:
+    """Return a module of matplotlib, or raise an ImportError that says how to install it."""
     try:
-        import_module("matplotlib")
+        return import_module(f"matplotlib.{name}")
     except ImportError as error:
         raise ImportError(f"{needed_by} needs matplotlib: {how_to_install('plot')}") from error
 

@@ -14,7 +14,7 @@ import torch
 from hunterFormsBS.console import RECORD, Console, one_line
 from hunterFormsBS.devices import find_device
 from hunterFormsBS.failures import FAILURES, UsageError
-from hunterFormsBS.plot import check_matplotlib, save_spectrogram
+from hunterFormsBS.plot import matplotlib_module, save_spectrogram
 from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.levels import Energies, loudest_part, sounding_parts
@@ -63,7 +63,7 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
         raise UsageError("several processes cannot share the contents of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
     if options.spectrograms:
-        check_matplotlib("--spectrograms")
+        matplotlib_module("figure", "--spectrograms")
     device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
     sources, names = find_sources(options, console)
     with ExitStack() as copies:

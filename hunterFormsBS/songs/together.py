@@ -1,6 +1,6 @@
 """The files of a song appear together once all of them are complete, and nothing that others left is trusted.
 
-Each is written under a hidden name that nobody can guess, in the folder of its target, and gets its own name at the end.
+Each is written under a hidden name that nobody can guess, in the folder of its target, and gets its own at the end.
 Until then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
 """
 
