@@ -28,7 +28,7 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, publish
 from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, read_configuration, save_checkpoint
-from hunterFormsBS.checkpoint import hub as client
+from hunterFormsBS.checkpoint import connection as client
 from tests.conftest import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
