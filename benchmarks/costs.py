@@ -79,9 +79,9 @@ def cost(model: BandSplitRotator, samples: int, sample_rate: int) -> Cost:
     with torch.device("meta"), torch.no_grad(), Efficient():
         spectrum = torch.empty(1, 2 if arguments["stereo"] else 1, bins, frames, 2)
         with FlopCounterMode(display=False) as operations, Alive() as alive:
-            masked = model.mask_spectrum(spectrum)
+            model.mask_spectrum(spectrum)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    total = weights + spectrum.nbytes + max(alive.most, 2 * masked.nbytes)
+    total = weights + spectrum.nbytes + alive.most
     # Three digits: more would be a promise.
     rounded = (float(f"{number:.2e}") for number in (operations.get_total_flops() * sample_rate / samples, total))
     return Cost(*map(int, rounded))
