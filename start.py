@@ -30,7 +30,7 @@ FOR_CPU = "https://download.pytorch.org/whl/cpu"
 # What is run, and the extras that it needs. Anything else is a command line of the package.
 PROGRAMS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
-    "listen": ("listen", ["examples/listen.py"]),
+    "listen": ("listen", ["-m", "hunterFormsBS", "listen"]),
     "test": ("testing,bench", ["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]),
 }
 SEPARATION = ("separation", ["-m", "hunterFormsBS"])

@@ -67,7 +67,7 @@ def copy(tmp_path: Path) -> Copy:
     [
         ([], "examples", "{}/examples/quickstart.py"),
         (["quickstart", "--minutes", "1"], "examples", "{}/examples/quickstart.py --minutes 1"),
-        (["listen"], "listen", "{}/examples/listen.py"),
+        (["listen"], "listen", "-m hunterFormsBS listen"),
         (["test", "-k", "name"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -k name"),
         (["test", "all", "-x"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -m  -x"),
         (["a song.mp3", "--checkpoint", "c"], "separation", "-m hunterFormsBS a song.mp3 --checkpoint c"),
