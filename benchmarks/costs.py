@@ -1,8 +1,9 @@
 """What the checkpoints of the catalogue cost, computed from their configurations: `python -m benchmarks.costs`.
 
-Nothing is measured. The model runs on PyTorch's meta device, where tensors have shapes and no values: operations are those
-of matrix products, attention and convolutions, and memory is that of the weights and of the tensors that exist at the
-same time, in float32, with an attention that stores no scores (as on a GPU) and without the kernels that save memory.
+Nothing is measured. The model runs on PyTorch's meta device, where tensors have shapes and no values: operations are
+those of matrix products, attention and convolutions, and memory is that of the weights and of the tensors that exist at
+the same time, in float32, with an attention that stores no scores (as on a GPU) and without the kernels that save
+memory.
 `--write` puts the numbers into `hunterFormsBS/catalogue.json`, where the test that recomputes them expects them.
 """
 

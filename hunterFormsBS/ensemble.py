@@ -2,8 +2,8 @@
 
 `*_wave` combines samples, `*_fft` bins of short-time spectra. `avg` is the mean, weighted where weights are given;
 `median` the middle one, or the mean of the two in the middle; `min` and `max` take, of each sample or bin, the value of
-the smallest or largest modulus. Where moduli are equal, the first model's value counts in the ways of MSST, and the last
-one's in those of UVR, `uvr_min_spec` and `uvr_max_spec`, which are otherwise `min_fft` and `max_fft`.
+the smallest or largest modulus. Where moduli are equal, the first model's value counts in the ways of MSST, and the
+last one's in those of UVR, `uvr_min_spec` and `uvr_max_spec`, which are otherwise `min_fft` and `max_fft`.
 """
 
 from __future__ import annotations
