@@ -104,7 +104,7 @@ def explained(what: str, server: Callable[[Any], Server]) -> Generator[Any]:
     """
     try:
         hub = import_module("huggingface_hub")
-        for module in ("constants", "errors", "utils"):
+        for module in ("constants", "errors", "file_download", "utils"):
             import_module(f"huggingface_hub.{module}")
     except ImportError as error:
         raise ImportError(f"to fetch checkpoints, install huggingface_hub: {how_to_install('hub')}") from error

@@ -77,14 +77,19 @@ def _fetch(
     if size and offered and offered != size:
         raise CheckpointError(f"{_another(path, page)}: it has {offered} bytes, not {size}")
     before()
+    expected = size or offered
     with incomplete.open("ab") as file:
-        if size and file.tell() > size:
+        if not expected or file.tell() > expected:  # What is there is no part of this file, or nobody knows.
             file.truncate(0)
-        http_get = hub.file_download.http_get
-        http_get(
-            url, file, resume_size=file.tell(), expected_size=size or None, displayed_filename=path.name,
+            file.seek(0)
+        hub.file_download.http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            expected_size=expected or None,
+            displayed_filename=path.name,
             tqdm_class=bar(hub),
-        )  # fmt: skip
+        )
     received = sha256(incomplete)
     if digest and received != digest:
         incomplete.unlink()

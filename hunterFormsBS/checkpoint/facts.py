@@ -100,9 +100,7 @@ class Entry:
     def whose(self) -> str:
         """Who made the weights, and where their terms stand if they are stated, in one line."""
         makers = " and ".join(self.authors) or "their maker"
-        return (
-            f"{self.name}: weights by {makers}; this package grants no rights to them, their terms are at {self.page}"
-        )
+        return f"{self.name}: weights by {makers}; their terms of use, if stated, are at {self.page}"
 
     def goes_by(self, name: str) -> bool:
         """Tell whether this is its name, here, at its publisher or in another program."""
