@@ -131,8 +131,8 @@ def overview() -> str:
             "commands:",
             *(f"  {name:{width}}  {text}" for name, text in commands.items()),
             "",
-            f"{NAME} COMMAND --help shows examples and the usual options, --help-all every",
-            "option; --version prints the version. A song called as a command is ./SONG.",
+            f"{NAME} COMMAND --help shows examples and the usual options, --help-all",
+            "all; --version prints the version. A song called as a command is ./SONG.",
             "",
             EXIT_STATUS,
         )

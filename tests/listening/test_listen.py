@@ -901,7 +901,8 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "hunterFormsBS.listening.serving", None)
     assert main(["listen", "--no-browser"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "listen]" in line
+    assert "-m pip install" in line
+    assert "uvicorn" in line
 
 
 def test_only_its_command_imports_the_page() -> None:
