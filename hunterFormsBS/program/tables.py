@@ -71,9 +71,11 @@ def table(columns: Sequence[Column], width: int) -> Iterator[str]:
         wider = min(spare, column.width - least)
         widths.append(least + wider)
         spare -= wider
-    numbers = [column.is_number for column in kept]
     for row in zip(*((column.heading, *column.cells) for column in kept), strict=True):
-        cells = (_fitted(cell, *how) for cell, *how in zip(row, widths, numbers, strict=True))
+        cells = (
+            _fitted(cell, characters, is_number=column.is_number)
+            for cell, characters, column in zip(row, widths, kept, strict=True)
+        )
         yield BETWEEN.join(cells).rstrip()
 
 
@@ -92,6 +94,6 @@ def gigaflops(operations: int) -> str:
     return f"{operations / 1e9:.0f}" if operations else ""
 
 
-def _fitted(cell: str, width: int, is_number: bool) -> str:
+def _fitted(cell: str, width: int, *, is_number: bool) -> str:
     short = cell if len(cell) <= width else f"{cell[: width - 3]}..."
     return short.rjust(width) if is_number else short.ljust(width)

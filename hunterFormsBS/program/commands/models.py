@@ -182,16 +182,16 @@ def _ranked(chosen: Iterable[Entry], selection: Selection) -> Iterator[str]:
         for stem, source, value in found:
             groups[stem, source if source.compares else None].append((value, source.source, entry))
     order = sorted(groups, key=lambda group: (group[0], group[1] is None, -len(groups[group])))
-    for stem, source in order:
-        rows = groups[stem, source]
-        if source is not None:
+    for stem, measured in order:
+        rows = groups[stem, measured]
+        if measured is not None:
             rows.sort(key=lambda row: -row[0])
-            yield f"{stem}: {source.name}, by {source.source}, best first"
+            yield f"{stem}: {measured.name}, by {measured.source}, best first"
         else:
             yield f"{stem}: each on a test set of its own, or one that is not stated: these do not compare; by name"
         columns = [Column(selection.by.upper(), [f"{value:.2f}" for value, _, _ in rows], is_number=True)]
         listed = _columns([entry for _, _, entry in rows], *columns)
-        if source is None:
+        if measured is None:
             listed.append(Column("FROM", [where for _, where, _ in rows], priority=1))
         yield from table(listed, terminal_width())
         yield ""
