@@ -21,7 +21,7 @@ import torch
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, entries, presets, recognise, score_source
-from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, from_configuration
+from hunterFormsBS.checkpoint import CheckpointError, byName, facts, from_checkpoint, from_configuration
 from hunterFormsBS.choices import ENSEMBLES
 from hunterFormsBS.songs.settings import find_configuration
 from tests.conftest import ROOT, TINY
@@ -276,3 +276,15 @@ def test_a_name_that_two_go_by_is_that_of_none(monkeypatch: pytest.MonkeyPatch) 
     assert (facts.find_entry("aa"), facts.find_entry("b")) == (named["a"], named["b"])
     assert facts.find_entry("both") is None
     assert facts.find_entry("") is None
+
+
+def test_a_file_that_is_here_comes_before_a_name_that_others_give_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "model_bs_roformer_ep_317_sdr_12.9755.ckpt"
+    assert byName.is_remote(name)
+    assert not byName.is_remote(f"models/{name}")
+    torch.save(made().state_dict(), name)
+    assert not byName.is_remote(name)
+    assert byName.find(name) == (Path(name), None)

@@ -1,4 +1,4 @@
-"""List the presets: several checkpoints for one purpose, which `separate --preset` runs together."""
+"""List the presets: several checkpoints for one purpose, for `--preset`."""
 
 from __future__ import annotations
 
