@@ -1,4 +1,4 @@
-"""List the presets: several checkpoints for one purpose, for `--preset`."""
+"""List the presets: several checkpoints for one purpose."""
 
 from __future__ import annotations
 
