@@ -47,7 +47,16 @@ DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
 """The types of numbers in which models compute."""
 
 Ensemble: TypeAlias = Literal[
-    "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
+    "avg_wave",
+    "median_wave",
+    "min_wave",
+    "max_wave",
+    "avg_fft",
+    "median_fft",
+    "min_fft",
+    "max_fft",
+    "uvr_min_spec",
+    "uvr_max_spec",
 ]
 ENSEMBLES: Final[tuple[Ensemble, ...]] = get_args(Ensemble)
 """The ways to combine estimates."""

@@ -1,5 +1,7 @@
 """Checkpoints by name: a file that is here, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
 
+A checkpoint of the catalogue goes by its name there, by that of its file, and by those of other programs.
+
 Fetching stands above the loader, which takes a file and the configuration that was found with it.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any, Final
 import torch
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import facts, hub
+from hunterFormsBS.checkpoint import elsewhere, facts, hub
 from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
@@ -28,7 +31,7 @@ from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import translate_state_dict
 from hunterFormsBS.checkpoint.weightsFile import read_contents
 from hunterFormsBS.choices import Upstream
-from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.printable import printable, say, short_repr
 
 PREFIX: Final = "hub:"
 SHORTEST_PART: Final = 3
@@ -65,7 +68,7 @@ def from_checkpoint(
     ----------
     pathFilename : str | PathLike[str]
         The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
-        which are fetched from the Hugging Face Hub.
+        which are fetched.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
         As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
         which recognises files that are here as well, or the one beside a file that is fetched.
@@ -116,7 +119,9 @@ def from_checkpoint(
 
 def is_remote(name: object) -> bool:
     """Tell whether this names a checkpoint to fetch, and no file that is here."""
-    return isinstance(name, str) and (name.startswith(PREFIX) or (name in facts.entries() and not Path(name).exists()))
+    return isinstance(name, str) and (
+        name.startswith(PREFIX) or (facts.find_entry(name) is not None and not Path(name).exists())
+    )
 
 
 def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
@@ -136,9 +141,9 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         return fetch(text)
     path = Path(name)
     if not path.exists():
-        names, part = facts.entries(), text.lower()
-        near = [known for known in names if len(part) > SHORTEST_PART and part in known][:MOST_NEAR]
-        near = near or difflib.get_close_matches(part, names, n=1, cutoff=0.7)
+        names, part = facts.names(), text.lower()
+        near = [known for known in names if len(part) > SHORTEST_PART and part in known.lower()][:MOST_NEAR]
+        near = near or difflib.get_close_matches(text, names, n=1, cutoff=0.8)
         hint = f"; the catalogue has {', '.join(near)}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
     refuse_what_is_no_file(path, "a checkpoint")
@@ -146,9 +151,11 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
 
 
 def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
-    """Fetch a checkpoint from the Hugging Face Hub, or find it in the cache of `huggingface_hub`.
+    """Fetch a checkpoint from where it is published, or find it in the cache of `huggingface_hub`.
 
-    That package's settings apply: its cache, its token, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress bar.
+    That package's settings apply: its cache, its token for the Hub, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress
+    bar. Before a checkpoint of the catalogue is fetched, a line on standard error says whose weights it has and where
+    their terms stand.
 
     Parameters
     ----------
@@ -169,15 +176,22 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
     ImportError
         If huggingface_hub is not installed.
     """
-    entry = facts.entries().get(name) or _entry_at(name)
+    entry = facts.find_entry(name) or _entry_at(name)
+
+    def tell_whose() -> None:
+        if entry.page:
+            say(entry.whose, sys.stderr)
+
+    if entry.url:
+        path = elsewhere.download(entry.url, entry.page, entry.sha256, entry.size, tell_whose)
+        return path, entry.configuration
     if not entry.repository:
         raise CheckpointError(
-            f"{printable(name)} is in the catalogue, and not on the Hugging Face Hub: download it by hand, and pass "
-            "the file, which is recognised"
+            f"{printable(name)} cannot be fetched by a program: download it and its configuration with a browser, from "
+            f"{entry.page}, and pass both files"
         )
-    path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256)
-    configuration: Mapping[str, Any] | None = entry.configuration or _configuration_beside(entry, path)
-    return path, configuration
+    path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256, tell_whose)
+    return path, entry.configuration or _configuration_beside(entry, path)
 
 
 def publish(

@@ -131,7 +131,7 @@ def load(
     remarks = contents.remarks + left_out
     if passed is None and beside is None:
         entry = recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
-        beside = entry.configuration if entry else None
+        beside = (entry and entry.configuration) or None
     whole = load_configuration(beside) if passed is None else passed
     del contents  # so that a tensor goes from memory as soon as it has become a parameter
     evidence = Evidence(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hunterFormsBS.ensemble import HOP, Ensemble, combine_streams
+from hunterFormsBS.ensemble import HOP, Ensemble, combine_streams, uses_spectra
 from hunterFormsBS.separation import Progress, stems_of
 from hunterFormsBS.songs.parts import Part, Region, clock
 from hunterFormsBS.songs.rates import Resampler
@@ -88,7 +88,7 @@ def separate_song(
         If the song ends before the part begins.
     """
     first, last = part.samples(audio.sample_rate)
-    wide = _whole_frames(first, last) if len(separators) > 1 and combination.kind.endswith("_fft") else (first, last)
+    wide = _whole_frames(first, last) if len(separators) > 1 and uses_spectra(combination.kind) else (first, last)
     passing = [
         _Passing(audio, *wide, begin=first, keep=bool(rests) and not number) for number in range(len(separators))
     ]

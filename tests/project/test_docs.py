@@ -20,7 +20,7 @@ import yaml
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.catalogue import entries
+from hunterFormsBS.catalogue import entries, presets
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.checkpoint.programs import AUDIBLE, ROFORMERS, SWITCHES
 from hunterFormsBS.checkpoint.variants import VARIANTS
@@ -259,6 +259,19 @@ def test_architecture_lists_every_kernel_as_it_is() -> None:
     assert {f"`{name}`" for name in KERNELS} == {name for name, *_ in expected}
 
 
+def test_choosing_names_checkpoints_with_scores_that_they_have() -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| Purpose \| Candidates \|\n(.*?)\n\n", page, re.M | re.S)
+    named = re.findall(r"`((?:bs|mel)_roformer-[^`]+)`(?: (?:\(stated SDR )?(\d+\.\d+))?", table)
+    assert len(named) > 20
+    for name, score in named:
+        values = {
+            f"{one['sdr']:.2f}" for stems in entries()[name].scores.values() for one in stems.values() if "sdr" in one
+        }
+        assert not score or score in values
+    assert {name for name in presets() if f"`{name}`" in table} == set(presets())
+
+
 PROGRAMS_PAGES = {
     "from-msst": ["MSST", "a fork of MSST"],
     "from-uvr": ["UVR", "audio-separator"],
@@ -269,7 +282,8 @@ PROGRAMS_PAGES = {
 
 def test_pages_name_every_variant_program_and_checkpoint() -> None:
     summaries = load(ROOT / "docs" / "summaries.py")
-    tables = {name: getattr(summaries, name)() for name in ("variants", "catalogue")}
+    names = ("variants", "catalogue", "scores", "stated_scores", "presets")
+    tables = {name: getattr(summaries, name)() for name in names}
     for variant in VARIANTS:
         (row,) = [line for line in tables["variants"].splitlines() if line.startswith(f"| {variant.name} |")]
         assert f"`{variant.example}`" in row

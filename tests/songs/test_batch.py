@@ -23,8 +23,10 @@ from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main
+from hunterFormsBS.catalogue import Preset
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.ensemble import ENSEMBLES, combine
+from hunterFormsBS.program.commands import separate as command
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs import batch, progress, sources
 from hunterFormsBS.songs.levels import loudness, sounding_parts
@@ -444,6 +446,22 @@ def test_weights_belong_to_the_checkpoints_in_their_order(
     assert run(song, "--stems", "voice", "--overwrite", model="other") == 0
     other, _ = read_audio(tmp_path / "out" / "a" / "voice.wav")
     torch.testing.assert_close(got, 0.75 * other + 0.25 * model, rtol=0, atol=1e-6)
+
+
+def test_a_preset_separates_as_its_checkpoints_do(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song = write_song(tmp_path / "a.wav", rate=11025)
+    files = [str(models / f"{name}.ckpt") for name in ("model", "solo")]
+    preset = Preset("mine", "uvr_max_spec", tuple(files), ("voice",), "nobody")
+    monkeypatch.setattr(command, "presets", lambda: {"mine": preset})
+    assert main([str(song), "--preset", "mine", "--output", str(tmp_path / "one")]) == 0
+    by_hand = ["--checkpoint", files[0], "--checkpoint", files[1], "--ensemble", "uvr_max_spec", "--stems", "voice"]
+    assert main([str(song), *by_hand, "--output", str(tmp_path / "two")]) == 0
+    assert [path.name for path in (tmp_path / "one" / "a").iterdir()] == ["voice.wav"]
+    one, two = (read_audio(tmp_path / folder / "a" / "voice.wav")[0] for folder in ("one", "two"))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert one.abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from hunterFormsBS.checkpoint.facts import presets
 from hunterFormsBS.choices import (
     BATCH_SIZE,
     BLENDS,
@@ -32,6 +33,9 @@ EXAMPLES = """\
   hunterforms song.flac --checkpoint model.ckpt --configuration model.yaml --output separated
       writes separated/song/vocals.wav and so on, one file for each stem of the model
 
+  hunterforms song.flac --preset vocal_balanced --output separated
+      fetches two models of vocals, and writes what they make of the song together; `hunterforms presets` lists others
+
   hunterforms album/ --checkpoint model.ckpt --output separated --stems vocals --residual instrumental
       writes the vocals of every song below the folder, and everything else in it as instrumental.wav
 
@@ -54,7 +58,7 @@ RESIDUAL = "residual"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments: first those that most people need."""
-    parser.usage = "%(prog)s MIXTURE ... --checkpoint FILE --output DIR [options]"
+    parser.usage = "%(prog)s MIXTURE ... (--checkpoint FILE | --preset NAME) --output DIR [options]"
     add = parser.add_argument
     add(
         "mixtures",
@@ -73,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights: a file, a name that `hunterforms models` prints, or hub:OWNER/REPOSITORY/FILE; several times "
         "for an ensemble",
+    )
+    add(
+        "--preset",
+        choices=tuple(presets()),
+        metavar="NAME",
+        help="several checkpoints for one purpose, and how their stems become one: see `hunterforms presets`",
     )
     add("--output", type=Path, metavar="DIR", help="folder for the results, DIR/SONG/STEM.wav; it is made")
     add(
@@ -103,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Separate songs, or do what an option asks for that is a command of its own."""
     if options.list_models:
-        return models.run(options, console)
+        return models.show(models.Selection(), console)
     if options.info is not None:
         if options.mixtures or options.checkpoint:
             raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
@@ -111,7 +121,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
         configuration = next(iter(options.configuration), None)
         return show_information(options.info, console, configuration=configuration, upstream=options.upstream)
-    given = {"MIXTURE": options.mixtures, "--checkpoint": options.checkpoint, "--output": options.output}
+    options = _with_ensemble(options)
+    given = {"MIXTURE": options.mixtures, "--checkpoint or --preset": options.checkpoint, "--output": options.output}
     missing = [name for name, value in given.items() if not value]
     if missing:
         raise UsageError(f"the following arguments are required: {', '.join(missing)}")
@@ -119,6 +130,26 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from hunterFormsBS.songs.options import Options
 
     return separate_all(Options(**vars(options)), console)
+
+
+def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with the checkpoints of a preset, and with the way to combine stems."""
+    if options.preset is None:
+        return argparse.Namespace(**{**vars(options), "ensemble": options.ensemble or "avg_wave"})
+    instead = ("checkpoint", "configuration", "ensemble", "weights", "upstream", "lora")
+    given = [f"--{name}" for name in instead if getattr(options, name)]
+    if given:
+        raise UsageError(
+            f"--preset {options.preset} says which checkpoints, and how they are combined: leave out "
+            f"{' and '.join(given)}, or name the checkpoints that `hunterforms presets` lists yourself"
+        )
+    preset = presets()[options.preset]
+    chosen = {
+        "checkpoint": [Path(name) for name in preset.checkpoints],
+        "ensemble": preset.ensemble,
+        "stems": options.stems or list(preset.stems),
+    }
+    return argparse.Namespace(**{**vars(options), **chosen})
 
 
 def _add_written(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +199,6 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add(
         "--ensemble",
         choices=ENSEMBLES,
-        default="avg_wave",
         help="how the stems of several checkpoints become one: of samples or of spectra (default: avg_wave)",
     )
     add("--weights", type=weights, metavar="NUMBERS", help="of the checkpoints in avg_wave and avg_fft, such as 2,1,1")
