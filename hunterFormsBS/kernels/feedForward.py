@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hunterFormsBS.kernels.int8 import ROWS_PER_TILE, WeightInt8
 from hunterFormsBS.kernels.linear import linear_of
 from hunterFormsBS.kernels.prepared import NOTHING, Prepared
 from hunterFormsBS.kernels.seam import Served, Where, kernel
@@ -32,14 +31,9 @@ def feed_forward(layer: FeedForward, x: Tensor, *, prepared: Prepared = NOTHING)
         return None
 
     if not torch.is_grad_enabled():
-        # In float32 products take so long that the way of the hidden layer through memory does not show.
-        tiled = isinstance(prepared.packed.get(expand), WeightInt8)
-        tiles = torch.split(x.flatten(0, -2), ROWS_PER_TILE) if tiled else (x,)
-        outs: list[Tensor] = []
-        for tile in tiles:
-            (hidden,) = linear_of(rms_norm, (tile, norm.gamma), (expand,), activation="gelu", packed=prepared.packed)
-            outs += linear_of(None, (hidden,), (contract,), packed=prepared.packed)
-        return torch.cat(outs).view(x.shape) if tiled else outs[0]
+        (hidden,) = linear_of(rms_norm, (x, norm.gamma), (expand,), activation="gelu", packed=prepared.packed)
+        (out,) = linear_of(None, (hidden,), (contract,), packed=prepared.packed)
+        return out
     (hidden,) = linear_of(rms_norm, (x, norm.gamma), (expand,), packed=prepared.packed)
     (out,) = linear_of(F.gelu, (hidden,), (contract,), packed=prepared.packed)
     return out

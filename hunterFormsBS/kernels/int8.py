@@ -28,9 +28,6 @@ from hunterFormsBS.kernels.internals import int8_products
 LEAST_FEATURES = 32
 """Maps from or to fewer features stay in float32: they are cheap, and the gates of attention are among them."""
 
-ROWS_PER_TILE = 256
-"""A feedforward in int8 takes this many tokens at a time, so that its hidden layer stays in cache between products."""
-
 STEPS = 254
 """From the least to the greatest activation: one fewer than 8 bits hold, so that rounding never leaves them."""
 
