@@ -34,7 +34,8 @@ class ParametersSeparation:
     dtype : torch.dtype | None, default None
         `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
         `torch.float32`: run without autocast. `torch.int8`: on a CPU, the linear maps of the transformers in integers
-        of 8 bits, all else in float32; a warning says where nothing of a model can be computed so. `None`: autocast as it is around the call.
+        of 8 bits, all else in float32; a warning says where nothing of a model can be computed so. `None`: autocast
+        as it is around the call.
     tta : bool, default False
         Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
         its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
