@@ -122,8 +122,8 @@ class Int8(NamedTuple):
     """Two operators that PyTorch's own compiler uses for quantised models on a CPU, and how far they can be trusted."""
 
     linear: Callable[..., Tensor]
-    """Of x `(..., i)` in uint8 with step and zero point, a weight as `pack` returns it with steps and zero points, bias;
-    step, zero point and dtype of the result; name of an activation, its scalars and its algorithm."""
+    """Of x `(..., i)` in uint8 with step and zero point, a weight as `pack` returns it with its own, a
+    bias; step, zero point and dtype of the result; name of an activation, its scalars and its algorithm."""
     pack: Callable[[Tensor, list[int]], Tensor]
     """Of a weight `(o, i)` in int8 and a shape of x."""
     greatest_weight: int
