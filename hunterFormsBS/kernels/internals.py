@@ -143,8 +143,8 @@ def int8_products() -> Int8 | None:
         def product(x: Tensor, weight: Tensor) -> Tensor:
             packed = pack(weight.to(torch.int8), [32, 64])
             zeros = torch.zeros_like(weight[:, 0])
-            arguments = (packed, steps, zeros, bias, 1.0, 0, torch.float32, "none", [], "none")
-            return cast(Tensor, linear(x.to(torch.uint8), 0.25, 3, *arguments))
+            result = (1.0, 0, torch.float32, "none", cast("list[float]", []), "none")
+            return cast(Tensor, linear(x.to(torch.uint8), 0.25, 3, packed, steps, zeros, bias, *result))
 
         def is_exact(x: Tensor, weight: Tensor) -> bool:
             return torch.equal(product(x, weight), (x - 3).float() @ weight.float().T * 0.125 + bias)
