@@ -16,6 +16,7 @@ __all__ = [
     "BLENDS",
     "CHUNK_SIZE",
     "DTYPES",
+    "DTYPES_COMPUTED",
     "ENSEMBLES",
     "FORMATS",
     "KINDS",
@@ -34,6 +35,7 @@ __all__ = [
     "Ensemble",
     "Format",
     "Layout",
+    "Precision",
     "Upstream",
     "dtype_of",
 ]
@@ -44,7 +46,11 @@ BLENDS: Final[tuple[Blend, ...]] = get_args(Blend)
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
-"""The types of numbers in which models compute."""
+"""The types of numbers that weights may have."""
+
+Precision: TypeAlias = Literal[Dtype, "int8"]
+DTYPES_COMPUTED: Final[tuple[Precision, ...]] = (*DTYPES, "int8")
+"""The types of numbers in which a song is separated."""
 
 Ensemble: TypeAlias = Literal[
     "avg_wave",
@@ -103,8 +109,9 @@ METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse
 """What can be measured of separated stems."""
 
 
-def dtype_of(name: Dtype) -> torch.dtype:
+def dtype_of(name: Precision) -> torch.dtype:
     """Return PyTorch's object for a type of numbers."""
     import torch
 
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+    return dict(zip(DTYPES_COMPUTED, dtypes, strict=True))[name]

@@ -33,7 +33,9 @@ class ParametersSeparation:
         mixture's device when it has none.
     dtype : torch.dtype | None, default None
         `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
-        `torch.float32`: run without autocast. `None`: autocast as it is around the call.
+        `torch.float32`: run without autocast. `torch.int8`: on a CPU, the linear maps of the transformers in integers
+        of 8 bits, all else in float32; a warning says where nothing of a model can be computed so. `None`: autocast
+        as it is around the call.
     tta : bool, default False
         Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
         its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
@@ -107,9 +109,9 @@ def _check(parameters: ParametersSeparation) -> None:
         raise ValueError(f"`blend` must be one of {', '.join(BLENDS)}: received {short_repr(parameters.blend)}.")
     _check_part(parameters)
     _check_overlap(parameters.num_overlap, parameters.chunk_size)
-    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, None):
+    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8, None):
         raise ValueError(
-            "`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received "
+            "`dtype` must be torch.float32, torch.bfloat16, torch.float16, torch.int8 or None: received "
             f"{printable(repr(parameters.dtype))}."
         )
     _check_boolean("tta", parameters.tta)

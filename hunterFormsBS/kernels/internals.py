@@ -118,6 +118,45 @@ def multiplies_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
+class Int8(NamedTuple):
+    """Two operators that PyTorch's own compiler uses for quantised models on a CPU, and how far they can be trusted."""
+
+    linear: Callable[..., Tensor]
+    """Of x `(..., i)` in uint8 with step and zero point, a weight as `pack` returns it with its own, a
+    bias; step, zero point and dtype of the result; name of an activation, its scalars and its algorithm."""
+    pack: Callable[[Tensor, list[int]], Tensor]
+    """Of a weight `(o, i)` in int8 and a shape of x."""
+    greatest_weight: int
+    """The greatest value of a weight: without VNNI pairs of products add up in 16 bits, so weights have 7 of them."""
+
+
+@cache
+def int8_products() -> Int8 | None:
+    """Return oneDNN's operators, None where this PyTorch lacks them or where they return something else."""
+    x = torch.arange(32 * 64, device="cpu").remainder(256).view(32, 64)
+    weight = (torch.arange(48 * 64, device="cpu") * 7 % 129 - 64).view(48, 64)
+    steps, bias = torch.full((48,), 0.5, device="cpu"), torch.arange(48.0, device="cpu")
+    try:
+        namespace = cast(Any, torch.ops.onednn)
+        linear, pack = namespace.qlinear_pointwise, namespace.qlinear_prepack
+
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            packed = pack(weight.to(torch.int8), [32, 64])
+            zeros = torch.zeros_like(weight[:, 0])
+            result = (1.0, 0, torch.float32, "none", cast("list[float]", []), "none")
+            return cast(Tensor, linear(x.to(torch.uint8), 0.25, 3, packed, steps, zeros, bias, *result))
+
+        def is_exact(x: Tensor, weight: Tensor) -> bool:
+            return torch.equal(product(x, weight), (x - 3).float() @ weight.float().T * 0.125 + bias)
+
+        if not is_exact(x, weight):
+            return None
+        full = is_exact(torch.full_like(x, 255), torch.full_like(weight, 127))
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return Int8(linear, pack, 127 if full else 64)
+
+
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make the compiler call `method` instead of tracing it, and treat what it returns as a constant."""
     # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.

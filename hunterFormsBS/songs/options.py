@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal, cast
 
-from hunterFormsBS.choices import Blend, Dtype, Ensemble, Format, Upstream, dtype_of
+from hunterFormsBS.choices import Blend, Ensemble, Format, Precision, Upstream, dtype_of
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.songs.parts import Part, clock
@@ -55,7 +55,7 @@ class Options(argparse.Namespace):
     shifts: int
     blend: Blend
     device: str
-    dtype: Dtype
+    dtype: Precision
 
     def separation(self) -> KeywordsSeparation:
         """Return what it says of how to separate, but for the device, where models are loaded, and for the part."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator, estimates
 from hunterFormsBS.choices import Blend
+from hunterFormsBS.kernels.int8 import in_int8
 from hunterFormsBS.separation import separate, separate_stream
 from tests.conftest import TINY
 
@@ -758,6 +759,30 @@ def test_bfloat16_on_a_processor_without_it_is_warned_about_once_a_call(monkeypa
         stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
     assert stems.shape[-1] == 2500
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_int8_is_the_model_in_int8() -> None:
+    model = BandSplitRotator(**TINY | {"dim": 48, "dim_head": 16}).eval()
+    mixture = noise(1, 400)
+    stems = separate(model, mixture, chunk_size=400, num_overlap=1, dtype=torch.int8)
+    with torch.no_grad():
+        expected = model(mixture[None])[0]
+        with in_int8():
+            torch.testing.assert_close(stems, model(mixture[None])[0], rtol=0, atol=1e-6)
+    assert 0 < float((stems - expected).norm() / expected.norm()) < 0.05
+
+
+def test_int8_where_nothing_can_be_computed_so_is_warned_about_once_a_call() -> None:
+    with pytest.warns(RuntimeWarning, match="nothing was computed in int8") as caught:
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.int8)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert torch.equal(stems, separate(Layers(), noise(2, 2500), chunk_size=CHUNK))
+
+
+def test_int8_is_refused_on_other_devices_before_the_model_goes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "unusable", lambda _: None)
+    with pytest.raises(ValueError, match=r"int8.*CPU only: received the device 'cuda:1'"):
+        separate(Layers(), noise(1, 10), device="cuda:1", dtype=torch.int8)
 
 
 # Parts of a song ------------------------------------------------------------------------------------------------------

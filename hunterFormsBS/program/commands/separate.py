@@ -11,7 +11,7 @@ from hunterFormsBS.choices import (
     BATCH_SIZE,
     BLENDS,
     CHUNK_SIZE,
-    DTYPES,
+    DTYPES_COMPUTED,
     ENSEMBLES,
     KINDS,
     NUM_OVERLAP,
@@ -298,7 +298,12 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
         default="smooth",
         help="windows, edges and borders of chunks: msst for the same stems as its inference.py (default: smooth)",
     )
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the computation (default: float32)")
+    add(
+        "--dtype",
+        choices=DTYPES_COMPUTED,
+        default="float32",
+        help="precision of the computation; int8 is for a CPU (default: float32)",
+    )
 
 
 def _residual(text: str) -> str:
