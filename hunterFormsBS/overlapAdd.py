@@ -71,7 +71,9 @@ class Chunks:
 
     def __init__(self, parameters: ParametersSeparation, dtype: torch.dtype, device: torch.device) -> None:
         self.chunk_size = parameters.chunk_size
-        self.step = int(parameters.chunk_size // parameters.num_overlap)
+        step = parameters.chunk_size / parameters.num_overlap
+        # 110 / 1.1 is 100, and 110 // 1.1 is 99: a fraction as a decimal number is not that fraction.
+        self.step = round(step) if math.isclose(step, round(step), rel_tol=1e-13) else int(step)
         self.batch_size = parameters.batch_size
         self.dtype = dtype
         self.device = device

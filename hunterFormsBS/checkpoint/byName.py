@@ -24,10 +24,9 @@ from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
 from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
-from hunterFormsBS.checkpoint.loading import has_shapes_of, load
+from hunterFormsBS.checkpoint.loading import choose_configuration, has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
-from hunterFormsBS.checkpoint.stateDict import translate_state_dict
-from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile
 from hunterFormsBS.printable import printable, short_repr
 
 PREFIX: Final = "hub:"
@@ -38,7 +37,7 @@ MODEL: Final = "model.safetensors"
 def recognise(pathFilename: PathFilename) -> Entry | None:
     """Return which checkpoint of the catalogue a file is, or None; see `checkpoint/facts.py`."""
     path = Path(pathFilename)
-    return facts.recognise_file(path, lambda entry: _holds_shapes_of(entry, path))
+    return facts.recognise_file(path, lambda entry: has_shapes_of(entry, path))
 
 
 def from_checkpoint(
@@ -137,6 +136,28 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
     refuse_what_is_no_file(path, "a checkpoint")
     return path, None
+
+
+def find_configuration(
+    name: PathFilename, configuration: Configuration | None
+) -> tuple[Path, Configuration | None, Mapping[str, Any]]:
+    """Return a checkpoint's file, fetched if this is a name, what to pass to `from_checkpoint`, and its configuration.
+
+    The configuration is the one that `from_checkpoint` takes: that which was given, or which `save_checkpoint` put into
+    the file, or which was found with it, or that of the catalogue. What to pass is None where it finds it in the same
+    way.
+
+    Raises
+    ------
+    CheckpointError, ImportError, OSError
+        If a file cannot be fetched or read.
+    """
+    path, beside = find(name)
+    with path.open("rb"):
+        pass
+    within = WeightsFile(path).configuration if configuration is None else None
+    whole = choose_configuration(path, configuration, within, beside)
+    return path, beside if configuration is None and within is None else configuration, whole
 
 
 def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
@@ -241,10 +262,3 @@ def _configuration_beside(entry: Entry, path: Path) -> Mapping[str, Any] | None:
     stem = str(Path(entry.file).with_suffix(""))
     own = [name for name in texts if str(Path(name).with_suffix("")) == stem] or (texts if len(texts) == 1 else [])
     return read_configuration(hub.download(entry.repository, own[0], commit)) if own else None
-
-
-def _holds_shapes_of(entry: Entry, path: Path) -> bool:
-    try:
-        return has_shapes_of(entry, translate_state_dict(read_contents(path, "meta").state_dict))
-    except CheckpointError:
-        return False

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -57,37 +58,47 @@ _LONG_NUMBER: Final = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
 class WeightsFile:
-    """A file of weights, whose format is told by its content.
+    """A file of weights, whose content determines the format.
 
-    `content` is what it holds, where a tensor may be a `StoredTensor` that `read` reads: nothing of an optimizer's
-    state comes into memory. `metadata` is text that safetensors has beside the tensors.
+    Every member raises `CheckpointError` where the file is empty, truncated, of another format, or exceeds a limit of
+    `hunterFormsBS.limits`, and `OSError` where it cannot be opened.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
         What `torch.save` wrote, safetensors, or the index of weights in several safetensors files.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, truncated, of another format, or exceeds a limit of `hunterFormsBS.limits`.
-    OSError
-        If the file cannot be opened.
     """
 
     def __init__(self, pathFilename: PathFilename) -> None:
         self.path = Path(pathFilename)
+        self.kind = kind_of_weights(self.path)
         self._file: TorchFile | None = None
-        self.metadata: Mapping[str, str] = {}
-        kind = kind_of_weights(self.path)
+
+    @cached_property
+    def content(self) -> object:
+        """What the file holds. A tensor may be a `StoredTensor`, so that no optimizer's state comes into memory."""
         with _naming(self.path):
-            if kind == "torch":
+            if self.kind == "torch":
                 self._file = TorchFile(self.path)
-                self.content: object = self._file.content
-            elif kind == "safetensors":
-                self.content, self.metadata = _read_safetensors(self.path)
-            else:
-                self.content = _read_shards(self.path)
+                return self._file.content
+            return _read_safetensors(self.path) if self.kind == "safetensors" else _read_shards(self.path)
+
+    @cached_property
+    def configuration(self) -> Mapping[str, Any] | None:
+        """The configuration that `save_checkpoint` put beside the weights. No weights are read for it."""
+        if self.kind == "safetensors":
+            with _naming(self.path):
+                metadata = _metadata_of_safetensors(self.path)
+            if metadata.get("upstream") != "hunterFormsBS" or "configuration" not in metadata:
+                return None
+            return parse_mapping(metadata["configuration"], f"what {printable(self.path)} says of its model")
+        if self.kind != "torch" or not isinstance(self.content, Mapping):
+            return None
+        content = cast("Mapping[str, object]", self.content)
+        configuration = content.get("configuration")
+        if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
+            return None
+        return cast("Mapping[str, Any]", self.read(dict(cast("Mapping[str, object]", configuration))))
 
     def read(self, value: object, device: torch.device | str = "cpu") -> object:
         """Return a value of `content` with its tensors read, in plain containers no deeper than `DEEPEST`."""
@@ -135,44 +146,14 @@ class Contents(NamedTuple):
 
 
 def read_contents(pathFilename: PathFilename, map_location: torch.device | str = "cpu") -> Contents:
-    """Read a model's tensors, and what the file states of it.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, damaged or of another kind, holds no weights, or needs unpickling of anything but tensors
-        and plain containers.
-    OSError
-        If the file cannot be opened.
-    """
+    """Read a model's tensors, and what the file states of it; raises as `read_state_dict` of this package."""
     file = WeightsFile(pathFilename)
     chosen, remarks = unwrap(file.content, file.path)
-    return Contents(file.read_state_dict(chosen, map_location), configuration_within(file), tuple(remarks))
-
-
-def configuration_within(file: WeightsFile) -> Mapping[str, Any] | None:
-    """Return the configuration that `save_checkpoint` put beside the weights."""
-    if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
-        return parse_mapping(file.metadata["configuration"], f"what {printable(file.path)} says of its model")
-    if not isinstance(file.content, Mapping):
-        return None
-    content = cast("Mapping[str, object]", file.content)
-    configuration = content.get("configuration")
-    if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
-        return None
-    return cast("Mapping[str, Any]", file.read(dict(cast("Mapping[str, object]", configuration))))
+    return Contents(file.read_state_dict(chosen, map_location), file.configuration, tuple(remarks))
 
 
 def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
-    """Read what is in a file of weights: tensors and plain containers, and a `Placeholder` for anything else.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, truncated, of another format, or exceeds a limit.
-    OSError
-        If the file cannot be opened.
-    """
+    """Read all of a file of weights: tensors and plain containers, and a `Placeholder` for anything else."""
     file = WeightsFile(pathFilename)
     return file.read(file.content, map_location)
 
@@ -253,17 +234,30 @@ def _naming(path: Path) -> Generator[None]:
         raise CheckpointError(f"{printable(path)} asks for more memory than there is") from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _reading_safetensors():
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        return cast("Callable[..., dict[str, Tensor]]", load_file)(path)
+
+
+def _metadata_of_safetensors(path: Path) -> Mapping[str, str]:
+    with _reading_safetensors():
+        from safetensors import safe_open
+
+        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
+            return opened.metadata() or {}
+
+
+@contextmanager
+def _reading_safetensors() -> Generator[None]:
+    try:
+        from safetensors import SafetensorError
     except ImportError as error:
         raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
-        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
-            metadata: Mapping[str, str] = opened.metadata() or {}
-        return cast("Callable[..., dict[str, Tensor]]", load_file)(path), metadata
-    # Types that this version of PyTorch does not have, and names in bytes that are no text.
+        yield
+    # Types that this version of PyTorch does not have, and names in bytes that are not text.
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError(_first_line(error)) from error
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
+from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import Options, UsageError
@@ -43,7 +44,7 @@ class _Source(NamedTuple):
     """A checkpoint that is not loaded yet, and which of its stems are asked for."""
 
     checkpoint: Path
-    configuration: Path | Mapping[str, Any] | None
+    configuration: Configuration | None
     settings: Settings
     stems: list[int] | None
     adapters: Adapters | None
@@ -361,7 +362,7 @@ def _sources(options: Options, console: Console) -> tuple[list[_Source], list[st
             raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
     configurations: list[Path | None] = [*options.configuration] or [None]
     adapters: Adapters | None = None
-    found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
+    found: list[tuple[Path, Configuration | None, Settings]] = []
     remarks: dict[str, None] = {}
     for checkpoint, configuration in zip(
         options.checkpoint, configurations * (count // len(configurations)), strict=True

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Unpack, cast
 
-from hunterFormsBS.checkpoint import CheckpointError, byName
-from hunterFormsBS.checkpoint.configuration import load_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint import CheckpointError
+from hunterFormsBS.checkpoint.byName import find_configuration
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.commandLine import UsageError
@@ -42,33 +39,6 @@ class Settings(NamedTuple):
     parameters: ParametersSeparation
     names: list[str]
     normalize: bool
-
-
-def find_configuration(
-    checkpoint: Path, configuration: Path | Mapping[str, Any] | None
-) -> tuple[Path, Path | Mapping[str, Any] | None, Mapping[str, Any]]:
-    """Return the file of a checkpoint, which is fetched if it is a name, its configuration, and what that says.
-
-    The configuration is that of the file that was given, or of the catalogue, or the one beside what was fetched, or
-    what `save_checkpoint` put into the checkpoint; of the last one only the content is returned.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If a file cannot be fetched or read.
-    """
-    checkpoint, beside = byName.find(checkpoint)
-    configuration = configuration or beside
-    with checkpoint.open("rb"):
-        pass
-    if configuration is not None:
-        return checkpoint, configuration, load_configuration(configuration)
-    if entry := byName.recognise(checkpoint):
-        return checkpoint, None, entry.configuration
-    # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
-    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
-    within = cast("Mapping[str, object]", content).get("configuration") if isinstance(content, Mapping) else None
-    return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
 
 
 def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSeparation]) -> tuple[Settings, list[str]]:

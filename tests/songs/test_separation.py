@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator, estimates
-from hunterFormsBS.parametersSeparation import BLENDS, Blend
+from hunterFormsBS.overlapAdd import Chunks
+from hunterFormsBS.parametersSeparation import BLENDS, Blend, ParametersSeparation
 from hunterFormsBS.separation import separate, separate_stream
 from tests.conftest import TINY
 
@@ -850,7 +852,7 @@ def as_msst_does(
     model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, batch_size: int
 ) -> Tensor:
     """Separate as MSST's `demix` does, chunk by chunk and sample by sample."""
-    step, fade = int(chunk_size // num_overlap), chunk_size // 10
+    step, fade = step_of(chunk_size, num_overlap), chunk_size // 10
     song, border = between_mirror_images(mixture, chunk_size - step)
     starts = range(0, song.shape[-1], step)
     windows = []
@@ -866,7 +868,7 @@ def as_pymss_does(
     model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
 ) -> Tensor:
     """Separate as `demix_track` of pymss 2.1.12 does, chunk by chunk and sample by sample."""
-    step = int(chunk_size // num_overlap)
+    step = step_of(chunk_size, num_overlap)
     fade = min(chunk_size // 10, chunk_size - step)
     song, border = between_mirror_images(mixture, chunk_size - step)
     length = song.shape[-1]
@@ -886,13 +888,18 @@ def as_audio_separator_does(
     model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
 ) -> Tensor:
     """Separate as `MDXCSeparator.demix` of audio-separator 0.47.1 does, chunk by chunk and sample by sample."""
-    length, step = mixture.shape[-1], int(chunk_size // num_overlap)
+    length, step = mixture.shape[-1], step_of(chunk_size, num_overlap)
     if length < chunk_size:
         return model(mixture[None])[0]
     starts = [*range(0, length - chunk_size, step), length - chunk_size]
     angles = [2 * math.pi * sample / (chunk_size - 1) for sample in range(chunk_size)]
     windows = [[0.54 - 0.46 * math.cos(angle) for angle in angles]] * len(starts)
     return by_chunks(model, mixture, chunk_size, starts, windows).float()
+
+
+def step_of(chunk_size: int, num_overlap: float) -> int:
+    """Return the samples from one chunk to the next, 100 of 110 / 1.1, which is less than that in binary numbers."""
+    return math.floor(chunk_size / Fraction(num_overlap).limit_denominator(10**6))
 
 
 def between_mirror_images(mixture: Tensor, border: int) -> tuple[Tensor, int]:
@@ -967,6 +974,14 @@ def test_the_blend_of_another_program_is_its_function_for_any_length_overlap_and
     assert (stems - expected).abs().max() <= 1e-6 * expected.abs().max()
     blocks = separate_stream(nonlinear, cut(mixture, [length // 3, length // 2]), **keywords)
     torch.testing.assert_close(torch.cat(list(blocks), dim=-1), stems, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(chunk_size=st.integers(1, 10**6), data=st.data())
+def test_any_overlap_in_samples_has_a_number(chunk_size: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, chunk_size - 1))
+    parameters = ParametersSeparation(chunk_size=chunk_size, num_overlap=chunk_size / (chunk_size - overlap))
+    assert Chunks(parameters, torch.float32, torch.device("cpu")).step == chunk_size - overlap
 
 
 @settings(deadline=None, max_examples=25)
