@@ -60,11 +60,11 @@ def save_checkpoint(
     configuration : Mapping[str, Any] | None = None
         Sections such as `audio`, `training` and `inference` to keep beside the model's own.
     layout : {'hunterFormsBS', 'msst'} = 'hunterFormsBS'
-        `'msst'`: the pair that Music-Source-Separation-Training, UVR, audio-separator and pymss load as they are. The
-        file holds weights alone; beside it, under the same name with the suffix .yaml, is the configuration, in their
-        counting, with every argument that all of them know, and the others where they differ from MSST's defaults.
-        `training.instruments` names the stems there: pass it in `configuration`. Weights that only make what
-        `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
+        `'msst'`: the pair that Music-Source-Separation-Training, UVR, pymss and, where a list names it, audio-separator
+        load as they are. The file holds weights alone. Beside it, under the same name with the suffix .yaml, is the
+        configuration, in their counting, with every argument that all of them know, and the others where they differ
+        from MSST's defaults. `training.instruments` names the stems there: pass it in `configuration`. Weights that
+        only make what `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
 
     Raises
     ------
