@@ -3,8 +3,8 @@
     python tests/optionsOfPrograms.py --bin ENVIRONMENT/bin --msst FOLDER
 
 runs `--help` of each program, and fails where a page has a row for an option that is gone, lacks one for an option that
-can change the audio, or was not checked because the program does not run. `Program.others` names the options without a row, which
-change no sample: an option that is in neither is new. It needs no network, once the programs are installed.
+can change the audio, or was not checked because the program does not run. `Program.others` lists the options without a
+row, which change no sample: an option that is in neither is new. Once the programs are installed, no network is needed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_config
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
 from hunterFormsBS.checkpoint.families import Upstream
-from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
+from hunterFormsBS.checkpoint.kinds import refuse_unless_file
 from hunterFormsBS.checkpoint.loading import choose_configuration, has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
@@ -134,7 +134,7 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
         hint = f"; the catalogue has {near[0]}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
-    refuse_what_is_no_file(path, "a checkpoint")
+    refuse_unless_file(path, "a checkpoint")
     return path, None
 
 

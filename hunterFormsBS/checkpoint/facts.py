@@ -1,4 +1,4 @@
-"""What is known of public checkpoints: where they are, how to recognise them, and what their files do not say.
+"""Facts about public checkpoints: where they are, how to recognise them, and the configurations that files lack.
 
 The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
 the Hugging Face Hub, size in bytes and SHA-256, the samples of a chunk, and those arguments of its model that differ
@@ -66,7 +66,7 @@ def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry
     Parameters
     ----------
     path : Path
-        A file, or anything else, which is none of the catalogue.
+        A file, or anything else, which the catalogue does not have.
     has_its_shapes : callable
         Asked at most once, whether the tensors of the file have the shapes of a checkpoint's model.
     """
@@ -91,7 +91,7 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _entry(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Entry:
-    place = {key: row[key] for key in ("repository", "revision", "file", "sha256", "size") if key in row}
+    location = {key: row[key] for key in ("repository", "revision", "file", "sha256", "size") if key in row}
     stems = tuple(row["stems"])
     model = {**common, **row["model"]}
     configuration = {
@@ -99,4 +99,4 @@ def _entry(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Entr
         "model": model,
         "training": {"instruments": list(stems)},
     }
-    return Entry(name=name, stems=stems, configuration=configuration, **place)
+    return Entry(name=name, stems=stems, configuration=configuration, **location)

@@ -26,13 +26,13 @@ OF_THE_MODEL: Final = (
 """Arguments of the model that a fork of Music-Source-Separation-Training has in the section `audio`."""
 
 AUDIBLE: Final = ("fno", "hyperace", "lora")
-"""Sections beside the model that say that it is another one, or only a part of it."""
+"""Sections that say that the model is another one, or only a part of it."""
 
 ROFORMERS: Final = (
     *("bs_roformer", "mel_band_roformer", "mel_roformer", "bs_conformer", "mel_band_conformer"),
     *("bs_roformer_experimental", "mel_band_roformer_experimental", "bs_roformer_custom", "bs_roformer_hyperace"),
 )
-"""What configurations have as `type` of a model that is one of this package."""
+"""Values of `type` in a configuration for models that this package has."""
 
 MASK_ESTIMATORS: Final[Mapping[str, Mapping[str, object]]] = {
     "baseline": {},
@@ -63,7 +63,7 @@ def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises
     ------
     CheckpointError
-        If a section of splifft's is no mapping, or a kind in it is unknown.
+        If a section of splifft's is not a mapping, or a kind in it is unknown.
     """
     model: object = configuration.get("model")
     if isinstance(model, Mapping) and ("band_config" in model or "output_stem_names" in model):
@@ -90,7 +90,7 @@ def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
 
 
 def states_nothing(name: str, value: object) -> bool:
-    """Tell whether an argument of another program's model says only that something is not there.
+    """Tell whether an argument of another program's model only says that a variant is off.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Files of weights: read without running what is in them, and written so that none is ever half there."""
+"""Weights files, read without running what is in them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _LONG_NUMBER: Final = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
 class WeightsFile:
-    """A file of weights, whose content determines the format.
+    """A weights file, whose content determines the format.
 
     Every member raises `CheckpointError` where the file is empty, truncated, of another format, or exceeds a limit of
     `hunterFormsBS.limits`, and `OSError` where it cannot be opened.
@@ -128,16 +128,16 @@ class WeightsFile:
 
 
 class Contents(NamedTuple):
-    """A model, as a file of weights has it.
+    """A model, as a weights file has it.
 
     Parameters
     ----------
     state_dict : dict[str, Tensor]
-        Its tensors, out of what trainers put around them and without the prefixes of their keys.
+        Its tensors, without the containers and the key prefixes that trainers add.
     configuration : Mapping[str, Any] or None
-        What `save_checkpoint` put beside them, which counts as this package does.
+        The one that `save_checkpoint` stored with them, in this package's convention.
     remarks : tuple[str, ...]
-        What had to be chosen.
+        Choices among several sets of weights, for warnings.
     """
 
     state_dict: dict[str, Tensor]
@@ -153,7 +153,7 @@ def read_contents(pathFilename: PathFilename, map_location: torch.device | str =
 
 
 def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
-    """Read all of a file of weights: tensors and plain containers, and a `Placeholder` for anything else."""
+    """Read all of a weights file: tensors and plain containers, and a `Placeholder` for anything else."""
     file = WeightsFile(pathFilename)
     return file.read(file.content, map_location)
 
@@ -167,7 +167,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     -------
     state_dict : dict[str, Tensor | StoredTensor]
     remarks : list[str]
-        What had to be chosen, for warnings: of several sets of weights the first in the order of `_WRAPPERS` is taken.
+        Choices, for warnings: of several sets of weights the first in the order of `_WRAPPERS` is taken.
     """
     remarks: list[str] = []
     found = content
@@ -196,7 +196,9 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     _refuse_objects(entries, path)
     if not state_dict:
         keys = ", ".join(short_repr(key, 60) for key in list(entries)[:10]) or "none"
-        raise CheckpointError(f"{printable(path)} holds no weights where they are looked for; its keys are: {keys}")
+        raise CheckpointError(
+            f"{printable(path)} holds no weights under any key that trainers use; its keys are: {keys}"
+        )
     _refuse_keys(state_dict, path)
     # A compiled module inside the model puts its prefix in the middle of keys.
     state_dict = {key.replace("_orig_mod.", ""): tensor for key, tensor in state_dict.items()}
@@ -217,7 +219,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
 
 @contextmanager
 def _naming(path: Path) -> Generator[None]:
-    """Have every refusal begin with the file, and say in one line what is wrong with it."""
+    """Put the name of the file at the start of every refusal, in one line."""
     try:
         yield
     except DamagedError as error:
@@ -317,7 +319,7 @@ def _holds(value: object, key_end: str = "") -> bool:
 
 
 def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
-    """Refuse a state dict in which something that is no plain tensor stands where weights must be."""
+    """Refuse a state dict with a weight that is not a plain tensor."""
     for key, value in entries.items():
         if isinstance(key, str) and not isinstance(value, _TENSORS) and _WEIGHT.search(key[:LONGEST_KEY]):
             what = repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"
@@ -328,7 +330,7 @@ def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
 
 
 def _refuse_keys(state_dict: Mapping[str, object], path: Path) -> None:
-    """Refuse keys that no model has, and that would take long to look at."""
+    """Refuse more keys, and longer ones, than any model has."""
     if len(state_dict) > MOST_KEYS:
         raise CheckpointError(
             f"{printable(path)} is refused: it has {len(state_dict):,} tensors, and at most {MOST_KEYS:,} are read"
