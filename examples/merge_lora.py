@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.adapters import read_adapters
-from hunterFormsBS.songs.settings import find_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from training.settings import Settings
 from training.validation import DTYPES, means, score_songs, write_table
 
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.byName import find_configuration
 from hunterFormsBS.parametersSeparation import ParametersSeparation
-from hunterFormsBS.songs.settings import find_configuration
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

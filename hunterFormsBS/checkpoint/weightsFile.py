@@ -152,12 +152,6 @@ def read_contents(pathFilename: PathFilename, map_location: torch.device | str =
     return Contents(file.read_state_dict(chosen, map_location), file.configuration, tuple(remarks))
 
 
-def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
-    """Read all of a weights file: tensors and plain containers, and a `Placeholder` for anything else."""
-    file = WeightsFile(pathFilename)
-    return file.read(file.content, map_location)
-
-
 def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor], list[str]]:
     """Find the model's tensors in what a file holds, and strip the prefixes of their keys.
 

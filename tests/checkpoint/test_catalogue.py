@@ -17,7 +17,7 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, entries, recognise
 from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, from_configuration
-from hunterFormsBS.songs.settings import find_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration
 from tests.conftest import TINY
 
 
