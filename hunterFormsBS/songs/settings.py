@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Unpack, cast
 
 from hunterFormsBS.checkpoint import CheckpointError
 from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import key_of, safe_name
 
 __all__ = ["Settings", "find_configuration", "read_settings", "stated_separation", "stem_indices"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.saving import Layout
+from hunterFormsBS.choices import LAYOUTS, Layout
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.settings import find_configuration, read_settings, stated_separation, stem_indices
 from tests.conftest import TINY
 
@@ -48,7 +48,7 @@ def test_frames_of_a_chunk_tell_its_length_where_nothing_else_does(
     assert stated.chunk_size == (ParametersSeparation.chunk_size if expected is None else expected)
 
 
-@pytest.mark.parametrize("layout", get_args(Layout))
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_what_is_saved_with_a_model_is_how_songs_are_separated_with_it(
     tmp_path: Path, layout: Layout, suffix: str
