@@ -1,4 +1,4 @@
-"""Checkpoints by name: a file that is here, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+"""Checkpoints by name: a local file, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
 
 Fetching stands above the loader, which takes a file and the configuration that was found with it.
 """
@@ -53,8 +53,8 @@ def from_checkpoint(
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
 
-    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
-    are followed, and one that names the arguments which change the audio and which nothing determined.
+    A `UserWarning` is given for each argument of the configuration that tensor shapes contradict (the shapes win), and
+    one that names the audible arguments that nothing determined.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def from_checkpoint(
         The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
         which are fetched from the Hugging Face Hub.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
-        which recognises files that are here as well, or the one beside a file that is fetched.
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one beside a file
+        that is fetched, else that of the catalogue, which recognises local files too.
     upstream : Upstream | None = None
         Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
@@ -110,7 +110,7 @@ def from_checkpoint(
 
 
 def is_remote(name: object) -> bool:
-    """Tell whether this names a checkpoint to fetch, and no file that is here."""
+    """Tell whether this names a checkpoint to fetch, not a local file."""
     return isinstance(name, str) and (name.startswith(PREFIX) or (name in facts.entries() and not Path(name).exists()))
 
 
@@ -175,7 +175,7 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
     path : Path
         The file, whose SHA-256 is that of the catalogue where it is known.
     configuration : Mapping[str, Any] or None
-        That of the catalogue, or what stands beside the file under its name, or the only YAML file of the repository.
+        That of the catalogue, or the YAML file of the same name, or the only one of the repository.
 
     Raises
     ------
@@ -235,8 +235,8 @@ def publish(
 
 def _entry_at(name: str) -> Entry:
     """Return the entry of `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` or without, which may be in the catalogue."""
-    place, _, revision = name.removeprefix(PREFIX).partition("@")
-    owner, _, rest = place.partition("/")
+    location, _, revision = name.removeprefix(PREFIX).partition("@")
+    owner, _, rest = location.partition("/")
     repository, _, file = rest.partition("/")
     if not name.startswith(PREFIX) or not (owner and repository and file):
         raise CheckpointError(

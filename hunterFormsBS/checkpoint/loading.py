@@ -1,7 +1,7 @@
 """Checkpoints and configurations of every upstream family, read into `BandSplitRotator`.
 
-What the shapes of tensors determine is taken from there, what a configuration states from there, and what the caller
-states above both. What nothing determines is named in a warning.
+Tensor shapes win over a configuration, and the caller's arguments over both. A warning names the audible arguments that
+nothing determined.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
     Returns
     -------
     state_dict : dict[str, Tensor]
-        The model's tensors, taken out of the dictionaries that trainers put around them, without the prefixes
-        `module.`, `model.` and `_orig_mod.`; in the file's dtype, and with the keys of the family that made it.
+        The model's tensors, without the dictionaries and the prefixes `module.`, `model.` and `_orig_mod.` that
+        trainers add; in the file's dtype, under the keys of the family that made it.
 
     Raises
     ------

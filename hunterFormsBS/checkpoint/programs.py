@@ -122,8 +122,8 @@ def _is_on(value: object) -> bool:
 
 
 def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    model, transform = _section(configuration, "model"), _section(configuration, "transform")
-    bands, head = _section(model, "band_config"), _section(model, "mask_estimator")
+    model, transform = section_of(configuration, "model"), section_of(configuration, "transform")
+    bands, head = section_of(model, "band_config"), section_of(model, "mask_estimator")
     hop = transform.get("hop_length", model.get("stft_hop_length", 512))
     if model.get("stft_hop_length", hop) != hop:
         raise CheckpointError(
@@ -167,7 +167,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
         stated["use_shared_bias"] = True
     stated |= _mask_estimator(head)
 
-    inference, chunking = _section(configuration, "inference"), _section(configuration, "waveform_chunking")
+    inference, chunking = section_of(configuration, "inference"), section_of(configuration, "waveform_chunking")
     ratio = chunking.get("overlap_ratio", 0.5)
     separation: dict[str, Any] = {"batch_size": inference.get("batch_size", 1)}
     if isinstance(ratio, (int, float)) and 0 <= ratio < 1:
@@ -175,7 +175,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "audio": {
             "chunk_size": model.get("chunk_size"),
-            "sample_rate": _section(configuration, "audio_io").get("target_sample_rate", 44100),
+            "sample_rate": section_of(configuration, "audio_io").get("target_sample_rate", 44100),
         },
         "model": stated,
         "training": {"instruments": list(model.get("output_stem_names") or ())},
@@ -198,10 +198,11 @@ def _mask_estimator(head: Mapping[str, Any]) -> dict[str, Any]:
     return {**MASK_ESTIMATORS[kind], **options}
 
 
-def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section: object = configuration.get(name)
-    if section is None:
-        return {}
+def section_of(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of a configuration, an empty one where there is none."""
+    section: object = configuration.get(name) or {}
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"{name} of the configuration must be a mapping, but is {short_repr(section)}")
+        raise CheckpointError(
+            f"the section {name} of the configuration must be a mapping, but is {short_repr(section)}"
+        )
     return cast("Mapping[str, Any]", section)

@@ -53,7 +53,7 @@ def save_checkpoint(
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        Written by safetensors where the name ends in .safetensors, else by `torch.save`, and only once it is complete.
+        Written by safetensors where the name ends in .safetensors, else by `torch.save`; it appears once complete.
     model : nn.Module
         A `BandSplitRotator`, compiled or wrapped for several devices or not.
     configuration : Mapping[str, Any] | None = None
@@ -70,7 +70,7 @@ def save_checkpoint(
     TypeError
         If `model` is something else, or a configuration holds more than plain values.
     CheckpointError
-        With `layout='msst'`, if the model has an option that those programs have not, or the stems have no names.
+        With `layout='msst'`, if the model has an option that those programs lack, or the stems have no names.
     ImportError
         If safetensors or PyYAML is needed and not installed.
     """

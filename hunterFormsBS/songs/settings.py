@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Unpack, cast
 
 from hunterFormsBS.checkpoint import CheckpointError
 from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.checkpoint.programs import section_of
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
@@ -52,7 +53,7 @@ def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSepa
         If the keywords do not fit it.
     """
     audio, inference, training, model = (
-        _section(configuration, name) for name in ("audio", "inference", "training", "model")
+        section_of(configuration, name) for name in ("audio", "inference", "training", "model")
     )
     stated = stated_separation(configuration)
     normalize: object = inference.get("normalize") or False
@@ -89,7 +90,7 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     CheckpointError
         If that cannot be used.
     """
-    inference, audio, model = (_section(configuration, name) for name in ("inference", "audio", "model"))
+    inference, audio, model = (section_of(configuration, name) for name in ("inference", "audio", "model"))
     frames, hop = _size(inference, "dim_t"), _size(model, "stft_hop_length") or _size(audio, "hop_length")
     # Other programs take the frames of a chunk for its length, where they do not find that.
     by_frames = (frames - 1) * hop if frames and hop and frames > 1 else None
@@ -137,15 +138,6 @@ def _stem_names(training: Mapping[str, Any], num_stems: int | None) -> list[str]
         return []
     names = [safe_name(name) for name in cast("Sequence[object]", instruments)]
     return names if num_stems in (None, len(names)) else []
-
-
-def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section: object = configuration.get(name) or {}
-    if not isinstance(section, Mapping):
-        raise CheckpointError(
-            f"the section {name} of the configuration must be a mapping, but is {printable(repr(section))}"
-        )
-    return cast("Mapping[str, Any]", section)
 
 
 def _size(section: Mapping[str, Any], name: str) -> int | None:
