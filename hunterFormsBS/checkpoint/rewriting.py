@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration, from_checkpoint
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.choices import Dtype, Layout, Upstream, dtype_of
