@@ -35,7 +35,7 @@ class Program:
 
 
 PROGRAMS = {
-    "MSST": Program("from-msst.md", (("inference.py",),), "--metrics"),
+    "MSST": Program("from-msst.md", (("inference.py",), ("ensemble.py",)), "--output"),
     "audio-separator": Program(
         "from-uvr.md",
         (("audio-separator",),),
