@@ -40,7 +40,7 @@ __all__ = [
     "dtype_of",
 ]
 
-Blend: TypeAlias = Literal["smooth", "msst"]
+Blend: TypeAlias = Literal["smooth", "msst", "pymss", "audio-separator"]
 BLENDS: Final[tuple[Blend, ...]] = get_args(Blend)
 """The ways to lay chunks and to fade from one to the next."""
 

@@ -96,7 +96,7 @@ class Estimator:
         """Return the estimates of a batch, or None if it did not fit the device but a smaller one might."""
         try:
             channels = stream.channels
-            audio = torch.empty((size, channels, chunks.chunk_size), dtype=chunks.dtype, device=self.device)
+            audio = torch.empty((size, channels, chunks.samples), dtype=chunks.dtype, device=self.device)
             for offset, chunk in enumerate(audio):
                 chunks.audio(index + offset, stream, chunk)
             with ExitStack() as contexts:

@@ -43,9 +43,10 @@ class ParametersSeparation:
         The mean of that many passes, each with the end of the song put before its beginning, further by its length
         over `shifts` each time, and put back afterwards: as `bigshifts` of Music-Source-Separation-Training. It takes
         as many times as long; of all passes but one, chunks over the seam are computed twice. The song is held whole.
-    blend : {"smooth", "msst"}, default "smooth"
+    blend : {"smooth", "msst", "pymss", "audio-separator"}, default "smooth"
         Where chunks lie, what they weigh, and how a song is continued at its ends. "msst" is what
         Music-Source-Separation-Training does, for the same stems as it writes; there they depend on `batch_size`.
+        "pymss" and "audio-separator" are the same for these programs.
     start : int, default 0
         First sample of the part of the song to separate. The model sees what lies around the part, so that the samples
         of its stems are those of the whole song, up to rounding.

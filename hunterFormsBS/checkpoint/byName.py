@@ -1,4 +1,4 @@
-"""Checkpoints by name: a file that is here, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+"""Checkpoints by name: a local file, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
 
 A checkpoint of the catalogue goes by its name there, by that of its file, and by those of other programs.
 
@@ -25,11 +25,10 @@ from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
-from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
-from hunterFormsBS.checkpoint.loading import has_shapes_of, load
+from hunterFormsBS.checkpoint.kinds import refuse_unless_file
+from hunterFormsBS.checkpoint.loading import choose_configuration, has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
-from hunterFormsBS.checkpoint.stateDict import translate_state_dict
-from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile
 from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, say, short_repr
 
@@ -45,7 +44,7 @@ MODEL: Final = "model.safetensors"
 def recognise(pathFilename: PathFilename) -> Entry | None:
     """Return which checkpoint of the catalogue a file is, or None; see `checkpoint/facts.py`."""
     path = Path(pathFilename)
-    return facts.recognise_file(path, lambda entry: _holds_shapes_of(entry, path))
+    return facts.recognise_file(path, lambda entry: has_shapes_of(entry, path))
 
 
 def from_checkpoint(
@@ -61,8 +60,8 @@ def from_checkpoint(
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
 
-    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
-    are followed, and one that names the arguments which change the audio and which nothing determined.
+    A `UserWarning` is given for each argument of the configuration that tensor shapes contradict (the shapes win), and
+    one that names the audible arguments that nothing determined.
 
     Parameters
     ----------
@@ -70,8 +69,8 @@ def from_checkpoint(
         The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
         which are fetched.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
-        which recognises files that are here as well, or the one beside a file that is fetched.
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one beside a file
+        that is fetched, else that of the catalogue, which recognises local files too.
     upstream : Upstream | None = None
         Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
@@ -118,7 +117,7 @@ def from_checkpoint(
 
 
 def is_remote(name: object) -> bool:
-    """Tell whether this names a checkpoint to fetch, and no file that is here."""
+    """Tell whether this names a checkpoint to fetch, not a local file."""
     return isinstance(name, str) and (
         name.startswith(PREFIX) or (facts.find_entry(name) is not None and not Path(name).exists())
     )
@@ -146,8 +145,30 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         near = near or difflib.get_close_matches(text, names, n=1, cutoff=0.8)
         hint = f"; the catalogue has {', '.join(near)}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
-    refuse_what_is_no_file(path, "a checkpoint")
+    refuse_unless_file(path, "a checkpoint")
     return path, None
+
+
+def find_configuration(
+    name: PathFilename, configuration: Configuration | None
+) -> tuple[Path, Configuration | None, Mapping[str, Any]]:
+    """Return a checkpoint's file, fetched if this is a name, what to pass to `from_checkpoint`, and its configuration.
+
+    The configuration is the one that `from_checkpoint` takes: that which was given, or which `save_checkpoint` put into
+    the file, or which was found with it, or that of the catalogue. What to pass is None where it finds it in the same
+    way.
+
+    Raises
+    ------
+    CheckpointError, ImportError, OSError
+        If a file cannot be fetched or read.
+    """
+    path, beside = find(name)
+    with path.open("rb"):
+        pass
+    within = WeightsFile(path).configuration if configuration is None else None
+    whole = choose_configuration(path, configuration, within, beside)
+    return path, beside if configuration is None and within is None else configuration, whole
 
 
 def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
@@ -167,7 +188,7 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
     path : Path
         The file, whose SHA-256 is that of the catalogue where it is known.
     configuration : Mapping[str, Any] or None
-        That of the catalogue, or what stands beside the file under its name, or the only YAML file of the repository.
+        That of the catalogue, or the YAML file of the same name, or the only one of the repository.
 
     Raises
     ------
@@ -234,8 +255,8 @@ def publish(
 
 def _entry_at(name: str) -> Entry:
     """Return the entry of `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` or without, which may be in the catalogue."""
-    place, _, revision = name.removeprefix(PREFIX).partition("@")
-    owner, _, rest = place.partition("/")
+    location, _, revision = name.removeprefix(PREFIX).partition("@")
+    owner, _, rest = location.partition("/")
     repository, _, file = rest.partition("/")
     if not name.startswith(PREFIX) or not (owner and repository and file):
         raise CheckpointError(
@@ -261,10 +282,3 @@ def _configuration_beside(entry: Entry, path: Path) -> Mapping[str, Any] | None:
     stem = str(Path(entry.file).with_suffix(""))
     own = [name for name in texts if str(Path(name).with_suffix("")) == stem] or (texts if len(texts) == 1 else [])
     return read_configuration(hub.download(entry.repository, own[0], commit)) if own else None
-
-
-def _holds_shapes_of(entry: Entry, path: Path) -> bool:
-    try:
-        return has_shapes_of(entry, translate_state_dict(read_contents(path, "meta").state_dict))
-    except CheckpointError:
-        return False

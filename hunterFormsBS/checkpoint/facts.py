@@ -1,4 +1,4 @@
-"""What is known of public checkpoints: where they are, how to recognise them, and what their files do not say.
+"""Facts about public checkpoints: where they are, how to recognise them, and the configurations that files lack.
 
 The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
 the Hugging Face Hub (or its `url` elsewhere, or the `page` where only a browser gets it), size in bytes and SHA-256,
@@ -199,7 +199,7 @@ def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry
     Parameters
     ----------
     path : Path
-        A file, or anything else, which is none of the catalogue.
+        A file, or anything else, which the catalogue does not have.
     has_its_shapes : callable
         Asked at most once, whether the tensors of the file have the shapes of a checkpoint's model.
     """

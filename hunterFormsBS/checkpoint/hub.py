@@ -103,7 +103,7 @@ def _find(hub: Any, repository: str, file: str, revision: str, digest: str, befo
     cached = partial(fetch, local_files_only=True)
     missing: type[Exception] = hub.errors.LocalEntryNotFoundError
     with suppress(missing):
-        # What cannot have changed since needs no connection.
+        # A file that cannot have changed needs no connection.
         if (digest or _COMMIT.fullmatch(revision)) and (not digest or sha256(Path(cached())) == digest):
             return Path(cached())
     # Asked first, once and with little patience: the download itself tries again for minutes.

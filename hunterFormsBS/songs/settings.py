@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Unpack, cast
 
-from hunterFormsBS.checkpoint import CheckpointError, byName
-from hunterFormsBS.checkpoint.configuration import load_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint import CheckpointError
+from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.checkpoint.programs import section_of
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
@@ -47,33 +45,6 @@ class Settings(NamedTuple):
     model_type: str = ""
 
 
-def find_configuration(
-    checkpoint: Path, configuration: Path | Mapping[str, Any] | None
-) -> tuple[Path, Path | Mapping[str, Any] | None, Mapping[str, Any]]:
-    """Return the file of a checkpoint, which is fetched if it is a name, its configuration, and what that says.
-
-    The configuration is that of the file that was given, or of the catalogue, or the one beside what was fetched, or
-    what `save_checkpoint` put into the checkpoint; of the last one only the content is returned.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If a file cannot be fetched or read.
-    """
-    checkpoint, beside = byName.find(checkpoint)
-    configuration = configuration or beside
-    with checkpoint.open("rb"):
-        pass
-    if configuration is not None:
-        return checkpoint, configuration, load_configuration(configuration)
-    if entry := byName.recognise(checkpoint):
-        return checkpoint, None, entry.configuration
-    # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
-    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
-    within = cast("Mapping[str, object]", content).get("configuration") if isinstance(content, Mapping) else None
-    return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
-
-
 def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSeparation]) -> tuple[Settings, list[str]]:
     """Take from a configuration what the keywords leave open, and return warnings with it.
 
@@ -85,7 +56,7 @@ def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSepa
         If the keywords do not fit it.
     """
     audio, inference, training, model = (
-        _section(configuration, name) for name in ("audio", "inference", "training", "model")
+        section_of(configuration, name) for name in ("audio", "inference", "training", "model")
     )
     stated = stated_separation(configuration)
     normalize: object = inference.get("normalize") or False
@@ -123,7 +94,7 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     CheckpointError
         If that cannot be used.
     """
-    inference, audio, model = (_section(configuration, name) for name in ("inference", "audio", "model"))
+    inference, audio, model = (section_of(configuration, name) for name in ("inference", "audio", "model"))
     frames, hop = _size(inference, "dim_t"), _size(model, "stft_hop_length") or _size(audio, "hop_length")
     # Other programs take the frames of a chunk for its length, where they do not find that.
     by_frames = (frames - 1) * hop if frames and hop and frames > 1 else None
@@ -177,15 +148,6 @@ def _model_type(training: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     if stated := training.get("model_type"):
         return safe_name(stated)
     return ("mel_band_roformer" if model.get("num_bands") else "bs_roformer") if model else ""
-
-
-def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section: object = configuration.get(name) or {}
-    if not isinstance(section, Mapping):
-        raise CheckpointError(
-            f"the section {name} of the configuration must be a mapping, but is {printable(repr(section))}"
-        )
-    return cast("Mapping[str, Any]", section)
 
 
 def _size(section: Mapping[str, Any], name: str) -> int | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
+from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.songs.names import safe_name
@@ -24,7 +25,7 @@ class Source(NamedTuple):
     """A checkpoint that is not loaded yet, and which of its stems are asked for."""
 
     checkpoint: Path
-    configuration: Path | Mapping[str, Any] | None
+    configuration: Configuration | None
     settings: Settings
     stems: list[int] | None
     adapters: Adapters | None
@@ -50,7 +51,7 @@ def find_sources(options: Options, console: Console) -> tuple[list[Source], list
             raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
     configurations: list[Path | None] = [*options.configuration] or [None]
     adapters: Adapters | None = None
-    found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
+    found: list[tuple[Path, Configuration | None, Settings]] = []
     remarks: dict[str, None] = {}
     for checkpoint, configuration in zip(
         options.checkpoint, configurations * (count // len(configurations)), strict=True

@@ -22,8 +22,8 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, entries, presets, recognise, score_source
 from hunterFormsBS.checkpoint import CheckpointError, byName, facts, from_checkpoint, from_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration
 from hunterFormsBS.choices import ENSEMBLES
-from hunterFormsBS.songs.settings import find_configuration
 from tests.conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT))  # The benchmarks are run from the checkout, and are not installed.

@@ -25,6 +25,7 @@ from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.checkpoint.programs import AUDIBLE, ROFORMERS, SWITCHES
 from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.kernels.seam import KERNELS, Where
+from tests import optionsOfPrograms
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
@@ -310,6 +311,28 @@ def test_every_program_has_a_page() -> None:
     table = page[page.index("| Program | Files |") : page.index("What four lines do there")]
     programs = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:] if line]
     assert sorted(name for names in PROGRAMS_PAGES.values() for name in names) == sorted(programs)
+
+
+def test_pages_are_held_against_the_help_of_other_programs() -> None:
+    of_argparse = (
+        "  -n NAME, --name NAME  A NAME, unlike --gone.\n  --kind {a,b}          Of model.\n  --quiet    Print less.\n"
+    )
+    of_rich = "│ *  --output     -o      <dir>        Where.  │\n│                 see --name                       │\n"
+    assert [*optionsOfPrograms.options_of_help(of_argparse + of_rich)] == [
+        ["-n", "--name"],
+        ["--kind"],
+        ["--quiet"],
+        ["--output", "-o"],
+    ]
+    page = "Text with `--kind`.\n\n| there | here |\n| --- | --- |\n| `-n NAME`, `--gone` | `--checkpoint` |\n"
+    program = optionsOfPrograms.Program("page.md", (), "--quiet")
+    assert optionsOfPrograms.differences(program, [of_argparse, of_rich], page) == [
+        "is gone: --gone",
+        "has no row: --kind",
+        "has no row: --output/-o",
+    ]
+    for program in optionsOfPrograms.PROGRAMS.values():
+        assert optionsOfPrograms.options_of_page((ROOT / "docs" / program.page).read_text(encoding="utf-8"))
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path: Path) -> None:

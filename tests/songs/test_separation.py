@@ -7,7 +7,8 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator, estimates
-from hunterFormsBS.choices import Blend
 from hunterFormsBS.kernels.int8 import in_int8
+from hunterFormsBS.overlapAdd import Chunks
+from hunterFormsBS.parametersSeparation import BLENDS, Blend, ParametersSeparation
 from hunterFormsBS.separation import separate, separate_stream
 from tests.conftest import TINY
 
@@ -860,75 +862,150 @@ def test_parts_that_cannot_be_are_refused_before_the_model_runs(
     assert model.batches == []
 
 
-# Shifts, and the chunks of MSST ---------------------------------------------------------------------------------------
+# Shifts, and the chunks of other programs -----------------------------------------------------------------------------
 
 
 def as_msst_does(
-    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: int, batch_size: int
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, batch_size: int
 ) -> Tensor:
     """Separate as MSST's `demix` does, chunk by chunk and sample by sample."""
-    step, fade = chunk_size // num_overlap, chunk_size // 10
-    border = chunk_size - step
+    step, fade = step_of(chunk_size, num_overlap), chunk_size // 10
+    song, border = between_mirror_images(mixture, chunk_size - step)
+    starts = range(0, song.shape[-1], step)
+    windows = []
+    for number in range(len(starts)):
+        together = [other for other in range(len(starts)) if other // batch_size == number // batch_size]
+        rises, falls = together != [0], together == [0] or together[-1] < len(starts) - 1
+        windows.append(trapezium(chunk_size, fade if rises else 0, fade if falls else 0))
+    stems = by_chunks(model, song, chunk_size, starts, windows, least_mirrored=chunk_size // 2 + 1)
+    return stems[..., border : border + mixture.shape[-1]].float()
+
+
+def as_pymss_does(
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
+) -> Tensor:
+    """Separate as `demix_track` of pymss 2.1.12 does, chunk by chunk and sample by sample."""
+    step = step_of(chunk_size, num_overlap)
+    fade = min(chunk_size // 10, chunk_size - step)
+    song, border = between_mirror_images(mixture, chunk_size - step)
+    length = song.shape[-1]
+    windows = []
+    for start in range(0, length, step):
+        window = trapezium(chunk_size, fade if start else 0, fade)
+        if start + chunk_size >= length:
+            for sample in range(max(0, length - start - fade), length - start):
+                window[sample] = 1.0
+        windows.append(window)
+    starts = range(0, length, step)
+    stems = by_chunks(model, song, chunk_size, starts, windows, least_mirrored=chunk_size // 2 + 2)
+    return stems[..., border : border + mixture.shape[-1]].float()
+
+
+def as_audio_separator_does(
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
+) -> Tensor:
+    """Separate as `MDXCSeparator.demix` of audio-separator 0.47.1 does, chunk by chunk and sample by sample."""
+    length, step = mixture.shape[-1], step_of(chunk_size, num_overlap)
+    if length < chunk_size:
+        return model(mixture[None])[0]
+    starts = [*range(0, length - chunk_size, step), length - chunk_size]
+    angles = [2 * math.pi * sample / (chunk_size - 1) for sample in range(chunk_size)]
+    windows = [[0.54 - 0.46 * math.cos(angle) for angle in angles]] * len(starts)
+    return by_chunks(model, mixture, chunk_size, starts, windows).float()
+
+
+def step_of(chunk_size: int, num_overlap: float) -> int:
+    """Return the samples from one chunk to the next, 100 of 110 / 1.1, which is less than that in binary numbers."""
+    return math.floor(chunk_size / Fraction(num_overlap).limit_denominator(10**6))
+
+
+def between_mirror_images(mixture: Tensor, border: int) -> tuple[Tensor, int]:
+    """Return a song with borders, and how long one is: zero for a song that is no longer than two of them."""
     length = mixture.shape[-1]
     border = border if length > 2 * border else 0
-    indices = [*range(border, 0, -1), *range(length), *range(length - 2, length - 2 - border, -1)]
-    song = mixture[:, indices]
-    starts = range(0, song.shape[-1], step)
-    total, weights = torch.zeros(()), torch.zeros(song.shape[-1], dtype=torch.float64)
-    for number, start in enumerate(starts):
+    return mixture[:, [*range(border, 0, -1), *range(length), *range(length - 2, length - 2 - border, -1)]], border
+
+
+def trapezium(size: int, rise: int, fall: int) -> list[float]:
+    """Return a window that rises from zero and falls to zero in straight lines."""
+    window = [1.0] * size
+    for sample in range(rise):
+        window[sample] = sample / (rise - 1) if rise > 1 else 0.0
+    for sample in range(fall):
+        window[size - fall + sample] = 1 - sample / (fall - 1) if fall > 1 else 1.0
+    return window
+
+
+def by_chunks(
+    model: Callable[[Tensor], Tensor],
+    song: Tensor,
+    chunk_size: int,
+    starts: Sequence[int],
+    windows: Sequence[Sequence[float]],
+    least_mirrored: int = 0,
+) -> Tensor:
+    """Return the weighted mean of the estimates of chunks; those of at least so many samples are mirrored."""
+    length = song.shape[-1]
+    total, weights = torch.zeros(()), torch.zeros(length, dtype=torch.float64)
+    for start, window in zip(starts, windows, strict=True):
         music = song[:, start : start + chunk_size]
         there = music.shape[-1]
         missing = chunk_size - there
-        tail = music[:, [there - 2 - sample for sample in range(missing)]] if there > chunk_size // 2 else None
-        tail = torch.zeros(len(song), missing) if tail is None else tail
-        estimate = model(torch.cat([music, tail], dim=-1)[None])[0].double()
-        together = [other for other in range(len(starts)) if other // batch_size == number // batch_size]
-        window = [1.0] * chunk_size
-        for sample in range(fade):
-            up = sample / (fade - 1) if fade > 1 else 0.0
-            down = 1 - sample / (fade - 1) if fade > 1 else 1.0
-            window[sample] = 1.0 if together == [0] else up
-            falls = together == [0] or together[-1] < len(starts) - 1
-            window[chunk_size - fade + sample] = down if falls else 1.0
-        weighted = estimate * torch.tensor(window, dtype=torch.float64)
-        total = total + torch.nn.functional.pad(weighted, (start, len(starts) * chunk_size))[..., : song.shape[-1]]
+        tail = torch.zeros(len(song), missing)
+        if there >= least_mirrored:
+            tail = music[:, [there - 2 - sample for sample in range(missing)]]
+        estimate = model(torch.cat([music, tail], dim=-1)[None])[0].double() * torch.tensor(window, dtype=torch.float64)
+        total = total + torch.nn.functional.pad(estimate, (start, length))[..., :length]
         weights[start : start + there] += torch.tensor(window, dtype=torch.float64)[:there]
-    stems = (total / weights).nan_to_num(nan=0.0)
-    return stems[..., border : border + length].float()
+    return (total / weights).nan_to_num(nan=0.0)
+
+
+OTHER_PROGRAMS = {"msst": as_msst_does, "pymss": as_pymss_does, "audio-separator": as_audio_separator_does}
 
 
 CHUNKS = {
     "chunk_size": st.integers(20, 120),
-    "num_overlap": st.integers(1, 5),
+    "num_overlap": st.integers(1, 5) | st.floats(1, 4),
     "batch_size": st.integers(1, 5),
     "length": st.integers(1, 400),
 }
 
 
-@settings(deadline=None, max_examples=50)
+@pytest.mark.parametrize("blend", OTHER_PROGRAMS)
+@settings(deadline=None, max_examples=40)
 @given(**CHUNKS)
 @example(chunk_size=100, num_overlap=1, batch_size=2, length=250)
+@example(chunk_size=100, num_overlap=1.1, batch_size=1, length=205)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=50)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=51)
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=52)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=101)
 @example(chunk_size=100, num_overlap=4, batch_size=3, length=150)
-def test_the_blend_of_msst_is_its_demix_for_any_length_overlap_and_batch(
-    chunk_size: int, num_overlap: int, batch_size: int, length: int
+def test_the_blend_of_another_program_is_its_function_for_any_length_overlap_and_batch(
+    blend: str, chunk_size: int, num_overlap: float, batch_size: int, length: int
 ) -> None:
     mixture = noise(2, length)
-    expected = as_msst_does(nonlinear, mixture, chunk_size, num_overlap, batch_size)
-    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": "msst"}
+    expected = OTHER_PROGRAMS[blend](nonlinear, mixture, chunk_size, num_overlap, batch_size)
+    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": blend}
     stems = separate(nonlinear, mixture, **keywords)
     assert (stems - expected).abs().max() <= 1e-6 * expected.abs().max()
     blocks = separate_stream(nonlinear, cut(mixture, [length // 3, length // 2]), **keywords)
     torch.testing.assert_close(torch.cat(list(blocks), dim=-1), stems, rtol=0, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(chunk_size=st.integers(1, 10**6), data=st.data())
+def test_any_overlap_in_samples_has_a_number(chunk_size: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, chunk_size - 1))
+    parameters = ParametersSeparation(chunk_size=chunk_size, num_overlap=chunk_size / (chunk_size - overlap))
+    assert Chunks(parameters, torch.float32, torch.device("cpu")).step == chunk_size - overlap
+
+
 @settings(deadline=None, max_examples=25)
-@given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(["smooth", "msst"]), start=st.integers(0, 499))
+@given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(BLENDS), start=st.integers(0, 499))
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=3, shifts=5, blend="smooth", start=1)
 def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
-    chunk_size: int, num_overlap: int, batch_size: int, length: int, shifts: int, blend: str, start: int
+    chunk_size: int, num_overlap: float, batch_size: int, length: int, shifts: int, blend: str, start: int
 ) -> None:
     mixture = noise(2, length)
     keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": blend}
@@ -946,11 +1023,30 @@ def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
     torch.testing.assert_close(torch.cat(list(part), dim=-1), expected[..., start : start + 99], **tolerance)
 
 
-@pytest.mark.parametrize("keywords", [{"shifts": 3}, {"blend": "msst"}, {"blend": "msst", "shifts": 3, "start": 700}])
+@pytest.mark.parametrize(
+    "keywords",
+    [{"shifts": 3}, *[{"blend": blend} for blend in OTHER_PROGRAMS], {"blend": "msst", "shifts": 3, "start": 700}],
+)
 def test_progress_counts_the_chunks_of_all_shifts_and_borders(keywords: dict[str, Any]) -> None:
     model, seen = Recorder(), []
     separate(model, noise(1, 4321), chunk_size=CHUNK, progress=lambda *counts: seen.append(counts), **keywords)
     assert seen == [(done, len(model.chunks)) for done in range(1, len(model.chunks) + 1)]
+
+
+@pytest.mark.parametrize("blend", OTHER_PROGRAMS)
+def test_the_blend_of_another_program_streams_holding_a_few_chunks(blend: Blend) -> None:
+    given = done = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal given
+        for _block in range(100):
+            given += 100
+            yield noise(1, 100)
+
+    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2, blend=blend):
+        done += stems.shape[-1]
+        assert given <= done + 4.5 * CHUNK
+    assert done == 10000
 
 
 @pytest.mark.parametrize(
@@ -958,7 +1054,7 @@ def test_progress_counts_the_chunks_of_all_shifts_and_borders(keywords: dict[str
     [
         ({"shifts": 0}, ValueError, "`shifts` must be from 1 to .*: received 0"),
         ({"shifts": "2"}, TypeError, "`shifts` must be an integer: received '2'"),
-        ({"blend": "MSST"}, ValueError, "`blend` must be one of smooth, msst: received 'MSST'"),
+        ({"blend": "MSST"}, ValueError, "`blend` must be one of smooth, msst, pymss, audio-separator: received 'MSST'"),
     ],
 )
 def test_shifts_and_blends_that_do_not_exist_are_refused(

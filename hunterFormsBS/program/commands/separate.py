@@ -296,7 +296,7 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
         "--blend",
         choices=BLENDS,
         default="smooth",
-        help="windows, edges and borders of chunks: msst for the same stems as its inference.py (default: smooth)",
+        help="windows, edges and borders of chunks: those of another program for the same stems (default: smooth)",
     )
     add(
         "--dtype",
