@@ -8,22 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
-from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.estimates import unusable
 from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
-from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
+from hunterFormsBS.songs.graph import Graph
+from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of
 from hunterFormsBS.songs.parts import Part, clock, loudest_part
+from hunterFormsBS.songs.plan import Checkpoints, Plan
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
-from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of, wait_for_others
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
@@ -39,18 +37,12 @@ FRAMES_PER_BYTE = 16
 """Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
 
 
-class _Source(NamedTuple):
-    """A checkpoint that is not loaded yet, and which of its stems are asked for."""
-
-    checkpoint: Path
-    configuration: Path | Mapping[str, Any] | None
-    settings: Settings
-    stems: list[int] | None
-    adapters: Adapters | None
-
-
-def separate_all(options: Options, console: Console) -> int:
+def separate_all(
+    options: Options, console: Console, find_plan: Callable[[Options, Console], Plan] = Checkpoints
+) -> int:
     """Separate songs as the command line says, and return the exit status.
+
+    `find_plan` returns what they go through, before a model is loaded.
 
     Raises
     ------
@@ -61,7 +53,7 @@ def separate_all(options: Options, console: Console) -> int:
     """
     job = rank_in_job()
     try:
-        status = _separate_share(options, console, job)
+        status = _separate_share(options, console, job, find_plan)
     except Exception:
         wait_for_others(job, failed=True)
         raise
@@ -69,16 +61,18 @@ def separate_all(options: Options, console: Console) -> int:
     return status
 
 
-def _separate_share(options: Options, console: Console, job: Rank) -> int:
+def _separate_share(
+    options: Options, console: Console, job: Rank, find_plan: Callable[[Options, Console], Plan]
+) -> int:
     if job.size > 1 and any(map(is_pipe, options.mixtures)):
         raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
     device = _device(options.device, job)
-    sources, names = _sources(options, console)
+    plan = find_plan(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
-        batch = _Batch(options, console, encoding, part, sources, songs)
-        batch.name_stems(names)
+        batch = _Batch(options, console, encoding, part, plan.label, songs)
+        batch.name_files(plan.names)
         lengths = [batch.seconds(song) for song in songs] if job.size > 1 else []
         share = share_of(job, songs, lengths)
         batch.remove_leftovers(share)
@@ -88,10 +82,10 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
         if not checked:
             return int(failed)
         check_writable(options.output)
-        separators = [_load(source, options, device) for source in sources]
-        if batch.name_stems(_names_loaded(names, separators, console)):
+        graph, names = plan.load(device)
+        if batch.name_files(names):
             checked = batch.without_existing(checked)
-        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
+        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, graph))
     return int(failed or len(separated) < len(checked))
 
 
@@ -104,7 +98,7 @@ class _Batch:
         console: Console,
         encoding: Encoding,
         part: Part | None,
-        sources: Sequence[_Source],
+        label: str,
         songs: Sequence[Song],
     ) -> None:
         self.options = options
@@ -114,31 +108,27 @@ class _Batch:
         self.songs = songs
         self.names: list[str] = []
         """Of the files of each song; empty while only the model tells how many there are."""
-        self._model = safe_name("+".join(source.checkpoint.stem for source in sources))
+        self._model = label
         self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
         self._kept = {identity(song.source) for song in songs} - {None}
         self._probe = cache(self._probed)
 
-    def name_stems(self, stems: Sequence[str]) -> bool:
-        """Take the names of the stems, and tell whether they are others than before.
+    def name_files(self, names: Sequence[str]) -> bool:
+        """Take the names of the files of each song, and tell whether they are others than before.
 
         Raises
         ------
         UsageError
             If two files would be one.
         """
-        residual = self.options.residual
-        if residual is not None and key_of(residual) in map(key_of, stems):
-            raise UsageError(f"--residual {residual} would overwrite the stem of this name: call it --residual NAME")
-        names = [*stems, *([residual] if stems and residual is not None else [])]
         if len(set(map(key_of, names))) < len(names):
             raise UsageError(
                 f"two stems would be written as one of {', '.join(names)}: give the stems of the configuration "
                 "different names, or ask for one of them with --stems"
             )
-        if names == self.names:
+        if [*names] == self.names:
             return False
-        self.names = names
+        self.names = [*names]
         try:
             # Without names of stems two songs can still be told apart.
             check_apart({song.path: [*self.files(song, names or ["stem"]).values()] for song in self.songs})
@@ -198,7 +188,7 @@ class _Batch:
             check_length(file, self.options.output)
         check_targets(self.options.output, files, existing=self._existing, kept=self._kept)
 
-    def separate(self, song: Song, separators: Sequence[Separator]) -> None:
+    def separate(self, song: Song, graph: Graph) -> None:
         """Separate one song and write its stems, block by block."""
         if not self.without_existing([song]):
             return  # Another process was faster.
@@ -212,7 +202,7 @@ class _Batch:
         first, last = part.samples(audio.sample_rate)
         length = int(max(0, min(last, _samples(audio)) - first))
         with (
-            SongProgress(self.console, song.path, len(separators)) as progress,
+            SongProgress(self.console, song.path, graph.models) as progress,
             writing_together(
                 options.output,
                 files,
@@ -224,14 +214,7 @@ class _Batch:
             ) as folder,
         ):
             opened = [folder.open(name, audio.channels, length) for name in files]
-            stems = separate_song(
-                separators,
-                audio,
-                combination=Combination(options.ensemble, options.weights),
-                residual=options.residual is not None,
-                part=part,
-                report=progress,
-            )
+            stems = separate_song(graph, audio, part=part, report=progress, scratch=folder.scratch)
             with Behind[torch.Tensor](lambda block: side_by_side(StemFile.write, opened, block)) as write:
                 for block in stems:
                     write(block)
@@ -339,81 +322,3 @@ def _device(name: str, job: Rank) -> torch.device:
     if (reason := unusable(name)) is not None:
         raise UsageError(f"--device {name} cannot be used here: {reason}")
     return torch.empty(0, device=name).device
-
-
-def _sources(options: Options, console: Console) -> tuple[list[_Source], list[str]]:
-    """Return the checkpoints, and the names of the stems that they are to give; none where no configuration tells."""
-    count = len(options.checkpoint)
-    if len(options.configuration) not in (0, 1, count):
-        raise UsageError(
-            f"{count} --checkpoint and {len(options.configuration)} --configuration: pass one for each, or one for all"
-        )
-    if options.stems is not None and len({*map(safe_name, options.stems)}) < len(options.stems):
-        raise UsageError(f"--stems {','.join(options.stems)} names a stem twice: name each once")
-    if count == 1 and (options.weights is not None or options.ensemble != "avg_wave"):
-        raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
-    if count > 1 and options.lora is not None:
-        raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
-    if options.weights is not None:
-        if len(options.weights) != count:
-            raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")
-        if not options.ensemble.startswith("avg"):
-            raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
-    configurations: list[Path | None] = [*options.configuration] or [None]
-    adapters: Adapters | None = None
-    found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
-    remarks: dict[str, None] = {}
-    for checkpoint, configuration in zip(
-        options.checkpoint, configurations * (count // len(configurations)), strict=True
-    ):
-        file, used, content = find_configuration(checkpoint, configuration)
-        if options.lora is not None:
-            adapters = read_adapters(options.lora, content)
-            used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
-        settings, warnings = read_settings(content, **options.separation())
-        remarks |= dict.fromkeys(warnings)
-        found.append((file, used, settings))
-    for remark in remarks:
-        console.warn(remark)
-    names = found[0][2].names if options.stems is None else [*map(safe_name, options.stems)]
-    if options.stems is None and any(set(settings.names) != set(names) for _, _, settings in found):
-        common = [name for name in names if all(name in settings.names for _, _, settings in found)]
-        listed = "; ".join(", ".join(settings.names) or "stems without names" for _, _, settings in found)
-        remedy = f"choose with --stems {','.join(common)}" if common else "they have none in common"
-        raise UsageError(f"the checkpoints have different stems ({listed}): {remedy}")
-    sources: list[_Source] = []
-    for file, used, settings in found:
-        whole = options.stems is None and names == settings.names
-        stems = None if whole else stem_indices(options.stems or names or None, settings.names)
-        sources.append(_Source(file, used, settings, stems, adapters))
-    return sources, list(names)
-
-
-def _load(source: _Source, options: Options, device: torch.device) -> Separator:
-    whole = source.adapters is not None  # adapters may have been trained on any of the heads
-    model = from_checkpoint(
-        source.checkpoint,
-        source.configuration,
-        upstream=options.upstream,
-        device="cpu" if whole else device,
-        stems=None if whole else source.stems,
-    )
-    if source.adapters is not None:
-        model = source.adapters.merge_into(model).to(device)
-    return Separator(model, source.settings, source.stems if whole else None)
-
-
-def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console: Console) -> Sequence[str]:
-    """Return the names of the stems that the models have; numbers where the configurations name none or others."""
-    counts = {
-        separator.model.num_stems if separator.order is None else len(separator.order)  # type: ignore[attr-defined]
-        for separator in separators
-    }
-    if len(counts) > 1:
-        raise UsageError(f"the checkpoints have different numbers of stems, {sorted(counts)}: choose with --stems")
-    (count,) = counts
-    if len(names) == count:
-        return names
-    if names:
-        console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: I number them")
-    return [f"stem_{number}" for number in range(1, count + 1)]

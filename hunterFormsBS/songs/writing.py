@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
 from threading import Lock
 from types import ModuleType, TracebackType
 from typing import IO, Any, Literal, NamedTuple, Self, get_args
@@ -20,7 +19,7 @@ from torch import Tensor
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.signals import uninterrupted
-from hunterFormsBS.songs.together import Existing, appearing_together, called
+from hunterFormsBS.songs.together import Existing, appearing_together, called, scratch_file
 
 __all__ = [
     "FORMATS",
@@ -333,6 +332,7 @@ class AudioFolder:
         self._rate = rate
         self._encoding = encoding
         self.opened = ExitStack()
+        self.scratched = ExitStack()
         self.written: dict[str, StemFile] = {}
         self.factor = 1.0
         """By how much all stems were lowered."""
@@ -349,6 +349,11 @@ class AudioFolder:
             convert=None if self._rate == self._sample_rate else Resampler(self._sample_rate, self._rate),
         )
         return self.opened.enter_context(self.written[name])
+
+    def scratch(self) -> IO[bytes]:
+        """Open a temporary file of no name beside the others, which goes with them."""
+        with uninterrupted():
+            return self.scratched.enter_context(scratch_file(Path(str(next(iter(self._new.values())).name)).parent))
 
     def write(self, name: str, audio: Tensor) -> int:
         """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
@@ -400,11 +405,10 @@ def writing_together(
         if scale:
             with uninterrupted():
                 first = {
-                    name: scratch.enter_context(TemporaryFile(dir=Path(str(file.name)).parent))
-                    for name, file in new.items()
+                    name: scratch.enter_context(scratch_file(Path(str(file.name)).parent)) for name, file in new.items()
                 }
         folder = AudioFolder(files, first, sample_rate, rate, Encoding() if scale else encoding)
-        with folder.opened:
+        with folder.scratched, folder.opened:
             yield folder
         if scale:
             folder.factor = 1 / max(1.0, *(file.peak for file in folder.written.values()))

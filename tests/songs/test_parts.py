@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.songs.commandLine import UsageError, parse
+from hunterFormsBS.songs.graph import Combination, Graph, Separator
 from hunterFormsBS.songs.parts import Part, Region, clock, loudest_part, seconds
 from hunterFormsBS.songs.reading import probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import Settings
 
 SECONDS = 6
@@ -34,7 +35,7 @@ def stems_of(song: Path, part: Part, *, rates: tuple[int, ...], kind: Any = "avg
     normalize = keywords.pop("normalize", False)
     parameters = ParametersSeparation(chunk_size=4000, num_overlap=2, **keywords)
     separators = [Separator(model, Settings(rate, parameters, ["a", "b"], normalize)) for rate in rates]
-    blocks = separate_song(separators, probe_audio(song), combination=Combination(kind), residual=True, part=part)
+    blocks = separate_song(Graph.of(separators, Combination(kind), residual=True), probe_audio(song), part=part)
     return torch.cat(list(blocks), dim=-1)
 
 
