@@ -174,9 +174,10 @@ def _sources(options: Options, console: Console) -> tuple[list[Source], list[str
 
 def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console: Console) -> Sequence[str]:
     """Return the names of the stems that the models have; numbers where the configurations name none or others."""
-    counts = {
-        separator.model.num_stems if separator.order is None else len(separator.order)  # type: ignore[union-attr]
-        for separator in separators
+    models: list[Any] = [separator.model for separator in separators]
+    counts: set[int] = {
+        model.num_stems if separator.order is None else len(separator.order)
+        for model, separator in zip(models, separators, strict=True)
     }
     if len(counts) > 1:
         raise UsageError(f"the checkpoints have different numbers of stems, {sorted(counts)}: choose with --stems")

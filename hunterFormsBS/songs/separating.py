@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, TypeAlias
 
@@ -63,9 +64,10 @@ def separate_song(
     ValueError
         If the song ends before the part begins.
     """
-    run = _Run(graph, audio, part, report, scratch)
-    for blocks in aligned(run.outputs(), alike=False):
-        yield blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    with ExitStack() as files:
+        run = _Run(graph, audio, part, report, lambda: files.enter_context(scratch()))
+        for blocks in aligned(run.outputs(), alike=False):
+            yield blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 class _Run:

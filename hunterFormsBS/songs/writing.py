@@ -332,7 +332,6 @@ class AudioFolder:
         self._rate = rate
         self._encoding = encoding
         self.opened = ExitStack()
-        self.scratched = ExitStack()
         self.written: dict[str, StemFile] = {}
         self.factor = 1.0
         """By how much all stems were lowered."""
@@ -351,9 +350,8 @@ class AudioFolder:
         return self.opened.enter_context(self.written[name])
 
     def scratch(self) -> IO[bytes]:
-        """Open a temporary file of no name beside the others, which goes with them."""
-        with uninterrupted():
-            return self.scratched.enter_context(scratch_file(Path(str(next(iter(self._new.values())).name)).parent))
+        """Open a temporary file beside the others, as `scratch_file` does."""
+        return scratch_file(Path(str(next(iter(self._new.values())).name)).parent)
 
     def write(self, name: str, audio: Tensor) -> int:
         """Write a whole file `(s, t)`; return how many values were beyond full scale and cut off."""
@@ -408,7 +406,7 @@ def writing_together(
                     name: scratch.enter_context(scratch_file(Path(str(file.name)).parent)) for name, file in new.items()
                 }
         folder = AudioFolder(files, first, sample_rate, rate, Encoding() if scale else encoding)
-        with folder.scratched, folder.opened:
+        with folder.opened:
             yield folder
         if scale:
             folder.factor = 1 / max(1.0, *(file.peak for file in folder.written.values()))
