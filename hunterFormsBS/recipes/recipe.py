@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from hunterFormsBS.ensemble import ENSEMBLES
+from hunterFormsBS.choices import ENSEMBLES
 from hunterFormsBS.limits import MOST_STEPS
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr

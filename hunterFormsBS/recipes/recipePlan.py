@@ -10,14 +10,14 @@ import torch
 
 from hunterFormsBS.checkpoint import CheckpointError
 from hunterFormsBS.checkpoint.facts import entries
+from hunterFormsBS.choices import Ensemble
 from hunterFormsBS.console import Console, one_line
-from hunterFormsBS.ensemble import Ensemble
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.printable import printable
 from hunterFormsBS.recipes.recipe import REST, Model, Recipe, RecipeError, Signal, near
 from hunterFormsBS.recipes.recipe import Step as RecipeStep
 from hunterFormsBS.songs import graph
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import key_of, safe_name
 from hunterFormsBS.songs.plan import Source, common_stems
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices

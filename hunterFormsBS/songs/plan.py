@@ -10,11 +10,12 @@ import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
-from hunterFormsBS.checkpoint.families import Upstream
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs.commandLine import Options, UsageError
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.songs.graph import Combination, Graph, Separator
 from hunterFormsBS.songs.names import key_of, safe_name
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
 
 __all__ = ["Checkpoints", "Plan", "Source", "common_stems"]

@@ -11,11 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from types import ModuleType, TracebackType
-from typing import IO, Any, Literal, NamedTuple, Self, get_args
+from typing import IO, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.choices import FORMATS, Format
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.signals import uninterrupted
@@ -32,9 +33,6 @@ __all__ = [
     "soundfile_module",
     "writing_together",
 ]
-
-Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 FRAMES_PER_WRITE = 1 << 15
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.

@@ -23,6 +23,9 @@ FLOORS = (
         "signature",
         "limits",
         "console",
+        "choices",
+        "failures",
+        "lazyNames",
     ),
     ("operations",),
     ("kernels",),
@@ -31,16 +34,18 @@ FLOORS = (
     ("options", "checks"),
     ("bandSplitRotator", "plot", "make_static_mask_filter_bank"),
     ("checkpoint", "catalogue"),
-    ("bs_roformer", "mel_band_roformer", "pretrained"),
-    ("separation", "overlapAdd", "estimates"),
+    ("bs_roformer", "mel_band_roformer"),
+    ("separation", "overlapAdd", "estimates", "devices"),
     ("ensemble",),
     ("songs",),
+    ("recipes",),
     ("listening", "training"),
+    ("program",),
     ("__main__",),
 )
 """From the ground up. A module imports from its own floor and from those below."""
 
-FACES = ("hunterFormsBS", "hunterFormsBS.formerNames")
+FACES = ("hunterFormsBS", "hunterFormsBS.checkpoint.__main__", "hunterFormsBS.formerNames")
 """They hand on names of all floors, and nothing imports them."""
 
 

@@ -6,8 +6,7 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from torch import Tensor
 from hunterFormsBS.ensemble import ENSEMBLES
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.songs import reading
-from hunterFormsBS.songs.graph import ALL, REST, Combination, Deferred, Graph, Separator, Signal, Step
-from hunterFormsBS.songs.parts import Part
+from hunterFormsBS.songs.graph import ALL, REST, Combination, Graph, Separator, Signal, Step
 from hunterFormsBS.songs.reading import probe_audio, read_audio
 from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import Settings
@@ -88,7 +86,7 @@ def by_single_calls(graph: Graph, song: Path, folder: Path) -> list[Tensor]:
 
 def outputs_of(graph: Graph, given: Sequence[Tensor]) -> Tensor:
     rows = {ALL: slice(None, -1), REST: slice(-1, None)}
-    return torch.cat([given[step][rows[stem] if stem in rows else [stem]] for step, stem in graph.outputs])  # type: ignore[index]
+    return torch.cat([given[step][rows.get(stem, [stem])] for step, stem in graph.outputs])  # type: ignore[index]
 
 
 def run(graph: Graph, song: Path, **keywords: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""`python -m hunterFormsBS.checkpoint`: what it writes, and what it says when it cannot."""
+"""`hunterforms convert`: what it writes, and what it says when it cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.__main__ import main
+from hunterFormsBS.program.dispatch import main
 from tests.conftest import TINY
 
 ARGUMENTS: dict[str, Any] = TINY | {"stereo": True, "num_stems": 2, "stft_hop_length": 8}
@@ -44,13 +44,13 @@ def test_the_pair_is_written_from_one_file_and_back(
     own: Path, model: BandSplitRotator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = tmp_path / "pair.ckpt"
-    assert main([str(own), "--layout", "msst", "--output", str(pair)]) == 0
+    assert main(["convert", str(own), "--layout", "msst", "--output", str(pair)]) == 0
     assert capsys.readouterr() == (f"{pair}\n{tmp_path / 'pair.yaml'}\n", "")
     sections = yaml.load((tmp_path / "pair.yaml").read_text(), yaml.FullLoader)
     assert sections["training"]["instruments"] == ["vocals", "drums"]
     assert sections["audio"]["chunk_size"] == 800
     back = tmp_path / "back.safetensors"
-    assert main([str(pair), "--configuration", str(tmp_path / "pair.yaml"), "--output", str(back)]) == 0
+    assert main(["convert", str(pair), "--configuration", str(tmp_path / "pair.yaml"), "--output", str(back)]) == 0
     assert capsys.readouterr() == (f"{back}\n", "")
     torch.testing.assert_close(audio_of(from_checkpoint(back)), audio_of(model), rtol=0, atol=0)
 
@@ -60,11 +60,11 @@ def test_names_of_stems_can_be_given_where_no_configuration_has_them(
 ) -> None:
     save_checkpoint(tmp_path / "a.ckpt", model)
     command = [str(tmp_path / "a.ckpt"), "--layout", "msst", "--output", str(tmp_path / "b.ckpt")]
-    assert main(command) == 1
+    assert main(["convert", *command]) == 1
     assert "has 2 stems, and training.instruments names 0" in capsys.readouterr().err
-    assert main([*command, "--stems", "a"]) == 1
+    assert main(["convert", *command, "--stems", "a"]) == 1
     assert capsys.readouterr().err.endswith("--stems names 1, and the model has 2 stems\n")
-    assert main([*command, "--stems", "piano, other"]) == 0
+    assert main(["convert", *command, "--stems", "piano, other"]) == 0
     assert yaml.load((tmp_path / "b.yaml").read_text(), yaml.FullLoader)["training"]["instruments"] == [
         "piano",
         "other",
@@ -72,7 +72,7 @@ def test_names_of_stems_can_be_given_where_no_configuration_has_them(
 
 
 def test_weights_are_written_in_the_type_that_is_asked_for(own: Path, tmp_path: Path) -> None:
-    assert main([str(own), "--dtype", "float16", "--output", str(tmp_path / "half.ckpt")]) == 0
+    assert main(["convert", str(own), "--dtype", "float16", "--output", str(tmp_path / "half.ckpt")]) == 0
     tensors = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
     # Positions need more precision than weights.
     assert {tensor.dtype for key, tensor in tensors.items() if "rotary" not in key} == {torch.float16}
@@ -84,12 +84,12 @@ def test_nothing_is_replaced_unless_asked(
 ) -> None:
     (tmp_path / exists).write_text("mine")
     command = [str(own), "--layout", "msst", "--output", str(tmp_path / "a.ckpt")]
-    assert main(command) == 1
+    assert main(["convert", *command]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{exists} would be replaced: pass --overwrite" in error
     assert (tmp_path / exists).read_text() == "mine"
-    assert main([*command, "--overwrite"]) == 0
+    assert main(["convert", *command, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ def test_what_fails_is_one_line(
     before = sorted(tmp_path.iterdir())
     if status == 2:
         with pytest.raises(SystemExit) as ended:
-            main(arguments)
+            main(["convert", *arguments])
         assert ended.value.code == 2
     else:
-        assert main(arguments) == status
+        assert main(["convert", *arguments]) == status
     error = capsys.readouterr().err
-    assert error.startswith("hunterFormsBS.checkpoint: error: ")
+    assert error.startswith("hunterFormsBS: error: ")
     assert error.count("\n") == 1
     assert named in error
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_it_is_a_module_that_runs_and_warns_in_one_line(model: BandSplitRotator, tmp_path: Path) -> None:
+def test_its_former_name_runs_and_warns_in_one_line(model: BandSplitRotator, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "bare.ckpt")
     command = [sys.executable, "-m", "hunterFormsBS.checkpoint", "bare.ckpt", "--output", "whole.ckpt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "whole.ckpt\n")
-    assert done.stderr.startswith("hunterFormsBS.checkpoint: warning: nothing determines these arguments for bare.ckpt")
+    assert done.stderr.startswith("hunterFormsBS: warning: nothing determines these arguments for bare.ckpt")
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The command line: what it explains, and what it refuses."""
+"""`hunterforms separate`: its defaults, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,23 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hunterFormsBS.songs.commandLine import parse, parser
+from hunterFormsBS.program.dispatch import main, understand
 
 REQUIRED = ["song.wav", "--checkpoint", "model.ckpt", "--output", "out"]
 
 
-def test_help_explains_every_option_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        parser().parse_args(["--help"])
-    text = capsys.readouterr().out
-    assert text.count("python -m hunterFormsBS ") >= 4
-    for action in parser()._actions:  # pyright: ignore[reportPrivateUsage]
-        assert action.help
-        assert all(name in text for name in action.option_strings)
-
-
 def test_the_options_have_the_documented_defaults() -> None:
-    options, _ = parse(REQUIRED)
+    options = understand(REQUIRED).options
     assert options.mixtures == [Path("song.wav")]
     assert options.checkpoint == [Path("model.ckpt")]
     assert options.configuration == []
@@ -36,21 +26,21 @@ def test_the_options_have_the_documented_defaults() -> None:
 
 
 def test_a_model_of_the_catalogue_may_be_called_a_model() -> None:
-    options, _ = parse(["song.wav", "--model", "one", "--checkpoint", "two.ckpt", "--output", "out"])
+    options = understand(["song.wav", "--model", "one", "--checkpoint", "two.ckpt", "--output", "out"]).options
     assert options.checkpoint == [Path("one"), Path("two.ckpt")]
 
 
 def test_stems_are_given_with_commas() -> None:
-    assert parse([*REQUIRED, "--stems", "vocals, bass"])[0].stems == ["vocals", "bass"]
+    assert understand([*REQUIRED, "--stems", "vocals, bass"]).options.stems == ["vocals", "bass"]
 
 
 def test_the_residual_has_a_name_of_its_own_if_asked() -> None:
-    assert parse([*REQUIRED, "--residual"])[0].residual == "residual"
-    assert parse([*REQUIRED, "--residual", "instrumental"])[0].residual == "instrumental"
+    assert understand([*REQUIRED, "--residual"]).options.residual == "residual"
+    assert understand([*REQUIRED, "--residual", "instrumental"]).options.residual == "instrumental"
 
 
 def test_information_needs_no_songs() -> None:
-    assert parse(["--info", "model.ckpt"])[0].info == Path("model.ckpt")
+    assert understand(["--info", "model.ckpt"]).options.info == Path("model.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +72,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
-        parse(arguments)
+        main(arguments)
     out, line = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(f"hunterFormsBS: error: .*{message}.*\n", line)
@@ -93,7 +83,7 @@ def test_an_option_that_nearly_exists_is_answered_with_the_one_that_does(
     given: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parse(["song.wav", "--output", "x", "--checkpoint", "y", given, "z"])
+        main(["song.wav", "--output", "x", "--checkpoint", "y", given, "z"])
     error = capsys.readouterr().err
     assert f"is {meant} meant?" in error
     assert len(error.splitlines()) == 1
