@@ -40,9 +40,8 @@ def plan_of_options(options: Options, console: Console) -> RecipePlan:
     if options.ensemble != "avg_wave":
         raise UsageError("--ensemble does not go with --recipe: the recipe states it")
     # Where the command line says nothing, the recipe has the word.
-    given = {
-        name: value for name, value in options.separation().items() if value != getattr(ParametersSeparation, name)
-    }
+    usual = ParametersSeparation()
+    given = {name: value for name, value in options.separation().items() if value != getattr(usual, name)}
     return RecipePlan(
         read_recipe(options.recipe or ""),
         outputs=options.stems,

@@ -116,11 +116,10 @@ def _costs(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"models: {len(models)} in {len(facts['steps'])} steps; weights: {weights}"]
     if all(model["sample_rate"] and model["chunk_size"] for model in models):
         passes = sum(model["num_overlap"] for model in models)
-        held = sum(3 * model["chunk_size"] / model["sample_rate"] for model in models)
+        # A chunk is computed once no end of the song can change it, which takes two more chunks and a step.
+        held = sum((2 + 1 / each["num_overlap"]) * each["chunk_size"] / each["sample_rate"] for each in models)
         lines.append(f"computed: {passes:g} seconds of chunks for each second of music")
-        lines.append(
-            f"held: at most about {held:.0f} s of music on its way through all steps, however long the song is"
-        )
+        lines.append(f"held: about {held:.0f} s of music on its way through the steps, however long the song is")
     return lines
 
 

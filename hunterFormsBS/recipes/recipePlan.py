@@ -205,7 +205,7 @@ def _stems_of(step: RecipeStep, name: str, found: Sequence[Settings | None]) -> 
     known = [settings for settings in found if settings is not None]
     if len(known) < len(found) or not (step.stems or all(settings.names for settings in known)):
         return None
-    return _in_step(name, common_stems, known, step.stems, "stems:")[0]
+    return _in_step(name, common_stems, known, step.stems, "stems")[0]
 
 
 def _in_step(name: str, function: Callable[..., T], *arguments: object) -> T:
