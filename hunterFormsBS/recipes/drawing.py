@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hunterFormsBS.checkpoint.facts import entries
@@ -34,7 +35,7 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
                 "sample_rate": each and each.sample_rate,
                 "chunk_size": step.separation.get("chunk_size", each and each.parameters.chunk_size),
                 "num_overlap": step.separation.get("num_overlap", each and each.parameters.num_overlap),
-                "bytes": entries()[model.checkpoint].size or None if model.checkpoint in entries() else None,
+                "bytes": _bytes_of(model.checkpoint),
             }
             for model, each in zip(step.models, settings, strict=True)
         ]
@@ -49,10 +50,17 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _bytes_of(checkpoint: str) -> int | None:
+    if Path(checkpoint).is_file():
+        return Path(checkpoint).stat().st_size
+    entry = entries().get(checkpoint)
+    return (entry.size or None) if entry is not None else None
+
+
 def tree(recipe: Recipe) -> list[str]:
     """Return the lines of a picture: below each signal the steps that separate it, and the file that it becomes."""
     facts = facts_of(recipe)
-    lines = [f"{recipe.name}: {printable(recipe.summary)}", "", MIXTURE]
+    lines = [f"{recipe.name}: {printable(recipe.summary)}" if recipe.summary else recipe.name, "", MIXTURE]
     lines += _below(MIXTURE, facts, "")
     lines += ["", *_costs(facts)]
     lines += [printable(source, 400) for source in ("", "sources:", *recipe.sources)] if recipe.sources else []
@@ -112,7 +120,7 @@ def _costs(facts: Mapping[str, Any]) -> list[str]:
     fetched = {model["checkpoint"]: model["bytes"] for model in models}
     sizes = [size for size in fetched.values() if size]
     unknown = len(fetched) - len(sizes)
-    weights = f"{sum(sizes) / 1e9:.2f} GB" + (f" and {unknown} whose size is not known" if unknown else "")
+    weights = f"{sum(sizes) / 1e6:,.0f} MB" + (f" and {unknown} whose size is not known" if unknown else "")
     lines = [f"models: {len(models)} in {len(facts['steps'])} steps; weights: {weights}"]
     if all(model["sample_rate"] and model["chunk_size"] for model in models):
         passes = sum(model["num_overlap"] for model in models)

@@ -177,10 +177,10 @@ class RecipePlan:
 
     def _say_what_is_saved(self) -> None:
         sources = [(step, source) for step in self._steps for source in step.sources]
-        sizes = [source.checkpoint.stat().st_size / 1e9 for _, source in sources]
+        sizes = [source.checkpoint.stat().st_size / 1e6 for _, source in sources]
         channels = 2 * sum(len(step.stems) for step, _ in sources)
         self._console.remark(
-            f"one model at a time: {max(sizes):.2g} GB of weights are loaded at once, not {sum(sizes):.2g} GB; "
+            f"one model at a time: {max(sizes):,.0f} MB of weights are loaded at once, not {sum(sizes):,.0f} MB; "
             f"temporary files in the output folder take {channels * 44100 * 4 * 60 / 1e6:.0f} MB for each minute of "
             "stereo at 44.1 kHz"
         )

@@ -14,10 +14,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from hunterFormsBS.ensemble import ENSEMBLES
+from hunterFormsBS.choices import ENSEMBLES
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.songs import reading
 from hunterFormsBS.songs.graph import ALL, REST, Combination, Graph, Separator, Signal, Step
+from hunterFormsBS.songs.parts import Part
 from hunterFormsBS.songs.reading import probe_audio, read_audio
 from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import Settings
@@ -46,7 +47,7 @@ def random_separator(dice: random.Random, stems: int, *, may_normalize: bool) ->
     return Separator(partial(model, dice.randrange(9), stems), settings)
 
 
-def random_graph(dice: random.Random, *, normalizing: bool) -> Graph:
+def random_graph(dice: random.Random, *, normalizing: bool, ensembles: Sequence[str] = ENSEMBLES) -> Graph:
     """Return up to six steps, each on the mixture, or on a stem or the rest of any earlier one."""
     steps: list[Step] = []
     counts: list[int] = []
@@ -59,7 +60,7 @@ def random_graph(dice: random.Random, *, normalizing: bool) -> Graph:
             source = Signal(before, dice.choice([*range(counts[before]), REST]))
         members = dice.choice([1, 1, 2])
         separators = [random_separator(dice, stems, may_normalize=normalizing) for _ in range(members)]
-        steps.append(Step(separators, Combination(dice.choice(ENSEMBLES)), source))  # type: ignore[arg-type]
+        steps.append(Step(separators, Combination(dice.choice(ensembles)), source))  # type: ignore[arg-type]
         counts.append(stems)
         outputs += [Signal(number, stem) for stem in [*range(stems), REST, ALL] if dice.random() < 0.5]
     unread = {*range(len(steps))} - {signal.step for signal in outputs}
@@ -117,3 +118,20 @@ def test_a_graph_gives_the_samples_of_separate_calls_in_every_mode(
             else given[step.source.step][-1 if step.source.stem == REST else step.source.stem]
         )  # type: ignore[index]
         torch.testing.assert_close(all_of_it.sum(0), source, rtol=0, atol=1e-6)
+
+
+PARTS = [pytest.param(seed, marks=pytest.mark.slow) if seed >= 4 else seed for seed in range(40)]
+
+
+@pytest.mark.parametrize("seed", PARTS)
+def test_a_part_through_a_graph_has_the_samples_of_the_whole(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    graph = random_graph(dice, normalizing=seed % 4 == 0, ensembles=["avg_wave", "avg_fft"])
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (2, 30_000)).astype(np.float32)
+    song = write(tmp_path / "song.wav", samples)
+    whole = run(graph, song)
+    first = dice.randrange(29_000)
+    last = first + dice.choice([100, 900, 5000])
+    for mode in (graph, graph._replace(one_model_at_a_time=True)):
+        part = run(mode, song, part=Part(first / RATE, last / RATE))
+        torch.testing.assert_close(part, whole[..., first:last], rtol=0, atol=2e-6)
