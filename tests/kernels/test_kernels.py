@@ -462,6 +462,36 @@ def test_gradients_survive_selective_activation_checkpointing(name: str, ran: li
     assert name in ran
 
 
+def test_a_checkpoint_computes_again_as_in_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "by_blocks"
+    module, inputs = CASES[name].module(), CASES[name].inputs()
+
+    def in_checkpoint(within: Callable[[], AbstractContextManager[object]]) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        with within():
+            out = checkpoint(partial(scalar, module), *leaves, use_reentrant=False)
+        first_time = torch.autograd.grad(out, [*leaves, *trained(module)], retain_graph=True)
+        again = torch.autograd.grad(out, [*leaves, *trained(module)])
+        close(first_time, again, 0)
+        return list(again)
+
+    def partly(module: nn.Module, *leaves: Tensor) -> Tensor:
+        with reference():
+            out = first(module(*leaves))
+        return scalar(module, out)
+
+    expected = gradients(module, inputs)
+    for within in (reference, partial(FlopCounterMode, display=False), torch.enable_grad):
+        close(in_checkpoint(within), expected, 1e-4)
+    whole = partial(checkpoint, partly, use_reentrant=False)
+    close(gradients(module, inputs, whole), gradients(module, inputs, partly), 1e-5)
+    # Where PyTorch does not tell of checkpoints, all is as in any other program: what differs is an error.
+    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+    close(in_checkpoint(torch.enable_grad), expected, 1e-4)
+    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+        in_checkpoint(reference)
+
+
 @each_kernel
 def test_modes_that_count_operators_count_those_of_the_formula(name: str, ran: list[str]) -> None:
     module, inputs, counts = CASES[name].module(), CASES[name].inputs(), []
