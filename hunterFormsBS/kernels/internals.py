@@ -94,7 +94,7 @@ def running_checkpoint() -> RunningCheckpoint | None:
     """
     top: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = None if top is None else top(True)
-    pack = hooks[0] if hooks else None
+    pack: Any = hooks[0] if hooks else None
     if getattr(pack, "__module__", "") != "torch.utils.checkpoint":
         return None
     plain: Any = inspect.unwrap(pack)

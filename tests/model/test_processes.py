@@ -106,8 +106,11 @@ def by_recipe(model: BandSplitRotator) -> nn.Module:
 
 
 def mixed(model: BandSplitRotator) -> nn.Module:
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    for module in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]:
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))  # whose statistics stay in float32, as its weights must
     return in_fsdp2(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
 
 
@@ -211,9 +214,13 @@ def test_two_processes_compute_what_one_does(wrap: str, name: str, written: dict
     assert isinstance(ours, dict), ours
     with reference():
         expected = learn(model, *data(model))
-    tolerance = 0.1 if "mixed" in wrap else 1e-4
-    assert ours["loss"] == pytest.approx(expected["loss"], rel=tolerance)
+        other = build(name).to(torch.bfloat16 if "mixed" in wrap else torch.float64)
+        again = learn(other, *(tensor.to(next(other.parameters()).dtype) for tensor in data(model)))
     scale = max(float(grad.abs().max()) for key, grad in expected.items() if key != "loss")
+    # Norms over few numbers amplify: formulas in one process, in another precision, are as far away.
+    error = max(float((again[key] - expected[key]).abs().max()) for key in expected) / scale
+    tolerance = max(0.05, 3 * error) if "mixed" in wrap else max(1e-4, 20 * error)
+    assert float(ours["loss"]) == pytest.approx(float(expected["loss"]), rel=tolerance)
     local = {key for key in expected if wrap == "tensor parallel" and "pope_embed.bias" in key}
     assert ours.keys() == expected.keys()
     for key in expected.keys() - local - {"loss"}:

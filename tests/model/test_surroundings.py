@@ -405,6 +405,20 @@ def test_configuration_is_a_copy(tiny_model: Build) -> None:
     assert type(model)(**model.configuration).mask_filter_bank.equal(model.mask_filter_bank)
 
 
+@each_kind
+def test_state_dict_has_memory_of_its_own_for_every_key_but_the_parameters_themselves(
+    kind: str, tiny_model: Build
+) -> None:
+    model = tiny_model(**KINDS[kind])
+    state = model.state_dict(prefix="model.")
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    named = dict(model.named_parameters())
+    assert all(state[f"model.{name}"].data_ptr() == parameter.data_ptr() for name, parameter in named.items())
+    kept = model.state_dict(keep_vars=True)
+    assert kept.keys() == {name.removeprefix("model.") for name in state}
+    assert all(kept[name] is parameter for name, parameter in model.named_parameters(remove_duplicate=False))
+
+
 def test_model_describes_itself(tiny_model: Build) -> None:
     model = tiny_model(num_stems=3, stereo=True)
     size = sum(parameter.numel() for parameter in model.parameters())

@@ -11,6 +11,7 @@ import asyncio
 import copy
 import importlib.util
 import io
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Callable
@@ -461,6 +462,125 @@ def _accelerate(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
 def _offloaded(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     accelerate.cpu_offload(model, torch.device("cpu"))
     return listen(model, x)
+
+
+@row("Lightning", needs="lightning")
+def _lightning(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    import lightning
+
+    class Training(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: Any, _index: int) -> Tensor:
+            return self.model(*batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(model.parameters(), 0.01)
+
+    expected = one_step(model, x, y)
+    data = torch.utils.data.DataLoader(list(zip(x, y, strict=True)), batch_size=len(x))
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    lightning.Trainer(accelerator="cpu", max_steps=1, **quiet).fit(Training(), data)
+    return dict(model.named_parameters()), expected
+
+
+@row("Trainer of Hugging Face", pytest.mark.filterwarnings("ignore"), needs="transformers")
+def _trainer(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    import transformers
+    from safetensors.torch import load_file
+
+    class Training(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"loss": self.model(x, y)}
+
+    expected = one_step(model, x, y)
+    whole = Training()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(FOLDER[0]),
+        max_steps=1,
+        per_device_train_batch_size=len(x),
+        use_cpu=True,
+        report_to=[],
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    data = [{"x": one, "y": other} for one, other in zip(x, y, strict=True)]
+    optimizer = torch.optim.SGD(whole.parameters(), 0.01)
+    transformers.Trainer(whole, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
+    written = load_file(FOLDER[0] / "checkpoint-1" / "model.safetensors")
+    return {name: written[f"model.{name}"] for name in expected}, expected
+
+
+def one_step(model: BandSplitRotator, x: Tensor, y: Tensor) -> Numbers:
+    """Return the parameters after one step of SGD, with the formulas."""
+    twin = copy.deepcopy(model).train()
+    with reference():
+        twin(x, y).backward()
+    torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], 0.01).step()
+    return {name: parameter.detach() for name, parameter in twin.named_parameters()}
+
+
+@row("DeepSpeed", pytest.mark.slow, pytest.mark.process, needs="deepspeed")
+def _deepspeed(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config={"train_micro_batch_size_per_gpu": len(x), "optimizer": {"type": "SGD", "params": {"lr": 0.01}}},
+    )
+    expected = one_step(model, x, y)
+    engine.backward(engine.train()(x, y))
+    engine.step()
+    return dict(model.named_parameters()), expected
+
+
+@row("Ray actor", pytest.mark.slow, pytest.mark.process, pytest.mark.filterwarnings("ignore"), needs="ray")
+def _ray(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    import ray
+
+    if not ray.is_initialized():
+        paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": paths}, log_to_driver=False)
+    stems = ray.remote(listen).remote(model, x)
+    return {"audio": torch.as_tensor(ray.get(stems)["audio"]).clone()}
+
+
+def in_child(model: BandSplitRotator, x: Tensor, answers: Any) -> None:
+    torch.set_num_threads(1)
+    answers.put(listen(model, x)["audio"].numpy())
+
+
+def in_process(model: BandSplitRotator, x: Tensor, way: str) -> Numbers:
+    listen(model, x)  # what is made on first use is there when the process starts
+    context: Any = multiprocessing.get_context(way)
+    answers = context.Queue()
+    process = context.Process(target=in_child, args=(model, x, answers))
+    process.start()
+    audio = torch.from_numpy(answers.get(timeout=300))
+    process.join()
+    return {"audio": audio}
+
+
+@row("forked process", pytest.mark.process, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"))
+def _fork(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    return in_process(model, x, "fork")
+
+
+@row("spawned process", pytest.mark.process)
+def _spawn(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
+    return in_process(model.share_memory(), x, "spawn")
 
 
 # ---- graphs: a row of PyTorch's own compiler is slow, so that most use its front end alone
