@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -65,14 +66,14 @@ def variants() -> str:
 
 
 def options() -> str:
-    """Return the tables of the options of the command line, made from its parser."""
-    from hunterFormsBS.songs.commandLine import parser
+    """Return the tables of the options of `hunterforms separate`, made from its parser."""
+    from hunterFormsBS.program.commands import separate
 
+    parser = argparse.ArgumentParser(add_help=False)
+    separate.add_arguments(parser)
     lines: list[str] = []
-    for group in parser()._action_groups:
-        actions = [action for action in group._group_actions if action.help and action.dest != "help"]
-        if not actions:
-            continue
+    for group in parser._action_groups:
+        actions = group._group_actions
         titles = {"positional arguments": "Songs", "options": "Files"}
         title = titles.get(group.title or "", (group.title or "").capitalize())
         lines += [f"### {title}", "", *([group.description, ""] if group.description else [])]

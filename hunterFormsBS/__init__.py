@@ -1,13 +1,47 @@
 """Music source separation with band-split rotary transformers.
 
-The model is here, `BandSplitRotator`. Everything else is imported from the module that it lives in, such as
-`hunterFormsBS.checkpoint.from_checkpoint` and `hunterFormsBS.separation.separate`.
+The names of this module are imported from the modules that they live in when they are asked for, so that importing the
+package alone is quick and imports no PyTorch.
 """
 
 import typing as _typing
 
 from hunterFormsBS.formerNames import make_importable as _make_importable
-from hunterFormsBS.pretrained import BandSplitRotator as BandSplitRotator
+from hunterFormsBS.lazyNames import lazy as _lazy
+
+if _typing.TYPE_CHECKING:
+    from hunterFormsBS.attend import Attend as Attend
+    from hunterFormsBS.attend import Attention as Attention
+    from hunterFormsBS.attend import FeedForward as FeedForward
+    from hunterFormsBS.attend import LinearAttention as LinearAttention
+    from hunterFormsBS.attend import Transformer as Transformer
+    from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS as DEFAULT_FREQS_PER_BANDS
+    from hunterFormsBS.bandSplit import MLP as MLP
+    from hunterFormsBS.bandSplit import BandSplit as BandSplit
+    from hunterFormsBS.bandSplit import MaskEstimator as MaskEstimator
+    from hunterFormsBS.bandSplit import lossComputation as lossComputation
+    from hunterFormsBS.bandSplitRotator import BandSplitRotator as BandSplitRotator
+    from hunterFormsBS.bs_roformer import BSRoformer as BSRoformer
+    from hunterFormsBS.checkpoint import CheckpointError as CheckpointError
+    from hunterFormsBS.checkpoint import from_checkpoint as from_checkpoint
+    from hunterFormsBS.checkpoint import from_configuration as from_configuration
+    from hunterFormsBS.checkpoint import infer_configuration as infer_configuration
+    from hunterFormsBS.checkpoint import read_configuration as read_configuration
+    from hunterFormsBS.checkpoint import read_state_dict as read_state_dict
+    from hunterFormsBS.checkpoint import save_checkpoint as save_checkpoint
+    from hunterFormsBS.checkpoint import translate_state_dict as translate_state_dict
+    from hunterFormsBS.ensemble import separate_ensemble_stream as separate_ensemble_stream
+    from hunterFormsBS.kernels.seam import reference as reference
+    from hunterFormsBS.make_static_mask_filter_bank import filter_bank_non_overlapping as filter_bank_non_overlapping
+    from hunterFormsBS.make_static_mask_filter_bank import librosa_filters_mel as librosa_filters_mel
+    from hunterFormsBS.make_static_mask_filter_bank import print_static_mask as print_static_mask
+    from hunterFormsBS.mel_band_roformer import MelBandRoformer as MelBandRoformer
+    from hunterFormsBS.plot import plot_band_masks as plot_band_masks
+    from hunterFormsBS.plot import plot_mask_filter_bank as plot_mask_filter_bank
+    from hunterFormsBS.plot import plot_separation as plot_separation
+    from hunterFormsBS.separation import separate as separate
+    from hunterFormsBS.separation import separate_stream as separate_stream
+    from hunterFormsBS.theTypes import FlashAttentionConfig as FlashAttentionConfig
 
 _make_importable()
 
@@ -16,8 +50,10 @@ __version__: str
 _HOMES = {
     "attend": ("Attend", "Attention", "FeedForward", "LinearAttention", "Transformer"),
     "bandSplit": ("DEFAULT_FREQS_PER_BANDS", "BandSplit", "MLP", "MaskEstimator", "lossComputation"),
+    "bandSplitRotator": ("BandSplitRotator",),
     "bs_roformer": ("BSRoformer",),
     "checkpoint": (
+        "CheckpointError",
         "from_checkpoint",
         "from_configuration",
         "infer_configuration",
@@ -26,32 +62,28 @@ _HOMES = {
         "save_checkpoint",
         "translate_state_dict",
     ),
+    "ensemble": ("separate_ensemble_stream",),
+    "kernels.seam": ("reference",),
     "make_static_mask_filter_bank": ("filter_bank_non_overlapping", "librosa_filters_mel", "print_static_mask"),
     "mel_band_roformer": ("MelBandRoformer",),
     "plot": ("plot_band_masks", "plot_mask_filter_bank", "plot_separation"),
-    "separation": ("separate",),
+    "separation": ("separate", "separate_stream"),
     "theTypes": ("FlashAttentionConfig",),
 }
+"""Where the imports above come from, for running programs. A test compares the two."""
 
 # Out of the sight of type checkers, for whom a module with `__getattr__` has every name.
 if not _typing.TYPE_CHECKING:
+    _getattr, _dir, __all__ = _lazy(__name__, _HOMES)
+
+    def __dir__() -> list[str]:
+        """Return the names that completion offers."""
+        return sorted({*_dir(), "__version__"})
 
     def __getattr__(name: str) -> object:
-        """Return the version, or a module, which is imported only now, or say where a name lives."""
+        """Return the version, or import what has this name."""
         if name == "__version__":
             from importlib.metadata import version
 
             return version("hunterFormsBS")
-        if name in _HOMES:
-            from importlib import import_module
-
-            return import_module(f"hunterFormsBS.{name}")
-        for module, names in _HOMES.items():
-            if name in names:
-                # No AttributeError, for which `from hunterFormsBS import …` would put a message of its own.
-                raise ImportError(f"{name} lives in a module: from hunterFormsBS.{module} import {name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        """Return the names that completion offers, modules that are not imported yet among them."""
-        return sorted({*globals(), "__version__", *_HOMES})
+        return _getattr(name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast, overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
 from einops import rearrange
@@ -43,14 +44,6 @@ from hunterFormsBS.theTypes import (
     ParametersTransformer,
     WindowFunction,
 )
-
-
-class LoadPretrained(Protocol):
-    """How `BandSplitRotator.from_pretrained` is called; see `hunterFormsBS.pretrained`."""
-
-    def __call__(self, repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
-        """Load a model from the Hugging Face Hub."""
-        ...
 
 
 class BandSplitRotator(nn.Module):
@@ -185,9 +178,6 @@ class BandSplitRotator(nn.Module):
     .. [2] Wang et al., Mel-RoFormer for Vocal Separation and Vocal Melody Transcription, ISMIR 2024, arXiv 2409.04702.
     """
 
-    from_pretrained: ClassVar[LoadPretrained]
-    """Load a model from the Hugging Face Hub. Set by `hunterFormsBS.pretrained`: fetching is above the model."""
-
     @explained
     def __init__(
         self,
@@ -320,6 +310,23 @@ class BandSplitRotator(nn.Module):
         dim_inputs = [2 * self.audio_channels * int(band.sum()) for band in self.layout]
         self.band_split = BandSplit(dim, dim_inputs)
         self.mask_estimators = nn.ModuleList(kind.build(dim, dim_inputs, arguments) for _ in range(self.num_stems))
+
+    @staticmethod
+    def from_pretrained(repository: str, *, revision: str = "main", **overrides: Any) -> BandSplitRotator:
+        """Load a model that `hunterFormsBS.catalogue.publish` uploaded to the Hugging Face Hub.
+
+        Parameters
+        ----------
+        repository : str
+            `OWNER/REPOSITORY`.
+        revision : str, default "main"
+            Branch, tag or commit.
+        **overrides : Any
+            Further arguments of `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
+        """
+        # By its name, because reading and fetching checkpoints is above the model, which can do without.
+        byName: Any = import_module("hunterFormsBS.checkpoint.byName")
+        return byName.from_checkpoint(f"hub:{repository}/{byName.MODEL}@{revision}", **overrides)
 
     def reset_parameters(self) -> None:
         """Initialise every parameter, for a model that `to_empty` has left without content."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Literal, Unpack, cast, get_args
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.choices import ENSEMBLES, Ensemble
 from hunterFormsBS.overlapAdd import aligned
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr
@@ -22,12 +23,6 @@ from hunterFormsBS.separation import iter_blocks, stems_of
 from hunterFormsBS.signature import with_fields_of
 
 __all__ = ["ENSEMBLES", "HOP", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
-
-Ensemble = Literal[
-    "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
-]  # fmt: skip
-ENSEMBLES: tuple[str, ...] = get_args(Ensemble)
-"""The ways to combine estimates."""
 
 # torch.fft has no annotations.
 _rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]

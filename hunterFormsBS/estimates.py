@@ -14,12 +14,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.devices import unusable
 from hunterFormsBS.kernels.internals import multiplies_bfloat16
 from hunterFormsBS.overlapAdd import Chunks, Stream
 from hunterFormsBS.parametersSeparation import ParametersSeparation
-from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.printable import short_repr
 
-__all__ = ["Estimator", "is_finite", "model_within", "unusable"]
+__all__ = ["Estimator", "is_finite", "model_within"]
 
 _MARKS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
@@ -177,15 +178,6 @@ def _check_estimates(estimates: object, size: tuple[int, ...], num_stems: int | 
         "length of a model that does not match the length of its input."
     )
     raise RuntimeError(message)
-
-
-def unusable(device: torch.device | str) -> str | None:
-    """Return why nothing can be computed on a device, in one short line; None if it can."""
-    try:
-        kind = torch.empty(0, device=device).device.type
-    except (AssertionError, ImportError, RuntimeError) as error:
-        return printable(str(error).strip().splitlines()[0].split(". ")[0], 200)
-    return "it does not compute: use cpu, cuda or mps" if kind == "meta" else None
 
 
 def _reference_tensor(model: object) -> Tensor | None:

@@ -1,19 +1,55 @@
-"""How to get what is not installed: the one place that knows, for every message that says so."""
+"""How to get what is not installed, for every message that says so."""
 
 from __future__ import annotations
 
-__all__ = ["how_to_install"]
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.util import find_spec
+
+__all__ = ["how_to_install", "is_installed"]
+
+PACKAGE = "hunterFormsBS"
 
 
-def how_to_install(extra: str) -> str:
-    """Return the clause of an error message that says how to install an extra of this package.
+def how_to_install(*extras: str) -> str:
+    """Return the command that installs the missing packages of extras for the interpreter that runs.
 
-    From a copy of the repository, because version 0.4.0 is not in a package registry: there, the same name and extra
-    install an older package that has neither.
+    It names the packages and not the extras: those of an installed wheel cannot be asked for without its file, and a
+    package registry may hold another version.
 
     Parameters
     ----------
-    extra : str
-        An extra of pyproject.toml, or several with commas between them.
+    *extras : str
+        Names from `project.optional-dependencies` of pyproject.toml.
     """
-    return f'python -m pip install -e ".[{extra}]" in a copy of the repository of hunterFormsBS'
+    needed = list(dict.fromkeys(requirement for extra in extras for requirement in _requirements(extra)))
+    # All of them where each is there, since one must be too old or broken.
+    packages = [requirement for requirement in needed if not _is_installed(requirement)] or needed
+    uv = None if find_spec("pip") else shutil.which("uv")
+    installer = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
+    quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return quoted([*installer, *packages])
+
+
+def is_installed(extra: str) -> bool:
+    """Tell whether all packages of an extra are installed, in whatever version."""
+    return all(map(_is_installed, _requirements(extra)))
+
+
+def _requirements(extra: str) -> list[str]:
+    """Return the requirements of an extra, for example `['av>=18']`."""
+    lines = [re.fullmatch(rf"([^;]*?) *;.*\bextra == ['\"]{extra}['\"].*", line) for line in requires(PACKAGE) or ()]
+    return [line[1] for line in lines if line]
+
+
+def _is_installed(requirement: str) -> bool:
+    name = re.match(r"[\w.-]+", requirement)
+    try:
+        return bool(name and distribution(name[0]))
+    except PackageNotFoundError:
+        return False

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, get_args
+from typing import TypedDict
 
 import torch
 
+from hunterFormsBS.choices import BATCH_SIZE, BLENDS, CHUNK_SIZE, LARGEST, NUM_OVERLAP, SHIFTS, Blend
 from hunterFormsBS.printable import printable, short_repr
 from hunterFormsBS.signature import explained
 
 __all__ = ["BLENDS", "LARGEST", "Blend", "KeywordsSeparation", "ParametersSeparation"]
-
-Blend: TypeAlias = Literal["smooth", "msst"]
-BLENDS: tuple[str, ...] = get_args(Blend)
-"""The ways to lay chunks and to fade from one to the next."""
-
-LARGEST = 10**12
-"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +58,13 @@ class ParametersSeparation:
         If a value cannot be used, whatever the model and the song.
     """
 
-    chunk_size: int = 352800
-    num_overlap: float = 2
-    batch_size: int = 1
+    chunk_size: int = CHUNK_SIZE
+    num_overlap: float = NUM_OVERLAP
+    batch_size: int = BATCH_SIZE
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
     tta: bool = False
-    shifts: int = 1
+    shifts: int = SHIFTS
     blend: Blend = "smooth"
     start: int = 0
     end: int | None = None

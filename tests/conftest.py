@@ -60,8 +60,7 @@ GIVEN_BY_FIXTURES = {"chromium": "browser", "starts_processes": "process"}
 COSTS = {"browser", "compile", "export", "process", "slow"}
 PROGRAMS_OF_OURS = (
     "benchmarks",
-    "training",
-    *(f"hunterFormsBS.{name}" for name in ("__main__", "catalogue", "checkpoint.programs", "songs")),
+    *(f"hunterFormsBS.{name}" for name in ("catalogue", "checkpoint.programs", "program", "songs", "training")),
 )
 PEERS = ("bs_roformer", "PoPE_pytorch", "pymss_core", "rotary_embedding_torch")
 
@@ -128,6 +127,7 @@ PROGRAMS = {
     "python": f"""case "$*" in "-m pip install "*) ;; *) exec '{sys.executable}' "$@" ;; esac""",
     "python3": f"""case "$1" in start.py) shift; exec '{sys.executable}' -m hunterFormsBS "$@";; esac
 mkdir -p .venv/bin && touch .venv/bin/activate""",
+    "hunterforms": f"""exec '{sys.executable}' -m hunterFormsBS "$@" """,
     "sleep": "exec /bin/sleep 0.02",
     "tensorboard": f'''exec '{sys.executable}' -m tensorboard.main --inspect "$@"''',
 }

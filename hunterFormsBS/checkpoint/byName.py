@@ -22,12 +22,12 @@ from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
-from hunterFormsBS.checkpoint.families import Upstream
 from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
 from hunterFormsBS.checkpoint.loading import has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.stateDict import translate_state_dict
 from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
 PREFIX: Final = "hub:"

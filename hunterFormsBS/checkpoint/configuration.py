@@ -12,9 +12,10 @@ from torch import Tensor
 from hunterFormsBS.checkpoint.arguments import DEFAULTS, SEQUENCES
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family, Upstream
+from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
 from hunterFormsBS.checkpoint.parsing import check_extent
 from hunterFormsBS.checkpoint.programs import ignored_remarks, in_own_words, in_words_of_msst, states_nothing
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
 Configuration: TypeAlias = PathFilename | Mapping[str, Any]

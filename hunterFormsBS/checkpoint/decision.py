@@ -12,9 +12,10 @@ from hunterFormsBS.checkpoint.arguments import DEFAULTS, OPEN, audible_arguments
 from hunterFormsBS.checkpoint.bands import BAND_ARGUMENTS, contradictions, resolve_bands
 from hunterFormsBS.checkpoint.configuration import StatedArguments, to_plain_values
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.families import Family, Upstream
+from hunterFormsBS.checkpoint.families import Family
 from hunterFormsBS.checkpoint.recognition import Recognition
 from hunterFormsBS.checkpoint.stateDict import Inferred
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
 

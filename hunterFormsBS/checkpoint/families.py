@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.choices import UPSTREAMS, Upstream
 from hunterFormsBS.printable import short_repr
-
-Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +231,8 @@ def check_upstream(upstream: object) -> Upstream:
     CheckpointError
         Otherwise.
     """
-    for known in get_args(Upstream):
+    for known in UPSTREAMS:
         if upstream == known:
-            name: Upstream = known
-            return name
-    names = ", ".join(repr(name) for name in get_args(Upstream))
+            return known
+    names = ", ".join(map(repr, UPSTREAMS))
     raise CheckpointError(f"upstream must be one of {names}, but is {short_repr(upstream)}")

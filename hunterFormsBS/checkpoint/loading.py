@@ -28,11 +28,12 @@ from hunterFormsBS.checkpoint.configuration import (
 from hunterFormsBS.checkpoint.configurationFile import PathFilename
 from hunterFormsBS.checkpoint.decision import Evidence, arguments_of_configuration, decide
 from hunterFormsBS.checkpoint.facts import Entry, recognise_file
-from hunterFormsBS.checkpoint.families import Upstream, check_upstream
+from hunterFormsBS.checkpoint.families import check_upstream
 from hunterFormsBS.checkpoint.plainKeys import to_plain_keys
 from hunterFormsBS.checkpoint.recognition import family_of_configuration, recognise
 from hunterFormsBS.checkpoint.stateDict import infer
 from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.choices import Upstream
 
 
 def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.families import MEL_MIX, Family, Upstream, check_upstream, families_of, newest_family
+from hunterFormsBS.checkpoint.families import MEL_MIX, Family, check_upstream, families_of, newest_family
 from hunterFormsBS.checkpoint.variants import VARIANTS
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.variantRow import Variant
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import newest_family
 from hunterFormsBS.checkpoint.loading import from_configuration
 from hunterFormsBS.checkpoint.stateDict import infer_configuration
+from hunterFormsBS.choices import Layout
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.printable import printable, short_repr
-
-Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
 
 _OF_ALL: Final = (
     *("dim", "depth", "stereo", "num_stems", "time_transformer_depth", "freq_transformer_depth"),

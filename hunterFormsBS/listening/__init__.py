@@ -1,4 +1,4 @@
-"""Songs separated in the browser, and by programs over HTTP: `hunterFormsBS.listening.program` starts it.
+"""Songs separated in the browser, and by programs over HTTP: `hunterforms listen` starts it.
 
-Nothing else in the package imports this; the extra `listen` installs what it needs.
+Only that command imports this; the extra `listen` installs what it needs.
 """

@@ -14,13 +14,11 @@ from torch import Tensor
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.console import Console, one_line
-from hunterFormsBS.estimates import unusable
+from hunterFormsBS.failures import FAILURES
 from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.listening.work import Song
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.plot import plot_band_masks
-from hunterFormsBS.songs.batch import FAILURES
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import key_of
 from hunterFormsBS.songs.rates import resample
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
@@ -30,7 +28,7 @@ from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.writing import StemFile, writing_together
 
-__all__ = ["MIXTURE", "Separating", "find_device"]
+__all__ = ["MIXTURE", "Separating"]
 
 MIXTURE = "mixture"
 SECONDS_OF_MASKS = 10
@@ -51,7 +49,7 @@ class Separating:
 
     Parameters
     ----------
-    device : str
+    device : torch.device
         Where models run.
     max_minutes : float
         Longer songs are refused: a browser holds all stems in memory.
@@ -59,7 +57,7 @@ class Separating:
         Collects the warnings.
     """
 
-    def __init__(self, device: str, max_minutes: float, console: Console) -> None:
+    def __init__(self, device: torch.device, max_minutes: float, console: Console) -> None:
         self._device = device
         self._max_minutes = max_minutes
         self._console = console
@@ -146,21 +144,6 @@ class Separating:
                 f"{audio.name} is longer than {self._max_minutes:g} minutes: start the program with --max-minutes, "
                 "or use the command line, which has no limit"
             )
-
-
-def find_device(name: str) -> str:
-    """Return the device of this name, the fastest kind there is for `auto`.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be used.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (reason := unusable(name)) is not None:
-        raise UsageError(f"--device {name} cannot be used here: {reason}")
-    return name
 
 
 def names_for(names: Sequence[str], count: int) -> list[str]:

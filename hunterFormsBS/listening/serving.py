@@ -16,13 +16,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from hunterFormsBS.console import Console
+from hunterFormsBS.devices import find_device
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.listening.access import Door, Keys
 from hunterFormsBS.listening.application import application
-from hunterFormsBS.listening.commandLine import LOOPBACK, Options, password_of
-from hunterFormsBS.listening.separating import Separating, find_device
+from hunterFormsBS.listening.options import LOOPBACK, Options, password_of
+from hunterFormsBS.listening.separating import Separating
 from hunterFormsBS.listening.work import Limits, Work
 from hunterFormsBS.printable import say
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.signals import uninterrupted
 
 __all__ = ["serve"]

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hunterFormsBS.console import one_line
+from hunterFormsBS.failures import FAILURES, UsageError
 from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.batch import FAILURES
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.writing import FULL, Encoding
 
 __all__ = ["FULL_DISK", "FullError", "Limits", "Song", "StoppedError", "Wish", "Work"]

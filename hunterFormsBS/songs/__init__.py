@@ -1,1 +1,1 @@
-"""From files to files: what `python -m hunterFormsBS` does around a separation."""
+"""From files to files: what `hunterforms separate` does around a separation."""

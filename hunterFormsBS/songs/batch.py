@@ -15,10 +15,11 @@ import torch
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
 from hunterFormsBS.console import Console, one_line
-from hunterFormsBS.estimates import unusable
-from hunterFormsBS.songs.commandLine import Options, UsageError
+from hunterFormsBS.devices import find_device
+from hunterFormsBS.failures import FAILURES, UsageError
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
 from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.parts import Part, clock, loudest_part
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
@@ -30,10 +31,7 @@ from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
 from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, StemFile, writing_together
 
-__all__ = ["FAILURES", "separate_all"]
-
-# Everything that bad files and settings raise. What is not here is a bug, and shows its traceback.
-FAILURES = (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+__all__ = ["separate_all"]
 
 FRAMES_PER_BYTE = 16
 """Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
@@ -73,7 +71,7 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
     if job.size > 1 and any(map(is_pipe, options.mixtures)):
         raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
-    device = _device(options.device, job)
+    device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
     sources, names = _sources(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
@@ -328,17 +326,6 @@ def _encoding(options: Options) -> Encoding:
     if options.quality is not None and usual is not None:
         raise UsageError(f"--format {options.format} keeps all of the sound and has no --quality: leave it out")
     return Encoding(options.format, depth, options.quality)
-
-
-def _device(name: str, job: Rank) -> torch.device:
-    """Return the device of this name, the fastest kind there is for `auto`; each process of a job its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and job.size > 1 and (count := torch.cuda.device_count()):
-        name = f"cuda:{job.local_rank % count}"
-    if (reason := unusable(name)) is not None:
-        raise UsageError(f"--device {name} cannot be used here: {reason}")
-    return torch.empty(0, device=name).device
 
 
 def _sources(options: Options, console: Console) -> tuple[list[_Source], list[str]]:

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import IO, NamedTuple
 
 from hunterFormsBS.console import RECORD, Console
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.names import song_name
 from hunterFormsBS.songs.sharing import rank_in_job

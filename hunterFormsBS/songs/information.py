@@ -11,33 +11,31 @@ from typing import cast
 from hunterFormsBS.checkpoint import from_checkpoint, read_state_dict
 from hunterFormsBS.checkpoint.configuration import to_plain_values
 from hunterFormsBS.checkpoint.recognition import recognise
+from hunterFormsBS.choices import Upstream
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.printable import printable, say
-from hunterFormsBS.songs.commandLine import Options, UsageError
 from hunterFormsBS.songs.settings import find_configuration, read_settings, stated_separation
 
 __all__ = ["show_information"]
 
 
-def show_information(options: Options, checkpoint: Path, console: Console) -> int:
+def show_information(
+    checkpoint: Path, console: Console, *, configuration: Path | None = None, upstream: Upstream | None = None
+) -> int:
     """Print what a checkpoint is, as lines or, with `--json`, as one record, and return the exit status.
 
     Raises
     ------
-    UsageError
-        If songs are given as well.
     CheckpointError, ImportError, OSError
         If it cannot be read.
     """
-    if options.mixtures or options.checkpoint:
-        raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
-    file, used, content = find_configuration(checkpoint, next(iter(options.configuration), None))
+    file, used, content = find_configuration(checkpoint, configuration)
     settings, _ = read_settings(content)
     of_configuration = stated_separation(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        family = recognise(read_state_dict(file), options.upstream).family
-        model = from_checkpoint(file, used, upstream=options.upstream)
+        family = recognise(read_state_dict(file), upstream).family
+        model = from_checkpoint(file, used, upstream=upstream)
     remarks = list(dict.fromkeys(one_line(warning.message) for warning in caught))
     numbered = [f"stem_{number}" for number in range(1, model.num_stems + 1)]
     arguments = {name: to_plain_values(value) for name, value in model.configuration.items()}

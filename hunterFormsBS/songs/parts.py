@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PREVIEW", "Part", "Region", "clock", "loudest_part", "seconds"]
 
@@ -79,6 +79,8 @@ def loudest_part(blocks: Iterable[Tensor], sample_rate: int, duration: float = P
     duration : float = 30.0
         In seconds.
     """
+    import torch  # Not above: parsers of command lines take times from this module.
+
     hop = max(1, round(HOP * sample_rate))
     energies: list[Tensor] = []
     rest = torch.zeros(0, dtype=torch.float64)

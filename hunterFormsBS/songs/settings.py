@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Unpack, cast
 from hunterFormsBS.checkpoint import CheckpointError, byName
 from hunterFormsBS.checkpoint.configuration import load_configuration
 from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.names import key_of, safe_name
 
 __all__ = ["Settings", "find_configuration", "read_settings", "stated_separation", "stem_indices"]

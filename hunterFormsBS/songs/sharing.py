@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
-from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.failures import UsageError
 
 __all__ = ["Rank", "rank_in_job", "share_of", "wait_for_others"]
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
 from types import ModuleType, TracebackType
-from typing import IO, Any, Literal, NamedTuple, Self, get_args
+from typing import IO, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from hunterFormsBS.choices import FORMATS, Format
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.signals import uninterrupted
@@ -33,9 +34,6 @@ __all__ = [
     "soundfile_module",
     "writing_together",
 ]
-
-Format = Literal["wav", "flac", "mp3", "ogg", "opus"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 FRAMES_PER_WRITE = 1 << 15
 BYTES_OF_RIFF = 0xFFFF0000  # A little under 4 GiB, to leave room for the headers.

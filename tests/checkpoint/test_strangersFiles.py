@@ -34,7 +34,6 @@ from hunterFormsBS.checkpoint import (
     read_configuration,
     read_state_dict,
 )
-from hunterFormsBS.checkpoint.__main__ import main as rewrite
 from hunterFormsBS.checkpoint.unpickling import Placeholder, unpickle
 from tests.conftest import TINY
 
@@ -375,7 +374,7 @@ def test_every_program_ends_at_once_with_one_line_where_a_checkpoint_is_no_file(
     if program == "from_checkpoint":
         message = refusal(lambda: from_checkpoint(no_file, configuration if configured else None), OSError, ValueError)
     elif program == "checkpoint":
-        assert rewrite([str(no_file), "--output", str(tmp_path / "b.ckpt"), *stated]) == 1
+        assert main(["convert", str(no_file), "--output", str(tmp_path / "b.ckpt"), *stated]) == 1
         message = capsys.readouterr().err
     else:
         (tmp_path / "a.wav").write_bytes(b"")

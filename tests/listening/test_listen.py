@@ -40,9 +40,9 @@ from hunterFormsBS.listening import serving as serving_module
 from hunterFormsBS.listening.access import Door, Keys
 from hunterFormsBS.listening.application import application
 from hunterFormsBS.listening.offers import offers
-from hunterFormsBS.listening.program import main
 from hunterFormsBS.listening.separating import Separating
 from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Wish, Work
+from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.writing import FORMATS
@@ -377,7 +377,7 @@ def test_passwords_are_tried_one_after_another_however_many_try(guarded: Client)
 def test_other_machines_are_served_only_with_a_password_that_is_long_enough(
     host: str, password: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--no-browser", "--host", host]
+    arguments = ["listen", "--no-browser", "--host", host]
     if password is not None:
         (tmp_path / "password").write_text(password)
         arguments += ["--password-file", str(tmp_path / "password")]
@@ -771,7 +771,7 @@ class Program:
 
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "examples" / "listen.py", "--no-browser", "--port", "0", "--models", models],
+                [sys.executable, "-m", "hunterFormsBS", "listen", "--no-browser", "--port", "0", "--models", models],
                 stdout=output,
                 stderr=subprocess.STDOUT if terminal is None else terminal,
                 env=environment,
@@ -863,16 +863,16 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, models: Path, so
     [
         (["--models", "nowhere"], "--models nowhere is not a folder: name one that has checkpoints in it"),
         (["--device", "nothing"], "--device nothing cannot be used here: "),
-        (["--port", "99999"], "argument --port: must be a number from 0 to 65535, but is '99999'"),
+        (["--port", "99999"], "argument --port: must be an integer from 0 to 65535, but is '99999'"),
         (["--max-mb", "-1"], "argument --max-mb: must be a number above 0, but is '-1'"),
-        (["--keep", "0"], "argument --keep: must be a number of at least 1, but is '0'"),
+        (["--keep", "0"], "argument --keep: must be an integer from 1 to 999999999, but is '0'"),
     ],
 )
 def test_options_that_cannot_be_end_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--no-browser", *arguments])
+        main(["listen", "--no-browser", *arguments])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"error: {message}" in line
@@ -880,7 +880,7 @@ def test_options_that_cannot_be_end_in_one_line(
 
 def test_a_port_that_is_taken_is_named_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
-        main(["--no-browser", "--port", str(taken.getsockname()[1])])
+        main(["listen", "--no-browser", "--port", str(taken.getsockname()[1])])
     assert re.search(r"--port \d+ cannot be used \(.+\): try --port 0", capsys.readouterr().err)
 
 
@@ -899,14 +899,16 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "hunterFormsBS.listening.serving", None)
-    assert main(["--no-browser"]) == 1
+    assert main(["listen", "--no-browser"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "listen]" in line
+    assert "-m pip install" in line
+    assert "uvicorn" in line
 
 
-def test_nothing_else_in_the_package_imports_the_page() -> None:
+def test_only_its_command_imports_the_page() -> None:
     package = ROOT / "hunterFormsBS"
-    elsewhere = [path for path in package.rglob("*.py") if path.parent.name != "listening"]
+    command = package / "program" / "commands" / "listen.py"
+    elsewhere = [path for path in package.rglob("*.py") if path.parent.name != "listening" and path != command]
     assert [
         path for path in elsewhere if re.search(r"^\s*(from|import) .*listening", path.read_text("utf-8"), re.M)
     ] == []

@@ -117,5 +117,5 @@ def test_a_missing_matplotlib_is_named(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     first = sine() if draw is plot_separation else tiny_model(stereo=True)
-    with pytest.raises(ImportError, match=rf'{draw.__name__} needs matplotlib: python -m pip install -e "\.\[plot\]"'):
+    with pytest.raises(ImportError, match=rf"{draw.__name__} needs matplotlib: .* -m pip install 'matplotlib"):
         draw(first, torch.randn(1, 2, 160) if draw is plot_separation else torch.randn(2, 160))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path.insert(0, str(ROOT))
 
 from hunterFormsBS import BandSplitRotator  # noqa: E402
 from hunterFormsBS.attend import Attention, FeedForward  # noqa: E402
@@ -100,7 +100,7 @@ def in_fsdp2(model: BandSplitRotator, *kinds: type[nn.Module], **options: Any) -
 
 def by_recipe(model: BandSplitRotator) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from training.engine import shard
+    from hunterFormsBS.training.engine import shard
 
     return shard(model, init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
 
@@ -122,7 +122,7 @@ def offloaded(model: BandSplitRotator) -> nn.Module:
 
 def in_tensor_parallel(model: BandSplitRotator) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from training.tensorParallel import split_heads
+    from hunterFormsBS.training.tensorParallel import split_heads
 
     return split_heads(model, init_device_mesh("cpu", (2,)))
 
@@ -156,7 +156,7 @@ def numbers(wrap: str, name: str, rank: int) -> Any:
         dist.all_reduce(result["loss"])
         result["loss"] /= 2
         return result
-    from training.tensorParallel import whole_rows
+    from hunterFormsBS.training.tensorParallel import whole_rows
 
     return {key: whole_rows(value, 2) if key.endswith("to_qkv.weight") else value for key, value in result.items()}
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import hunterFormsBS
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.bandSplit import mask_filter_bank_bs_roformer_default, mask_filter_bank_mel_band_default
 from hunterFormsBS.bs_roformer import BSRoformer
@@ -203,33 +200,7 @@ def test_from_msst_refuses_the_section_of_the_other_class(kind: Any, section: di
         kind.from_msst(dim=4, **SMALL, **section)
 
 
-# Names at the top of the package
-
-
-def test_every_name_at_home_in_a_module_is_there_and_the_error_says_where() -> None:
-    for module, names in hunterFormsBS._HOMES.items():
-        for name in names:
-            assert hasattr(importlib.import_module(f"hunterFormsBS.{module}"), name)
-            with pytest.raises(ImportError, match=f"from hunterFormsBS.{module} import {name}"):
-                exec(f"from hunterFormsBS import {name}")
-
-
-def test_modules_are_imported_when_they_are_asked_for_and_completion_offers_them() -> None:
-    program = (
-        "import sys, hunterFormsBS; assert {'separation', 'checkpoint', '__version__'} <= set(dir(hunterFormsBS));"
-        "assert 'hunterFormsBS.separation' not in sys.modules; hunterFormsBS.separation.separate"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_unknown_names_are_no_attributes() -> None:
-    assert not hasattr(hunterFormsBS, "sepparate")
-    with pytest.raises(ImportError, match="cannot import name"):
-        exec("from hunterFormsBS import sepparate")
-
-
-def test_package_knows_its_version() -> None:
-    assert hunterFormsBS.__version__ == version("hunterFormsBS")
+# Former names
 
 
 @pytest.mark.parametrize(
@@ -263,13 +234,6 @@ def test_transition_classes_refuse_unknown_and_positional_arguments(kind: Any) -
         kind(4, depth=1, dimension=3)
     with pytest.raises(TypeError, match="positional"):
         kind(4, 1)
-
-
-def test_package_exports_the_model_by_itself() -> None:
-    assert hunterFormsBS.BandSplitRotator is BandSplitRotator
-    public = [name for name in vars(hunterFormsBS) if not name.startswith("_")]
-    modules = [name for name in public if inspect.ismodule(getattr(hunterFormsBS, name))]
-    assert [name for name in public if name not in modules] == ["BandSplitRotator"]
 
 
 def test_bs_roformer_is_the_model_with_its_defaults() -> None:

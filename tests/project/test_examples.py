@@ -21,8 +21,9 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main as command_line
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.mel_band_roformer import MelBandRoformer
+from hunterFormsBS.program.dispatch import load_command, understand
+from hunterFormsBS.program.parsing import Parser
 from hunterFormsBS.separation import separate
-from hunterFormsBS.songs.commandLine import parse, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -162,7 +163,7 @@ def test_readme_commands_are_understood_by_the_command_line() -> None:
     commands += re.findall(r"^torchrun .* -m hunterFormsBS (\S+ .*)$", README, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
-        assert parse(shlex.split(command))[0].output is not None
+        assert understand(shlex.split(command)).options.output is not None
 
 
 @pytest.mark.parametrize("program", ["msst", "uvr", "demucs", "splifft", "pymss"])
@@ -173,4 +174,4 @@ def test_pages_for_people_from_other_programs_name_options_that_exist(program: s
     here = "".join(line.rpartition(" | ")[2] for table in tables for line in table.splitlines())
     options = re.findall(r"`(--[a-z-]+)", here)
     assert options != []
-    assert set(options) <= set(re.findall(r"--[a-z-]+", parser().format_help()))
+    assert set(options) <= set(re.findall(r"--[a-z-]+", Parser("separate", load_command("separate")).format_help()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import shutil
@@ -67,10 +68,12 @@ def copy(tmp_path: Path) -> Copy:
     [
         ([], "examples", "{}/examples/quickstart.py"),
         (["quickstart", "--minutes", "1"], "examples", "{}/examples/quickstart.py --minutes 1"),
-        (["listen"], "listen", "{}/examples/listen.py"),
+        (["listen"], "hub,listen,separation,tags", "-m hunterFormsBS listen"),
+        (["train", "songs"], "lora,train", "-m hunterFormsBS train songs"),
+        (["--extras", "train,losses", "doctor"], "hub,listen,separation,tags,train,losses", "-m hunterFormsBS doctor"),
         (["test", "-k", "name"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -k name"),
         (["test", "all", "-x"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -m  -x"),
-        (["a song.mp3", "--checkpoint", "c"], "separation", "-m hunterFormsBS a song.mp3 --checkpoint c"),
+        (["é song.mp3", "--tta"], "hub,listen,separation,tags", "-m hunterFormsBS é song.mp3 --tta"),
     ],
 )
 def test_what_a_program_needs_is_installed_and_it_runs(copy: Copy, arguments: list[str], extra: str, runs: str) -> None:
@@ -165,3 +168,44 @@ def test_programs_and_extras_are_there() -> None:
     for needed, arguments in [*start.PROGRAMS.values(), start.SEPARATION]:
         assert set(needed.split(",")) <= extras.keys()
         assert arguments[0] == "-m" or (ROOT / arguments[0]).is_file()
+
+
+NEWER = (ast.AnnAssign, ast.AsyncFunctionDef, ast.JoinedStr, ast.MatMult, ast.NamedExpr, ast.Nonlocal, ast.YieldFrom)
+
+
+def test_python_2_7_parses_it_and_says_which_is_needed() -> None:
+    source = (ROOT / "start.py").read_text(encoding="utf-8")
+    source.encode("ascii")
+    for node in ast.walk(ast.parse(source, feature_version=(3, 4))):
+        assert not isinstance(node, NEWER), ast.unparse(node)
+        if isinstance(node, ast.Raise):
+            assert node.cause is None
+        if isinstance(node, ast.FunctionDef):
+            arguments = node.args
+            assert not arguments.kwonlyargs
+            assert [one.annotation for one in [*arguments.args, *arguments.posonlyargs]] == [None] * len(arguments.args)
+            assert node.returns is None
+        if isinstance(node, ast.Starred):
+            pytest.fail(f"Python 2.7 unpacks only the last arguments of calls: {ast.unparse(node)}")
+
+
+@pytest.mark.parametrize("has_uv", [False, True])
+def test_an_older_python_goes_on_with_uv_or_says_what_is_needed(copy: Copy, has_uv: bool) -> None:
+    uv = copy.folder / "programs" / "uv"
+    if has_uv:
+        program(uv, "")
+    code = "import runpy, sys; sys.version_info = (3, 6, 9); sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(copy.folder / "start.py"), "a song.wav"],
+        env={"PATH": str(uv.parent), "LOG": str(copy.log)},
+        capture_output=True,
+        text=True,
+    )
+    if has_uv:
+        assert copy.last() == f"run --no-project --python >=3.11 python {copy.folder}/start.py a song.wav"
+        assert done.returncode == 0
+    else:
+        assert done.stderr.startswith(
+            "start.py needs Python 3.11 or newer, or uv, which brings its own; this is Python"
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.songs.ffmpeg import is_audio
 from hunterFormsBS.songs.finding import STANDARD_INPUT, Song, find_songs
 from tests.media import KINDS, encode, noise

@@ -695,7 +695,7 @@ def test_a_folder_where_a_stem_would_be_is_found_before_the_separation(
 @pytest.mark.parametrize("argument", ["--version", "--list-models"])
 def test_what_only_prints_needs_nothing_else(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main([argument])
+        sys.exit(main([argument]))
     printed = capsys.readouterr().out
     assert re.search(r"^hunterFormsBS \d+\.\d+|^bs_roformer-unwa-revive\t", printed, re.MULTILINE)
 

@@ -12,8 +12,9 @@ import torch
 
 from hunterFormsBS.ensemble import separate_ensemble_stream
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
+from hunterFormsBS.program.dispatch import understand
 from hunterFormsBS.separation import separate, separate_stream
-from hunterFormsBS.songs.commandLine import parse
+from hunterFormsBS.songs.options import Options
 
 FIELDS = [field.name for field in dataclasses.fields(ParametersSeparation)]
 
@@ -41,7 +42,7 @@ def test_the_record_explains_every_field_and_nothing_else() -> None:
 
 
 def test_every_field_is_an_option_of_the_command_line() -> None:
-    options, _ = parse(["--info", "FILE"])
+    options = Options(**vars(understand([]).options))
     assert {name for name in FIELDS if not hasattr(options, name)} == set()
     assert options.separation().get("dtype") is torch.float32
 

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
-from hunterFormsBS.songs.commandLine import UsageError, parse
+from hunterFormsBS.program.dispatch import understand
+from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.parts import Part, Region, clock, loudest_part, seconds
 from hunterFormsBS.songs.reading import probe_audio
 from hunterFormsBS.songs.separating import Combination, Separator, separate_song
@@ -146,7 +148,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
     ],
 )
 def test_options_name_a_part(arguments: list[str], expected: Part | None) -> None:
-    assert parse(["--info", "FILE", *arguments])[0].part() == expected
+    assert Options(**vars(understand(arguments).options)).part() == expected
 
 
 @pytest.mark.parametrize(
@@ -161,4 +163,4 @@ def test_options_name_a_part(arguments: list[str], expected: Part | None) -> Non
 )
 def test_options_that_contradict_each_other_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse(["--info", "FILE", *arguments])[0].part()
+        Options(**vars(understand(arguments).options)).part()

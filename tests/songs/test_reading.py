@@ -205,12 +205,10 @@ def test_after_an_error_no_file_is_there_and_what_was_there_stays(tmp_path: Path
 
 
 @pytest.mark.parametrize(("module", "called"), [("av", "PyAV"), ("soxr", "soxr")])
-def test_a_missing_library_is_named_with_the_extra(
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, called: str
 ) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((9, 1)), RATE)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        ImportError, match=rf"install {called}: python -m pip install -e \"\.\[separation\]\" in a copy"
-    ):
+    with pytest.raises(ImportError, match=rf"install {called}: .* -m pip install .*{module}>="):
         resample(torch.zeros(1, 9), 8000, 16000) if module == "soxr" else probe_audio(tmp_path / "a.wav")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
-from hunterFormsBS.songs.commandLine import UsageError
 from hunterFormsBS.songs.settings import stated_separation, stem_indices
 
 STEMS = ["vocals", "Drums", "Bass Guitar"]

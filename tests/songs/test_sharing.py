@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hunterFormsBS.songs.commandLine import UsageError
+from hunterFormsBS.failures import UsageError
 from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of
 
 

@@ -1,0 +1,89 @@
+"""The values that options may have, and usual ones, as far as they are words and numbers: nothing here imports PyTorch.
+
+Parsers of command lines offer them before anything heavy is imported. Whatever uses a value takes it from here too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ACCELERATORS",
+    "BATCH_SIZE",
+    "BLENDS",
+    "CHUNK_SIZE",
+    "DTYPES",
+    "ENSEMBLES",
+    "FORMATS",
+    "LARGEST",
+    "LAYOUTS",
+    "METRICS",
+    "NUM_OVERLAP",
+    "PRECISIONS",
+    "SHIFTS",
+    "STRATEGIES",
+    "UPSTREAMS",
+    "Blend",
+    "Dtype",
+    "Ensemble",
+    "Format",
+    "Layout",
+    "Upstream",
+    "dtype_of",
+]
+
+Blend: TypeAlias = Literal["smooth", "msst"]
+BLENDS: Final[tuple[Blend, ...]] = get_args(Blend)
+"""The ways to lay chunks and to fade from one to the next."""
+
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
+"""The types of numbers in which models compute."""
+
+Ensemble: TypeAlias = Literal[
+    "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
+]
+ENSEMBLES: Final[tuple[Ensemble, ...]] = get_args(Ensemble)
+"""The ways to combine estimates."""
+
+Format: TypeAlias = Literal["wav", "flac", "mp3", "ogg", "opus"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+"""The kinds of audio files that are written."""
+
+Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
+LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
+"""The kinds of checkpoints that are written."""
+
+Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
+UPSTREAMS: Final[tuple[Upstream, ...]] = get_args(Upstream)
+"""The projects whose conventions a configuration may follow."""
+
+CHUNK_SIZE: Final = 352800
+NUM_OVERLAP: Final = 2
+BATCH_SIZE: Final = 1
+SHIFTS: Final = 1
+
+LARGEST: Final = 10**12
+"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
+
+ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
+"""Where a training runs: `auto` is a GPU if there is one."""
+
+STRATEGIES: Final = ("auto", "ddp", "fsdp2")
+"""How processes train together; `auto` is one process, or DDP."""
+
+PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
+"""The types of numbers of a training, by the names of Lightning Fabric."""
+
+METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse", "museval_sdr")
+"""What can be measured of separated stems."""
+
+
+def dtype_of(name: Dtype) -> torch.dtype:
+    """Return PyTorch's object for a type of numbers."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

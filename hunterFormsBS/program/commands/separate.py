@@ -1,0 +1,240 @@
+"""Separate songs into stems. The command where none is named."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from hunterFormsBS.choices import (
+    BATCH_SIZE,
+    BLENDS,
+    CHUNK_SIZE,
+    DTYPES,
+    ENSEMBLES,
+    FORMATS,
+    NUM_OVERLAP,
+    SHIFTS,
+)
+from hunterFormsBS.console import Console
+from hunterFormsBS.failures import UsageError
+from hunterFormsBS.program.commands import models
+from hunterFormsBS.program.parsing import add_advanced_group
+from hunterFormsBS.program.values import add_upstream, checked, integer, names, number, weights
+from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
+from hunterFormsBS.songs.parts import PREVIEW, seconds
+
+EXAMPLES = """\
+  hunterforms song.flac --checkpoint model.ckpt --configuration model.yaml --output separated
+      writes separated/song/vocals.wav and so on, one file for each stem of the model
+
+  hunterforms album/ --checkpoint model.ckpt --output separated --stems vocals --residual instrumental
+      writes the vocals of every song below the folder, and everything else in it as instrumental.wav
+
+  hunterforms song.mp3 --checkpoint model.ckpt --output separated --num-overlap 4 --dtype bfloat16
+      more overlap for smoother results, at twice the time of --num-overlap 2; bfloat16 saves time on a GPU
+
+  hunterforms song.flac --checkpoint model.ckpt --output separated --start 1:20 --duration 30
+      half a minute of the song, the same samples as in the stems of all of it; --preview takes the loudest half minute
+
+  torchrun --nproc-per-node 8 -m hunterFormsBS corpus/ --checkpoint model.ckpt --output separated --skip-existing
+      shares the songs out among eight GPUs; the same command again does what is left
+
+The stems have the sample rate, the length and the number of channels of the mixture, whatever the model works in.
+The stems of a song appear together, once all of them are complete. Stems that exist already are not replaced
+unless --overwrite is given, and their song is not separated.
+"""
+
+RESIDUAL = "residual"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments: first those that most people need."""
+    parser.usage = "%(prog)s MIXTURE ... --checkpoint FILE --output DIR [options]"
+    add = parser.add_argument
+    add(
+        "mixtures",
+        nargs="*",
+        type=Path,
+        metavar="MIXTURE",
+        help="audio file, folder of them, pattern such as 'in/*.wav', named pipe, or - for standard input",
+    )
+    add(
+        "--checkpoint",
+        "--model",
+        dest="checkpoint",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="weights: a file, a name that `hunterforms models` prints, or hub:OWNER/REPOSITORY/FILE; several times "
+        "for an ensemble",
+    )
+    add("--output", type=Path, metavar="DIR", help="folder for the results, DIR/SONG/STEM.wav; it is made")
+    add(
+        "--configuration",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the YAML or JSON file that came with the checkpoint; several in the order of the checkpoints",
+    )
+    add(
+        "--num-overlap",
+        type=number(1),
+        metavar="X",
+        help=f"how many chunks cover each sample, such as 4 or 1.25 (default: as configured, or {NUM_OVERLAP})",
+    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+    _add_written(parser)
+    _add_models(parser)
+    _add_read(parser)
+    _add_files(parser)
+    _add_computation(parser)
+    add = add_advanced_group(parser, "as other commands").add_argument
+    add("--info", type=Path, metavar="FILE", help="print what a checkpoint is: hunterforms info FILE")
+    add("--list-models", action="store_true", help="print the checkpoints that have names: hunterforms models")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Separate songs, or do what an option asks for that is a command of its own."""
+    if options.list_models:
+        return models.run(options, console)
+    if options.info is not None:
+        if options.mixtures or options.checkpoint:
+            raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
+        from hunterFormsBS.songs.information import show_information
+
+        configuration = next(iter(options.configuration), None)
+        return show_information(options.info, console, configuration=configuration, upstream=options.upstream)
+    given = {"MIXTURE": options.mixtures, "--checkpoint": options.checkpoint, "--output": options.output}
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise UsageError(f"the following arguments are required: {', '.join(missing)}")
+    from hunterFormsBS.songs.batch import separate_all
+    from hunterFormsBS.songs.options import Options
+
+    return separate_all(Options(**vars(options)), console)
+
+
+def _add_written(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is written").add_argument
+    add("--stems", type=names, metavar="NAMES", help="only these, such as vocals,drums; the others are not computed")
+    add(
+        "--residual",
+        nargs="?",
+        const=RESIDUAL,
+        type=_residual,
+        metavar="NAME",
+        help=f"write the mixture minus the stems, as {RESIDUAL} or under this name",
+    )
+    add("--format", choices=FORMATS, default="wav", help="kind of the files (default: wav); ogg is Vorbis")
+    add("--overwrite", action="store_true", help="replace stems that exist")
+    add(
+        "--skip-existing",
+        action="store_true",
+        help="leave out songs whose stems all exist, and write only what others lack",
+    )
+    add("--quiet", action="store_true", help="no progress, and no list of the files written")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    group = add_advanced_group(parser, "checkpoints")
+    add = group.add_argument
+    add_upstream(group)
+    add(
+        "--lora",
+        type=Path,
+        metavar="PATH",
+        help="low-rank adapters for the checkpoint: the folder that peft saved, or MSST's file of loralib",
+    )
+    add(
+        "--ensemble",
+        choices=ENSEMBLES,
+        default="avg_wave",
+        help="how the stems of several checkpoints become one: of samples or of spectra (default: avg_wave)",
+    )
+    add("--weights", type=weights, metavar="NUMBERS", help="of the checkpoints in avg_wave and avg_fft, such as 2,1,1")
+
+
+def _add_read(parser: argparse.ArgumentParser) -> None:
+    add = add_advanced_group(parser, "what is read").add_argument
+    add(
+        "--audio-stream",
+        type=integer(),
+        metavar="N",
+        help="which audio of a film or of a .stem.mp4, counted from 1 (1)",
+    )
+    add("--downmix", action="store_true", help="mix more than two channels down to stereo, as FFmpeg does")
+    time = checked(seconds)
+    add("--start", type=time, metavar="TIME", help="separate from here on: seconds or m:ss; what lies before is heard")
+    add("--end", type=time, metavar="TIME", help="separate up to here")
+    add("--duration", type=time, metavar="TIME", help="how much to separate, in place of --end")
+    add("--preview", action="store_true", help=f"separate {PREVIEW:.0f} seconds of the loudest part of each song")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = add_advanced_group(parser, "files").add_argument
+    add(
+        "--name-template",
+        type=checked(check_template),
+        default=TEMPLATE,
+        metavar="TEXT",
+        help="names of files below DIR, with {song}, {stem}, {number} of the stem, {model} and {ext} "
+        f"(default: {TEMPLATE})",
+    )
+    add(
+        "--bit-depth",
+        type=int,
+        choices=(16, 24, 32),
+        help="32, the default for wav, is floating point and never clips; the default for flac is 24",
+    )
+    add(
+        "--quality",
+        type=number(0, 10),
+        metavar="X",
+        help="of mp3, ogg and opus: from 0, the smallest files, to 10, the best sound",
+    )
+    add(
+        "--clip",
+        choices=("cut", "scale"),
+        default="cut",
+        help="what becomes of values beyond full scale, but in floating point: they are cut off with a warning, or all "
+        "stems of the song lowered by one factor (default: cut)",
+    )
+    add("--json", action="store_true", help="print one line of JSON for each song, and not the names of files")
+
+
+def _add_computation(parser: argparse.ArgumentParser) -> None:
+    add = add_advanced_group(
+        parser,
+        "how it is computed",
+        "The defaults of the first two, and of --num-overlap, are those of the configuration, where it states them.",
+    ).add_argument
+    add("--chunk-size", type=integer(), metavar="N", help=f"samples that the model sees at a time ({CHUNK_SIZE})")
+    add("--batch-size", type=integer(), metavar="N", help=f"chunks that are computed together ({BATCH_SIZE})")
+    add(
+        "--tta",
+        action="store_true",
+        help="average with the polarity inverted and the channels exchanged: three times as long",
+    )
+    add(
+        "--shifts",
+        type=integer(),
+        default=SHIFTS,
+        metavar="N",
+        help=f"average over N passes, each moved in time: N times as long ({SHIFTS})",
+    )
+    add(
+        "--blend",
+        choices=BLENDS,
+        default="smooth",
+        help="windows, edges and borders of chunks: msst for the same stems as its inference.py (default: smooth)",
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="precision of the computation (default: float32)")
+
+
+def _residual(text: str) -> str:
+    if Path(text).exists() or re.search(r"[/\\]", text):
+        raise argparse.ArgumentTypeError(f"must be a name, but {text!r} is a file: put it before --residual")
+    return safe_name(text)

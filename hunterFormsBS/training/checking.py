@@ -1,0 +1,154 @@
+"""What is wrong with songs, by reading all of them once before the first step.
+
+    remarks, damages = check_songs(songs, 44100)
+    refuse(damages)
+
+Nothing here depends on the rest of the trainer but the reader of songs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hunterFormsBS.training.segments import Audio, Read, Song, read
+
+SILENT = 1e-4
+"""A peak of -80 dB."""
+
+FULL_SCALE = 32766.5 / 32768
+CLIPPED_TOGETHER = 3
+"""Samples at full scale that follow one another, from which on they are taken for a clipped peak."""
+
+CLIPPED_PEAKS_A_MINUTE = 10
+SECONDS_OF_DIFFERENCE = 0.05
+LEAST_RATIO = 10.0
+"""dB of the mixture over its difference from the sum of stems. Lossy files of four stems have more."""
+
+BLOCK = 1 << 18
+
+
+class _Heard:
+    """What was heard of a file so far."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.clipped = 0
+        self.finite = True
+
+    def take_in(self, audio: Audio) -> None:
+        levels: NDArray[np.float32] = np.abs(audio)
+        self.finite &= bool(np.isfinite(levels).all())
+        self.peak = max(self.peak, float(levels.max(initial=0)))
+        full = levels >= FULL_SCALE
+        if full.any():
+            self.clipped += sum(_runs(channel) for channel in full)
+
+
+def _runs(full: NDArray[np.bool_]) -> int:
+    """Count the runs of at least `CLIPPED_TOGETHER` samples."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], full, [False])).astype(np.int8)))
+    return int(np.count_nonzero(edges[1::2] - edges[::2] >= CLIPPED_TOGETHER))
+
+
+def check_songs(
+    songs: Sequence[Song], sample_rate: int, *, reading: Read = read, workers: int = 1, progress: bool = False
+) -> tuple[list[str], list[str]]:
+    """Read songs from beginning to end, and say what is wrong, with the names of files.
+
+    Parameters
+    ----------
+    songs : sequence of Song
+    sample_rate : int
+        Hz. Songs of other rates are refused where they are listed.
+    reading : callable
+        How files are read.
+    workers : int
+        Songs that are read at a time.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    remarks : list of str
+        Stems that differ in length, are silent throughout or clipped, and mixtures that are another thing than the sum
+        of the stems.
+    damages : list of str
+        Files that cannot be read, or hold samples that are not finite: these would end the training. See `refuse`.
+    """
+    remarks: list[str] = []
+    damages: list[str] = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        checked = pool.map(partial(_check, sample_rate=sample_rate, reading=reading), songs)
+        for found, damaged in tqdm(
+            checked, desc="check", unit="song", total=len(songs), leave=False, disable=not progress
+        ):
+            remarks += found
+            damages += damaged
+    return remarks, damages
+
+
+def refuse(damages: Sequence[str]) -> None:
+    """Raise a ValueError if there is any damage."""
+    if damages:
+        raise ValueError(
+            f"the data have {len(damages)} songs that cannot be trained on: {'; '.join(damages[:10])}"
+            f"{'; …' if len(damages) > 10 else ''}: replace or remove these files"
+        )
+
+
+def _check(song: Song, sample_rate: int, reading: Read) -> tuple[list[str], list[str]]:
+    """Return remarks on a song, and what is damaged."""
+    try:
+        return _remarks(song, sample_rate, reading), []
+    except ValueError as error:
+        return [], [str(error)]
+
+
+def _remarks(song: Song, sample_rate: int, reading: Read) -> list[str]:
+    stems = [path for part in song.parts for path in part]
+    lengths = {path: soundfile.info(str(path)).frames for path in stems}
+    heard = {path: _Heard() for path in stems}
+    mixture = song.mixture
+    energies = np.zeros(2)  # of the mixture, and of its difference from the sum
+    for start in range(0, max(lengths.values()), BLOCK):
+        length = min(BLOCK, max(lengths.values()) - start)
+        total = np.zeros((2, length), np.float32)
+        for path in stems:
+            audio = reading(path, start, length, 2)
+            heard[path].take_in(audio)
+            total += audio
+        if mixture is not None:
+            whole = reading(mixture, start, length, 2)
+            energies += np.square(whole, dtype=np.float64).sum(), np.square(total - whole, dtype=np.float64).sum()
+    for path, one in heard.items():
+        if not one.finite:
+            raise ValueError(f"{path} has samples that are not finite")
+    return [*_of_files(lengths, heard, sample_rate), *_of_mixture(mixture, energies)]
+
+
+def _of_files(lengths: dict[Path, int], heard: dict[Path, _Heard], sample_rate: int) -> Iterator[str]:
+    longest = max(lengths.values())
+    for path, length in lengths.items():
+        if longest - length > SECONDS_OF_DIFFERENCE * sample_rate:
+            yield f"{path} is {(longest - length) / sample_rate:.2f} s shorter than the longest stem of the song"
+        if heard[path].peak < SILENT:
+            yield f"{path} is silent throughout"
+        if heard[path].clipped * 60 * sample_rate > CLIPPED_PEAKS_A_MINUTE * length:
+            yield f"{path} is clipped in {heard[path].clipped} places"
+
+
+def _of_mixture(mixture: Path | None, energies: NDArray[np.float64]) -> Iterator[str]:
+    if mixture is None or not energies[0]:
+        return
+    with np.errstate(divide="ignore"):
+        ratio = 10 * np.log10(energies[0] / energies[1])
+    if ratio < LEAST_RATIO:
+        yield f"{mixture} is not the sum of the stems: the difference is {ratio:.1f} dB below it"

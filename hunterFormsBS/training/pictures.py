@@ -1,0 +1,64 @@
+"""Pictures and sound for the log: spectrograms, and what each stem's masks do in each band."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.plot import plot_band_masks, plot_separation
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def log_number(writer: SummaryWriter, name: str, value: float, update: int) -> None:
+    """Write a number to the log."""
+    writer.add_scalar(name, value, update)  # pyright: ignore[reportUnknownMemberType]
+
+
+def log_excerpt(
+    writer: SummaryWriter,
+    model: BandSplitRotator,
+    mixture: Tensor,
+    truth: Mapping[str, Tensor],
+    estimates: Mapping[str, Tensor],
+    sample_rate: int,
+    update: int,
+) -> None:
+    """Write audio, spectrograms and masks to the log.
+
+    Parameters
+    ----------
+    writer : SummaryWriter
+    model : BandSplitRotator
+    mixture : Tensor
+        `(s, t)`.
+    truth, estimates : mapping of str to Tensor
+        The same for each of the model's stems, in order.
+    sample_rate : int
+    update : int
+        Position in the log.
+    """
+    from matplotlib.figure import Figure
+
+    named = {
+        "mixture": mixture,
+        **{f"{stem}/true": audio for stem, audio in truth.items()},
+        **{f"{stem}/estimated": audio for stem, audio in estimates.items()},
+    }
+    for name, audio in named.items():
+        # TensorBoard plays one channel.
+        mono = audio.mean(0, keepdim=True).clamp(-1, 1)
+        writer.add_audio(name, mono, update, sample_rate=sample_rate)  # pyright: ignore[reportUnknownMemberType]
+    true, estimated = (torch.stack(list(audio.values())) for audio in (truth, estimates))
+    # Figures without pyplot, which would keep them.
+    spectrograms = Figure(figsize=(4 * (1 + len(truth)), 7), layout="constrained")
+    plot_separation(mixture, estimated, truth=true, names=list(truth), sample_rate=sample_rate, figure=spectrograms)
+    writer.add_figure("spectrograms", spectrograms, update)
+    masks = Figure(figsize=(4 + 4 * len(truth), 5), layout="constrained")
+    plot_band_masks(model, mixture, names=list(truth), sample_rate=sample_rate, figure=masks)
+    writer.add_figure("masks", masks, update)

@@ -1,0 +1,485 @@
+"""One training run: its weights, how they change, and the folder in which all of that survives the process."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.checking import check_songs, refuse
+from hunterFormsBS.training.engine import compile_transformers, gather, is_sharded, mean_of_processes
+from hunterFormsBS.training.losses import Losses
+from hunterFormsBS.training.msst import Last
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
+from hunterFormsBS.training.pictures import log_excerpt, log_number
+from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
+from hunterFormsBS.training.segments import Positions, Read, Segments, Song, read, read_song
+from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.sharding import like, whole
+from hunterFormsBS.training.states import (
+    KEPT,
+    StoppedError,
+    complete_states,
+    refuse_damaged,
+    remove,
+    replace,
+    replace_files,
+)
+from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
+
+Batch = tuple[Tensor, Tensor]
+
+DAMAGES = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, BadZipFile)
+"""What a damaged state raises while it is read."""
+
+
+class Run:
+    """A model in training.
+
+    All randomness comes from the seed and the number of updates so far, so that this number is the whole position of a
+    run: nothing else of the reader or of random number generators has to be saved, with any number of workers.
+
+    Parameters
+    ----------
+    fabric : Fabric
+        Launched.
+    model : BandSplitRotator
+    settings : Settings
+    configuration : mapping
+        Where model and settings come from; it goes into the checkpoints.
+    folder : Path
+        `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
+        `tensorboard` the log, `scores` a table of each validation.
+    adapted : peft.PeftModel, optional
+        What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: BandSplitRotator,
+        settings: Settings,
+        configuration: Mapping[str, Any],
+        folder: Path,
+        adapted: Any = None,
+    ) -> None:
+        self.fabric = fabric
+        self.settings = settings
+        self.configuration = configuration
+        self.folder = folder
+        self.adapted = adapted
+        self.arguments = model.configuration
+        compile_transformers(model, settings.compile)
+        self.wrapped = fabric.setup_module(model)
+        self.model: nn.Module = model  # the module itself, whatever surrounds it
+        optimizer: Any = fabric.setup_optimizers(
+            make_optimizer(
+                model,
+                settings.optimizer,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                arguments=settings.optimizer_arguments,
+            )
+        )
+        self.optimizer = optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.sharded = is_sharded(fabric)
+        self.average = AveragedWeights(model, settings.ema_momentum)
+        self.plateau = Plateau(settings)
+        # The model computes its own loss with less memory by itself.
+        self.losses: Losses | None = None
+        if settings.losses != {"model": 1.0}:
+            self.losses = Losses(
+                settings.losses,
+                sample_rate=settings.sample_rate,
+                quantile=settings.q,
+                coarse=settings.coarse_loss_clip,
+                multi_stft=settings.loss_multistft,
+            )
+        self.updates = 0
+        self.skipped = 0
+        self.best = -math.inf
+
+    def resume(self) -> bool:
+        """Continue from the newest state in the folder that can be read, if there is any.
+
+        Raises
+        ------
+        StoppedError
+            If there are states, and all are damaged.
+        """
+        states = complete_states(self.folder)
+        for path in states:
+            try:
+                self._load(path)
+            except DAMAGES as error:
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"{path} is damaged, so the state before it is tried: {reason}", stacklevel=2)
+            else:
+                return True
+        if states:
+            raise StoppedError(
+                f"no state in {self.folder / 'resume'} can be read: start again from the weights, with "
+                f"--checkpoint {self.folder / 'last.ckpt'} and another --output"
+            )
+        return False
+
+    def _load(self, path: Path) -> None:
+        refuse_damaged(path)
+        # Processes that shard a model share the pages of one file, and take their parts of it.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=self.sharded)
+        progress = state["progress"]
+        if progress["model"] != dict(self.configuration.get("model") or {}):
+            raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
+        now = self.model.state_dict()
+        if now.keys() != state["model"].keys():
+            raise ValueError(
+                f"{path} is of a run with other layers, with fine_tuning.lora or without: choose another --output"
+            )
+        names = names_in_older_order(state["model"], self.model)
+        self.model.load_state_dict({key: like(tensor, now[key]) for key, tensor in state["model"].items()})
+        optimizer = state["optimizer"] if "names" in progress else with_names(state["optimizer"], names)
+        load_named_state(self.optimizer.optimizer, self.model, optimizer)
+        self.average.load(progress["average"])
+        self.fabric.strategy.precision.load_state_dict(progress["precision"])
+        self.updates = progress["updates"]
+        self.best = progress["best"]
+        self.skipped = progress.get("skipped", 0)
+        if "plateau" in progress:
+            self.plateau.load_state_dict(progress["plateau"])
+
+    def take_over(self, last: Last) -> None:
+        """Go on where a run of Music-Source-Separation-Training was, whose weights the model has.
+
+        Raises
+        ------
+        ValueError
+            If it had another optimizer, or weights are sharded here.
+        """
+        if last.name != self.settings.optimizer or self.sharded:
+            raise ValueError(
+                f"--load-optimizer takes over the state of {last.name}, and training.optimizer is "
+                f"{self.settings.optimizer}{', sharded' if self.sharded else ''}: change that, or leave out the option"
+            )
+        load_named_state(self.optimizer.optimizer, self.model, last.optimizer)
+        batches = last.epochs * self.settings.num_steps
+        self.updates = min(batches // self.settings.gradient_accumulation_steps, self.settings.updates)
+        self.plateau.start_at(last.lr / self.rates[0])
+
+    def save(self) -> None:
+        """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
+        average = self.average.gather()
+        first = self.fabric.is_global_zero
+        state = {
+            "model": whole(self.model.state_dict(), keep=first),
+            "optimizer": whole(named_state(self.optimizer.optimizer, self.model), keep=first),
+            "progress": {
+                "model": dict(self.configuration.get("model") or {}),
+                "names": True,  # the optimizer's state has names for numbers
+                "average": average,
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "updates": self.updates,
+                "skipped": self.skipped,
+                "best": self.best,
+                "plateau": self.plateau.state_dict(),
+            },
+        }
+        path = self.folder / "resume" / f"{self.updates:09}"
+        wrong = ""
+        if first:
+            try:
+                self._write_state(path, state)
+                self.write_checkpoint("last", average)
+            except (OSError, RuntimeError) as error:
+                wrong = str(error).partition("\n")[0] or type(error).__name__
+        if wrong := self.fabric.broadcast(wrong):
+            raise StoppedError(
+                f"{path} cannot be written: {wrong}. What was saved before is as it was: make room on the disk, and "
+                "give the same command again"
+            )
+
+    def _write_state(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a state beside its name, and give it that when it is complete; then remove older ones."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            torch.save(state, unfinished)
+            replace(unfinished, path)
+        except BaseException:
+            remove(unfinished)
+            raise
+        for older in complete_states(self.folder)[KEPT:]:
+            remove(older)
+
+    def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
+        if self.adapted is not None:
+            folder = self.folder / f"{name}.lora"
+            unfinished = folder.with_suffix(".unfinished")
+            remove(unfinished)
+            self.with_adapters(weights).save_pretrained(str(unfinished))
+            replace_files(unfinished, folder)
+            return
+        sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
+        save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)
+
+    def whole_model(self, weights: Mapping[str, Tensor]) -> BandSplitRotator:
+        """Return a model on the CPU that is neither sharded nor compiled nor adapted, with these weights."""
+        if self.adapted is not None:
+            merged: BandSplitRotator = self.with_adapters(weights).merge_and_unload()
+            return merged.eval()
+        model = BandSplitRotator(**self.arguments)
+        copy_weights(weights, model)
+        return model.eval()
+
+    def with_adapters(self, weights: Mapping[str, Tensor]) -> Any:
+        """Return a peft model on the CPU with these weights."""
+        model = BandSplitRotator(**self.arguments)
+        adapted = add_adapters(model, self.settings.lora or {})
+        copy_weights(weights, model)
+        return adapted
+
+    def prepare(self, songs: Sequence[Song]) -> list[str]:
+        """Decode songs into the cache, and before the first update look for what is wrong with them.
+
+        The processes share the songs out.
+
+        Returns
+        -------
+        list of str
+            A remark for each thing that is wrong, the same in every process.
+
+        Raises
+        ------
+        ValueError
+            If files are damaged.
+        """
+        mine = songs[self.fabric.global_rank :: self.fabric.world_size]
+        workers, progress = max(1, self.settings.num_workers), self.fabric.is_global_zero
+        remarks: list[str] = []
+        damages: list[str] = []
+        try:
+            if self.settings.cache is not None:
+                Cache(Path(self.settings.cache)).fill(files_of(mine), workers=workers, progress=progress)
+            if self.settings.check and not self.updates:
+                remarks, damages = check_songs(
+                    mine, self.settings.sample_rate, reading=self.reading, workers=workers, progress=progress
+                )
+        except ValueError as error:
+            damages = [str(error)]
+        found = gather(self.fabric, (remarks, damages))
+        refuse([damage for _, each in found for damage in each])
+        return [remark for each, _ in found for remark in each]
+
+    @property
+    def reading(self) -> Read:
+        """How songs are read."""
+        return read if self.settings.cache is None else Cache(Path(self.settings.cache)).read
+
+    def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
+        """Yield this process's batches, from where the run is to its end."""
+        settings = self.settings
+        self.segments = Segments(
+            songs,
+            chunk_size=settings.chunk_size,
+            channels=channels_of(self.model),
+            seed=settings.seed,
+            targets=[settings.instruments.index(stem) for stem in settings.stems],
+            remix=settings.probability_of_remixing,
+            gains=settings.gains,
+            min_mean_abs=settings.min_mean_abs,
+            instruments=settings.instruments,
+            augment=settings.augment(),
+            mixup=settings.mixup_probs if settings.enable and settings.mixup else (),
+            mixup_gains=(settings.mixup_loudness_min, settings.mixup_loudness_max),
+            mixture_codec=settings.mixture_codec(),
+            own_mixture=settings.own_mixture,
+            lengths=settings.lengths,
+            batch=settings.batch_size * self.fabric.world_size,
+            reading=self.reading,
+        )
+        positions = Positions(
+            self.updates * settings.gradient_accumulation_steps,
+            settings.updates * settings.gradient_accumulation_steps,
+            batch_size=settings.batch_size,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        loader: DataLoader[Batch] = DataLoader(
+            self.segments,
+            batch_sampler=positions,
+            num_workers=settings.num_workers,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Update the weights once, and return what to log, averaged over what this process saw."""
+        settings = self.settings
+        # Dropout: different in each process and update, the same when the update is repeated.
+        seed = hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        self.wrapped.train()
+        factor = learning_rate_factor(self.updates, settings) * self.plateau.factor
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        with _out_of_memory_explained(settings):
+            terms = self._accumulate(batches)
+            logged = {f"loss/{name}": value for name, value in terms.items()}
+            logged["learning_rate"] = terms["total"].new_tensor(self.optimizer.param_groups[0]["lr"])
+            wrong = self._step(terms["total"], logged)
+        if wrong and settings.not_finite == "stop":
+            raise StoppedError(self._report(wrong))
+        self.skipped += bool(wrong)
+        logged["skipped"] = terms["total"].new_tensor(self.skipped)
+        self.optimizer.zero_grad()
+        self.updates += 1
+        self.average.update(self.updates)
+        return logged
+
+    def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Add up the gradients of an update, and return the means of the losses."""
+        steps = self.settings.gradient_accumulation_steps
+        sums: dict[str, Tensor] = {}
+        for batch in range(steps):
+            mixture, stems = self.fabric.to_device(next(batches))
+            unfinished = batch + 1 < steps
+            with self.fabric.no_backward_sync(self.wrapped, enabled=unfinished):  # pyright: ignore[reportUnknownMemberType]
+                terms = self.loss_terms(mixture, stems)
+                self.fabric.backward(terms["total"] / steps)
+            for name, term in terms.items():
+                share = term.detach().float() / steps
+                sums[name] = sums[name] + share if name in sums else share
+        return sums
+
+    def _step(self, loss: Tensor, logged: dict[str, Tensor]) -> str:
+        """Change the weights, unless loss or gradient is not finite: then say which."""
+        if not self._is_finite(loss):
+            elsewhere = "not finite in another process, and " if math.isfinite(loss) else ""
+            return f"loss of update {self.updates + 1} is {elsewhere}{float(loss)}"
+        if self.settings.grad_clip:
+            logged["gradient_norm"] = norm = self.clip()
+            # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
+            if self.precision != "16-mixed" and not torch.isfinite(norm):
+                return f"norm of the gradient of update {self.updates + 1} is {float(norm)}"
+        self.optimizer.step()
+        return ""
+
+    def loss_terms(self, mixture: Tensor, stems: Tensor) -> dict[str, Tensor]:
+        """Return the loss of a batch, `total`, and what it is made of."""
+        if self.losses is None:
+            total, (waveform, spectra) = self.wrapped(mixture, stems, return_loss_breakdown=True)
+            return {"total": total, "waveform": waveform, "spectra": spectra}
+        estimates = self.wrapped(mixture)
+        total, terms = self.losses(self.model, mixture, estimates, stems)
+        return {"total": total, **terms}
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Tell whether the loss of every process is a number."""
+        return float(mean_of_processes(self.fabric, torch.isfinite(loss).float())) == 1
+
+    def _report(self, wrong: str) -> str:
+        """Say all there is to know about a loss, or a gradient, that is not finite in some process."""
+        batches = Positions(
+            self.updates * self.settings.gradient_accumulation_steps,
+            (self.updates + 1) * self.settings.gradient_accumulation_steps,
+            batch_size=self.settings.batch_size,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        files = {str(path): None for batch in batches for index in batch for path in self.segments.files(index)}
+        scale = self.fabric.strategy.precision.state_dict().get("scale", 1.0)
+        return (
+            f"the {wrong} in process {self.fabric.global_rank}, with a scale of {scale}, of {', '.join(files)}. Look "
+            "for damaged files, lower training.lr, train with precision: 32-true, or skip such updates with "
+            "training.not_finite: skip"
+        )
+
+    def clip(self) -> Tensor:
+        """Limit the norm of the gradient, and return what it was."""
+        norm: Any = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
+        )
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
+
+    @property
+    def precision(self) -> str:
+        """Fabric's name for the precision."""
+        return str(self.fabric.strategy.precision.precision)
+
+    def validate(self, songs: Sequence[Song], writer: SummaryWriter | None) -> dict[str, float]:
+        """Score the averaged weights on whole songs; keep them as `best.ckpt` when no earlier ones scored better."""
+        weights = self.average.gather()
+        model = self.whole_model(weights).to(self.fabric.device)
+        dtype = DTYPES.get(self.precision)
+        table = score_songs(self.fabric, model, songs, self.settings, dtype, self.reading)
+        scores = means(table, self.settings.metric_for_best)
+        mean = sum(scores.values()) / len(scores) if scores else -math.inf
+        if self.updates:
+            self.plateau.step(mean)
+        if mean > self.best:
+            self.best = mean
+            if self.fabric.is_global_zero:
+                self.write_checkpoint("best", weights)
+        if writer is not None:
+            write_table(self.folder / "scores" / f"{self.updates:09}.csv", table, self.settings.metrics)
+            for metric in self.settings.metrics:
+                by_stem = means(table, metric)
+                average = sum(by_stem.values()) / len(by_stem) if by_stem else -math.inf
+                for stem, score in {**by_stem, "mean": average}.items():
+                    log_number(writer, f"{metric}/{stem}", score, self.updates)
+            self._log_excerpt(model, songs[0], writer, dtype)
+        self.fabric.barrier()
+        return scores
+
+    def _log_excerpt(
+        self, model: BandSplitRotator, song: Song, writer: SummaryWriter, dtype: torch.dtype | None
+    ) -> None:
+        settings = self.settings
+        targets = [settings.instruments.index(stem) for stem in settings.stems]
+        mixture, truth = read_song(song, targets, channels_of(model), self.reading)
+        # From a third on: songs seldom begin with everyone.
+        length = min(mixture.shape[-1], round(settings.validation_excerpt * settings.sample_rate))
+        start = (mixture.shape[-1] - length) // 3
+        mixture, truth = mixture[:, start : start + length], truth[..., start : start + length]
+        estimates = separate_with(model, mixture, settings, dtype)
+        truth_by_stem = dict(zip(settings.stems, truth, strict=True))
+        estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
+        log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
+
+
+@contextmanager
+def _out_of_memory_explained(settings: Settings) -> Generator[None]:
+    """Say what to lower when the memory of a device does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        # That of a CPU has no class of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise StoppedError(
+            f"the device has too little memory for training.batch_size={settings.batch_size} segments of "
+            f"audio.chunk_size={settings.chunk_size} samples: lower the first, and raise "
+            "training.gradient_accumulation_steps as much; say model.use_torch_checkpoint: true; train with precision: "
+            f"bf16-mixed; or lower the second ({str(error).partition('. ')[0]})"
+        ) from error
