@@ -100,6 +100,7 @@ def in_fsdp2(model: BandSplitRotator, *kinds: type[nn.Module], **options: Any) -
 
 def by_recipe(model: BandSplitRotator) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
+
     from hunterFormsBS.training.engine import shard
 
     return shard(model, init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
@@ -122,6 +123,7 @@ def offloaded(model: BandSplitRotator) -> nn.Module:
 
 def in_tensor_parallel(model: BandSplitRotator) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
+
     from hunterFormsBS.training.tensorParallel import split_heads
 
     return split_heads(model, init_device_mesh("cpu", (2,)))
