@@ -92,16 +92,16 @@ def running_checkpoint() -> RunningCheckpoint | None:
 
     None also where this PyTorch lacks the parts that tell.
     """
-    top: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    top: Callable[[bool], Any] | None = getattr(cast(Any, torch._C)._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = None if top is None else top(True)
     pack: Any = hooks[0] if hooks else None
     if getattr(pack, "__module__", "") != "torch.utils.checkpoint":
         return None
     plain: Any = inspect.unwrap(pack)
-    held = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=False))
+    held: dict[str, Any] = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=False))
     if "target_frame_ref" in held:
-        return RunningCheckpoint(vars(held["target_frame_ref"].cell_contents()), vars(pack))
-    return RunningCheckpoint(vars(held["frame"].cell_contents), None) if "frame" in held else None
+        return RunningCheckpoint(held["target_frame_ref"].cell_contents().__dict__, pack.__dict__)
+    return RunningCheckpoint(held["frame"].cell_contents.__dict__, None) if "frame" in held else None
 
 
 def is_simple(tensor: Tensor) -> bool:

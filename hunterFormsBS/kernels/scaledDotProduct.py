@@ -76,7 +76,9 @@ def fused(
     """Attend by PyTorch's `scaled_dot_product_attention`, and the backend that it picks among those allowed."""
     q, k = q.to(v.dtype), k.to(v.dtype)
     v, width = _padded(v, q.shape[-1])
-    attend = partial(F.scaled_dot_product_attention, q, k, v, seen, parameters.dropout, scale=parameters.scale)
+    keywords: dict[str, Any] = {} if seen is None else {"attn_mask": seen}
+    keywords |= {"dropout_p": parameters.dropout, "scale": parameters.scale}
+    attend = partial(F.scaled_dot_product_attention, q, k, v, **keywords)
     if not isinstance(parameters.flash_attn, FlashAttentionConfig):
         return attend()[..., :width]
     backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
