@@ -209,7 +209,7 @@ class _ChunksOfAudioSeparator(Chunks):
         return _Window(self.start(index), ())
 
     @staticmethod
-    def window(size: int, *_shape: int) -> Tensor:
+    def window(size: int, rise: int = 0, fall: int = 0) -> Tensor:  # noqa: ARG004  # one shape for all
         """Return `(t)`: a symmetric Hamming window, which does not reach zero."""
         return torch.hamming_window(size, periodic=False, dtype=torch.float64, device="cpu")
 
