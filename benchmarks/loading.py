@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +13,11 @@ import numpy as np
 import soundfile
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import ROOT, summary
+from benchmarks.measure import summary
 from benchmarks.report import Report, argument_parser
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-from training.cache import Cache, files_of
-from training.segments import Positions, Read, Segments, find_songs, read
-from training.stempegSong import decode
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.segments import Positions, Read, Segments, find_songs, read
+from hunterFormsBS.training.stempegSong import decode
 
 STEMS = ("vocals", "drums", "bass", "other")
 FORMATS = ("wav", "flac", "mp3", "cache of mp3")

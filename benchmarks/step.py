@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,14 @@ from typing import Any
 import torch
 
 from benchmarks.loading import STEMS, write_songs
-from benchmarks.measure import ROOT, Summary, summary, synchronize
+from benchmarks.measure import Summary, summary, synchronize
 from benchmarks.models import SAMPLE_RATE, TINY
 from benchmarks.report import Report, argument_parser
 from hunterFormsBS import bandSplitRotator
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-from training.engine import make_fabric
-from training.run import Run
-from training.segments import find_songs
-from training.settings import settings_from
+from hunterFormsBS.training.engine import make_fabric
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.segments import find_songs
+from hunterFormsBS.training.settings import settings_from
 
 MODEL = ("forward", "loss", "backward")
 OTHERS = ("data", "norm of the gradient", "optimizer", "averaging", "everything else")
@@ -66,7 +62,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what `examples/train.py` would be given: mel bands, four stems, augmentations by gain and remixing."""
+    """Return what `hunterforms train` would be given: mel bands, four stems, augmentations by gain and remixing."""
     return {
         "audio": {"sample_rate": SAMPLE_RATE, "chunk_size": round(options.seconds * SAMPLE_RATE)},
         "model": {

@@ -31,7 +31,7 @@ def run(main: Callable[[], None], *failures: type[Exception]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Remarks of the package on files carry the module that read them.
-            warnings.filterwarnings("default", module=r"__main__|hunterFormsBS|training")
+            warnings.filterwarnings("default", module=r"__main__|hunterFormsBS")
             warnings.showwarning = _show_warning
             main()
     except (*FAILURES, *failures) as error:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.adapters import read_adapters
-from hunterFormsBS.songs.settings import find_configuration
+from hunterFormsBS.training.adapters import merge_adapters
 
 
 def main() -> None:
@@ -26,12 +24,7 @@ def main() -> None:
     parser.add_argument("--lora", type=Path, required=True, help="what peft saved, a folder, or MSST's file of loralib")
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
     arguments = parser.parse_args()
-    checkpoint, configuration, content = find_configuration(arguments.checkpoint, arguments.configuration)
-    adapters = read_adapters(arguments.lora, content)
-    stated = {name: section for name, section in content.items() if name != "lora"}
-    merged = adapters.merge_into(from_checkpoint(checkpoint, None if configuration is None else stated))
-    sections = {name: section for name, section in stated.items() if name not in ("model", "upstream")}
-    save_checkpoint(arguments.output, merged, configuration=sections)
+    merge_adapters(arguments.checkpoint, arguments.lora, arguments.output, arguments.configuration)
     print(f"{arguments.output}: {arguments.checkpoint} with {arguments.lora} merged into it")
 
 

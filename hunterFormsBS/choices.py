@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "ACCELERATORS",
     "BATCH_SIZE",
     "BLENDS",
     "CHUNK_SIZE",
@@ -19,8 +20,11 @@ __all__ = [
     "FORMATS",
     "LARGEST",
     "LAYOUTS",
+    "METRICS",
     "NUM_OVERLAP",
+    "PRECISIONS",
     "SHIFTS",
+    "STRATEGIES",
     "UPSTREAMS",
     "Blend",
     "Dtype",
@@ -64,6 +68,18 @@ SHIFTS: Final = 1
 
 LARGEST: Final = 10**12
 """Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
+
+ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
+"""Where a training runs: `auto` is a GPU if there is one."""
+
+STRATEGIES: Final = ("auto", "ddp", "fsdp2")
+"""How processes train together; `auto` is one process, or DDP."""
+
+PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
+"""The types of numbers of a training, by the names of Lightning Fabric."""
+
+METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse", "museval_sdr")
+"""What can be measured of separated stems."""
 
 
 def dtype_of(name: Dtype) -> torch.dtype:

@@ -60,8 +60,7 @@ GIVEN_BY_FIXTURES = {"chromium": "browser", "starts_processes": "process"}
 COSTS = {"browser", "compile", "export", "process", "slow"}
 PROGRAMS_OF_OURS = (
     "benchmarks",
-    "training",
-    *(f"hunterFormsBS.{name}" for name in ("catalogue", "checkpoint.programs", "program", "songs")),
+    *(f"hunterFormsBS.{name}" for name in ("catalogue", "checkpoint.programs", "program", "songs", "training")),
 )
 PEERS = ("bs_roformer", "PoPE_pytorch", "pymss_core", "rotary_embedding_torch")
 

@@ -113,6 +113,17 @@ def test_every_import_goes_down_or_stays_on_its_floor() -> None:
     assert up == []
 
 
+def test_rooms_of_the_program_are_imported_by_nothing_else() -> None:
+    users = [
+        f"{name} imports {other}"
+        for name, others in arrows().items()
+        for other in others
+        for room in [other.split(".")[1]]
+        if room in {"listening", "program", "training"} and name.split(".")[1] not in {room, "program", "__main__"}
+    ]
+    assert users == []
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     try:
         TopologicalSorter(arrows()).prepare()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from training.augmentations import EFFECTS, Augmentations, MixtureCodec, mp3
+from hunterFormsBS.training.augmentations import EFFECTS, Augmentations, MixtureCodec, mp3
 
 RATE = 44100
 

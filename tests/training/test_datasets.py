@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ import soundfile
 import torch
 
 from hunterFormsBS.checkpoint import read_configuration
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from training.augmentations import Augmentations, MixtureCodec
-from training.datasets import KINDS, find_data
-from training.segments import Segments
-from training.settings import Settings, settings_from
-from training.unread import INSTEAD, explain
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.datasets import KINDS, find_data
+from hunterFormsBS.training.segments import Segments
+from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.unread import INSTEAD, explain
 
 RATE = 8000
 STEMS = ("vocals", "drums")

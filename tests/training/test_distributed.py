@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-
-from training.engine import shard  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from hunterFormsBS import BandSplitRotator  # noqa: E402
 from hunterFormsBS.attend import Attention, FeedForward, Transformer  # noqa: E402
 from hunterFormsBS.blocks.positions import PositionEmbedding  # noqa: E402
+from hunterFormsBS.training.engine import shard  # noqa: E402
 
 TINY: dict[str, Any] = {
     "dim": 12,

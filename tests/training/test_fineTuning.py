@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from torch import nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.adapters import read_adapters
+from hunterFormsBS.training.adapters import add_adapters, linear_layers_of_transformers
+from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.starting import describe, freeze, start_from, summary, with_heads
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from training.adapters import add_adapters, linear_layers_of_transformers  # noqa: E402
-from training.settings import settings_from  # noqa: E402
-from training.starting import describe, freeze, start_from, summary, with_heads  # noqa: E402
 
 
 @pytest.fixture

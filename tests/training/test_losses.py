@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -14,9 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from training.losses import L1_SNR, NAMES, Losses
+from hunterFormsBS.training.losses import L1_SNR, NAMES, Losses
 
 LENGTH = 8192
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from training.metrics import NAMES, measure
+from hunterFormsBS.choices import METRICS
+from hunterFormsBS.training.metrics import measure
 
 RATE = 44100
 
@@ -133,6 +131,6 @@ def test_a_metric_whose_package_is_missing_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     estimates, truth = example()
-    assert name in NAMES
+    assert name in METRICS
     with pytest.raises(ImportError, match=rf"the metric {name} needs more: .*\.\[metrics\]"):
         scores(name, estimates=estimates, truth=truth)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ import yaml
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.training.msst import read_last, write_last
+from hunterFormsBS.training.optimizers import TORCH, make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.stempegSong import write_songs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from training.msst import read_last, write_last  # noqa: E402
-from training.optimizers import TORCH, make_optimizer  # noqa: E402
-from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
@@ -144,7 +141,7 @@ def test_a_run_goes_there_and_comes_back(
     write_songs(tmp_path / "songs")
     (tmp_path / "msst.yaml").write_text(CONFIGURATION)
     (tmp_path / "longer.yaml").write_text(CONFIGURATION.replace("num_epochs: 2", "num_epochs: 4"))
-    train = f"python {EXAMPLES / 'train.py'} --accelerator cpu --songs songs"
+    train = "hunterforms train --accelerator cpu --songs songs"
     (tmp_path / "there.py").write_text(
         "import torch\n"
         "saved = torch.load('last_bs_roformer.ckpt', weights_only=True)\n"

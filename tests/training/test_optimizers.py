@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-from training.optimizers import make_optimizer
-from training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"muon": {"muon_group": {"momentum": 0.9}, "adam_group": {"betas": (0.8, 0.9)}}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ import pytest
 import soundfile
 import torch
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from training.cache import Cache, files_of  # noqa: E402
-from training.checking import check_songs, refuse  # noqa: E402
-from training.segments import Segments, Song, find_songs, read  # noqa: E402
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.checking import check_songs, refuse
+from hunterFormsBS.training.segments import Segments, Song, find_songs, read
 
 RATE = 8000
 STEMS = ("vocals", "drums")

@@ -31,20 +31,18 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
+from hunterFormsBS.training.engine import compile_transformers, make_fabric
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.schedules import learning_rate_factor
+from hunterFormsBS.training.segments import Positions, Segments, find_songs, read_song
+from hunterFormsBS.training.settings import SECTIONS, Settings, settings_from
+from hunterFormsBS.training.states import StoppedError, claim, newest_state
+from hunterFormsBS.training.stempegSong import write_songs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from training.averaging import AveragedWeights, copy_weights  # noqa: E402
-from training.engine import compile_transformers, make_fabric  # noqa: E402
-from training.optimizers import make_optimizer  # noqa: E402
-from training.optimizerState import load_named_state, named_state  # noqa: E402
-from training.run import Run  # noqa: E402
-from training.schedules import learning_rate_factor  # noqa: E402
-from training.segments import Positions, Segments, find_songs, read_song  # noqa: E402
-from training.settings import SECTIONS, Settings, settings_from  # noqa: E402
-from training.states import StoppedError, claim, newest_state  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
 
 RATE = 8000
 
@@ -361,7 +359,8 @@ def test_early_averages_forget_the_beginning() -> None:
 
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
-    from training.validation import means, score_songs
+
+    from hunterFormsBS.training.validation import means, score_songs
 
     random = np.random.default_rng(0)
     stems = [
@@ -470,18 +469,18 @@ class Launched:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     program = """
-import multiprocessing, os, runpy, sys, torch
+import multiprocessing, os, sys, torch
 multiprocessing.set_start_method(None, force=True)  # that of users, for the workers that read songs
 os.environ.update(environment)
 for stream in (sys.stdout, sys.stderr):
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
 torch.set_num_threads(1)
 sys.argv = arguments
-sys.path.insert(0, examples)
-import training.pictures
+import hunterFormsBS.training.pictures
 if not pictures:
-    training.pictures.log_excerpt = lambda *arguments: None
-runpy.run_path(arguments[0], run_name="__main__")
+    hunterFormsBS.training.pictures.log_excerpt = lambda *arguments: None
+from hunterFormsBS.__main__ import run
+run()
 """
 
     def __init__(
@@ -495,7 +494,7 @@ runpy.run_path(arguments[0], run_name="__main__")
     ) -> None:
         self.output = output
         self.log = output / f"log{time.monotonic_ns()}.txt"
-        arguments = command(configuration, songs, output, *options)[1:]
+        arguments = command(configuration, songs, output, *options)[2:]
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.processes = []
@@ -506,7 +505,7 @@ runpy.run_path(arguments[0], run_name="__main__")
                 address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
                 environment = {name: str(value) for name, value in {**ranks, **address}.items()}
             names = {"environment": environment, "log": str(self.log), "arguments": arguments}
-            names |= {"examples": str(EXAMPLES), "pictures": pictures}
+            names |= {"pictures": pictures}
             self.processes.append(self.context.Process(target=exec, args=(self.program, names)))
         for process in self.processes:
             process.start()
@@ -536,7 +535,7 @@ runpy.run_path(arguments[0], run_name="__main__")
 
 
 def command(configuration: Path, songs: Path, output: Path, *options: str) -> list[str]:
-    program = [sys.executable, str(EXAMPLES / "train.py"), "--accelerator", "cpu", *options]
+    program = [sys.executable, "-m", "hunterFormsBS", "train", "--accelerator", "cpu", *options]
     return [*program, "--configuration", str(configuration), "--songs", str(songs), "--output", str(output)]
 
 
@@ -960,7 +959,7 @@ def test_public_configurations_of_msst_train_with_their_augmentations_two_losses
     path = tmp_path / "msst.yaml"
     path.write_text(yaml.safe_dump(configuration))
     report = Launched(path, songs, tmp_path).finish()
-    remarks = re.findall("^train.py: warning: (.*)", report, re.MULTILINE)
+    remarks = re.findall("^hunterFormsBS: warning: (.*)", report, re.MULTILINE)
     instead = "lora has no effect here: the section is fine_tuning.lora here, with arguments of peft.LoraConfig"
     assert remarks == ([instead] if "lora" in configuration else [])
     (started,) = re.findall(r"^1 songs to train on.*", report, re.MULTILINE)
@@ -1303,7 +1302,7 @@ def test_what_stops_a_run_is_printed_in_one_line(songs: Path, tmp_path: Path) ->
     assert launched.processes[0].exitcode == 1
     report = launched.log.read_text()
     assert "Traceback" not in report
-    (line,) = re.findall("^train.py: error: (.*)$", report, re.MULTILINE)
+    (line,) = re.findall("^hunterFormsBS: error: (.*)$", report, re.MULTILINE)
     assert re.match(r"the (loss|norm of the gradient) of update \d+ is (nan|inf) in process 0, with a scale of 1", line)
 
 

@@ -1,10 +1,10 @@
-"""The example that measures a checkpoint: its table has what the formula of each metric says."""
+"""The command that measures a checkpoint: its table has what the formula of each metric says."""
 
 from __future__ import annotations
 
 import csv
 import os
-import runpy
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +15,11 @@ import torch
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
+from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.separation import separate
+from hunterFormsBS.training.segments import find_songs, read_song
+from hunterFormsBS.training.stempegSong import write_songs
 from tests.conftest import TINY
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from training.segments import find_songs, read_song  # noqa: E402
-from training.stempegSong import write_songs  # noqa: E402
 
 STEMS = ("vocals", "drums", "bass", "other")
 CHUNK = 8192
@@ -35,9 +32,8 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "test"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["validate.py", *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / "validate.py"), run_name="__main__")
+def run(*arguments: object) -> int:
+    return main(["validate", *map(str, arguments), "--accelerator", "cpu"])
 
 
 @pytest.fixture
@@ -49,14 +45,14 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_the_table_has_the_scores_of_each_stem_of_each_song(
-    songs: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    songs: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "scores.csv"
-    run(
-        monkeypatch,
+    status = run(
         *("--checkpoint", checkpoint, "--songs", songs, "--stems", *STEMS, "--metrics", "sdr", "l1_freq"),
-        *("--output", output, "--chunk-size", CHUNK, "--num-overlap", 1, "--accelerator", "cpu"),
+        *("--output", output, "--chunk-size", CHUNK, "--num-overlap", 1),
     )
+    assert status == 0
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = find_songs(songs, STEMS, 44100)
@@ -75,7 +71,7 @@ def test_the_table_has_the_scores_of_each_stem_of_each_song(
 
 
 def test_what_is_not_stated_comes_from_the_configuration(
-    songs: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    songs: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sections = {"training": {"instruments": list(STEMS)}, "audio": {"chunk_size": CHUNK, "sample_rate": 44100}}
     inside = tmp_path / "inside.ckpt"
@@ -83,17 +79,19 @@ def test_what_is_not_stated_comes_from_the_configuration(
     stated = ("--stems", *STEMS, "--chunk-size", CHUNK, "--num-overlap", 1)
     printed = []
     for arguments in (("--checkpoint", checkpoint, *stated), ("--checkpoint", inside)):
-        run(monkeypatch, *arguments, "--songs", songs, "--metrics", "si_sdr", "--accelerator", "cpu")
+        assert run(*arguments, "--songs", songs, "--metrics", "si_sdr") == 0
         printed.append(capsys.readouterr().out)
     assert printed[0].startswith("si_sdr: vocals ")
     assert printed[1] == printed[0]
 
 
 def test_without_names_of_stems_it_ends_in_one_line(
-    songs: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    songs: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="the configuration names no stems: name them in --stems"):
-        run(monkeypatch, "--checkpoint", checkpoint, "--songs", songs, "--accelerator", "cpu")
+    assert run("--checkpoint", checkpoint, "--songs", songs) == 1
+    assert re.fullmatch(
+        r"\S+: error: the configuration names no stems: name them in --stems, .*\n", capsys.readouterr().err
+    )
 
 
 def test_processes_that_torchrun_starts_share_the_songs_out(songs: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -105,7 +103,7 @@ def test_processes_that_torchrun_starts_share_the_songs_out(songs: Path, checkpo
     tables = []
     for processes in ("1", "2"):
         output = tmp_path / f"{processes}.csv"
-        command = [*torchrun, processes, EXAMPLES / "validate.py", *arguments, "--output", output]
+        command = [*torchrun, processes, "-m", "hunterFormsBS", "validate", *arguments, "--output", output]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*map(str, command), "--accelerator", "cpu"], capture_output=True, text=True, env=environment, check=False
@@ -122,7 +120,7 @@ def test_processes_that_torchrun_starts_share_the_songs_out(songs: Path, checkpo
     [(("vocals", "drums"), "--stems names 2 stems, and the model has 4"), ((*STEMS[:3], "piano"), "piano")],
 )
 def test_a_mistake_ends_in_one_line(
-    stems: tuple[str, ...], message: str, songs: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    stems: tuple[str, ...], message: str, songs: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match=message):
-        run(monkeypatch, "--checkpoint", checkpoint, "--songs", songs, "--stems", *stems, "--accelerator", "cpu")
+    assert run("--checkpoint", checkpoint, "--songs", songs, "--stems", *stems) == 1
+    assert re.fullmatch(rf"\S+: error: .*{message}.*\n", capsys.readouterr().err)

@@ -7,9 +7,10 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from lightning_fabric import Fabric
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 KEPT = 2
 """States in the folder of a run: the newest, and the one before in case that is damaged."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import soundfile
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 
 Audio = NDArray[np.float32]
 Read = Callable[[Path, int, int, int], Audio]
@@ -28,6 +28,8 @@ Read = Callable[[Path, int, int, int], Audio]
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 TAKES_THE_REST = ("other", "instrumental")
 DRAWS = 10
+
+_tensor = cast("Callable[[Audio], Tensor]", torch.from_numpy)  # pyright: ignore[reportUnknownMemberType]
 
 
 class Song(NamedTuple):
@@ -108,7 +110,7 @@ def read(path: Path, start: int, length: int, channels: int) -> Audio:
     try:
         with soundfile.SoundFile(str(path)) as file:
             file.seek(min(start, file.frames))
-            samples = file.read(length, dtype="float32", always_2d=True)
+            samples = cast("Audio", file.read(length, dtype="float32", always_2d=True))
             missing = min(length, file.frames - min(start, file.frames)) - len(samples)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -128,8 +130,11 @@ def fitted(samples: Audio, length: int, channels: int) -> Audio:
 
 def read_parts(paths: Sequence[Path], start: int, length: int, channels: int, reading: Read = read) -> Audio:
     """Read and sum files, `(s, t)`."""
-    total: Audio = np.sum([reading(path, start, length, channels) for path in paths], axis=0, dtype=np.float32)
-    return total
+    return _sum([reading(path, start, length, channels) for path in paths])
+
+
+def _sum(audio: Sequence[Audio]) -> Audio:
+    return cast("Audio", np.sum(audio, axis=0, dtype=np.float32))
 
 
 class _Places:
@@ -188,7 +193,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     batch : int
         Segments of a batch, all processes together: they have the same length.
     reading : callable
-        How files are read: `read`, or that of a `training.cache.Cache`.
+        How files are read: `read`, or that of a `hunterFormsBS.training.cache.Cache`.
     """
 
     def __init__(
@@ -246,7 +251,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
             stems.append(stem * np.float32(random.uniform(*self.gains)))
         own = song.mixture if self.own_mixture and not remix else None
         if own is None:
-            mixture = np.sum(stems, axis=0, dtype=np.float32)
+            mixture = _sum(stems)
         else:
             self.opened[own] = None
             mixture = self.reading(own, start, self.chunk_size, self.channels)
@@ -254,7 +259,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
             mixture = self.mixture_codec(mixture, random)
         chosen = np.stack([stems[target] for target in self.targets])
         length = self._length(index)
-        return torch.from_numpy(mixture[..., :length].copy()), torch.from_numpy(chosen[..., :length].copy())
+        return _tensor(mixture[..., :length].copy()), _tensor(chosen[..., :length].copy())
 
     def _length(self, index: int) -> int:
         """Return the length of a segment, which is that of all segments of its batch."""
@@ -275,10 +280,8 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         if not self.mixup:
             return stems[0]
         gains = random.uniform(*self.mixup_gains, len(stems))
-        mean: Audio = np.mean(
-            [stem * np.float32(gain) for stem, gain in zip(stems, gains, strict=True)], axis=0, dtype=np.float32
-        )
-        return mean
+        scaled = [stem * np.float32(gain) for stem, gain in zip(stems, gains, strict=True)]
+        return cast("Audio", np.mean(scaled, axis=0, dtype=np.float32))
 
     def _draw_one(self, random: np.random.Generator, part: int) -> Audio:
         stem = np.zeros((self.channels, self.chunk_size), np.float32)
@@ -338,4 +341,4 @@ def read_song(song: Song, targets: Sequence[int], channels: int, reading: Read =
     stems = np.stack([read_parts(paths, 0, song.length, channels, reading) for paths in song.parts])
     path = song.mixture
     mixture = stems.sum(0) if path is None else reading(path, 0, song.length, channels)
-    return torch.from_numpy(mixture), torch.from_numpy(stems[list(targets)])
+    return _tensor(mixture), _tensor(stems[list(targets)])

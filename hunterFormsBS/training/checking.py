@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.segments import Audio, Read, Song, read
+from hunterFormsBS.training.segments import Audio, Read, Song, read
 
 SILENT = 1e-4
 """A peak of -80 dB."""
@@ -85,7 +86,7 @@ def check_songs(
     remarks: list[str] = []
     damages: list[str] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checked = pool.map(lambda song: _check(song, sample_rate, reading), songs)
+        checked = pool.map(partial(_check, sample_rate=sample_rate, reading=reading), songs)
         for found, damaged in tqdm(
             checked, desc="check", unit="song", total=len(songs), leave=False, disable=not progress
         ):

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
 
 from hunterFormsBS.installation import how_to_install
 
@@ -37,7 +37,7 @@ def measure(
     Parameters
     ----------
     names : sequence of str
-        Of `NAMES`.
+        Of the functions below, and `museval_sdr`.
     estimates, stems : Tensor
         `(n, s, t)`.
     mixture : Tensor
@@ -62,18 +62,20 @@ def measure(
             continue
         for score, estimate, stem, sounds in zip(scores, estimates, stems, audible, strict=True):
             if sounds or name == "log_wmse":
-                score[name] = METRICS[name](estimate, stem, mixture, sample_rate)
+                score[name] = _BY_NAME[name](estimate, stem, mixture, sample_rate)
     return scores
 
 
 def sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
     """Return the energy of a stem over the energy of what differs from it, in dB, both channels together."""
-    return float(signal_noise_ratio(estimate.flatten(), stem.flatten()))
+    ratio = _load("sdr", "torchmetrics.functional.audio", "signal_noise_ratio", "train")
+    return float(ratio(estimate.flatten(), stem.flatten()))
 
 
 def si_sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
     """Return the same for the loudness of the stem that suits the estimate best, in dB."""
-    return float(scale_invariant_signal_distortion_ratio(estimate.flatten(), stem.flatten()))
+    ratio = _load("si_sdr", "torchmetrics.functional.audio", "scale_invariant_signal_distortion_ratio", "train")
+    return float(ratio(estimate.flatten(), stem.flatten()))
 
 
 def l1_freq(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
@@ -113,10 +115,10 @@ def museval_sdr(estimates: Tensor, stems: Tensor, sample_rate: int) -> list[floa
 
 def _excess(estimate: Tensor, stem: Tensor, rate: int) -> Tensor:
     """Return how much louder an estimate is than the stem, in dB, by channel, mel band and frame."""
-    filters = _load("bleedless", "librosa.filters", "mel")(sr=rate, n_fft=4096, n_mels=512)
-    bands = torch.from_numpy(filters).to(stem.device)
+    filters: NDArray[np.float32] = _load("bleedless", "librosa.filters", "mel")(sr=rate, n_fft=4096, n_mels=512)
+    bands = torch.from_numpy(filters).to(stem.device)  # pyright: ignore[reportUnknownMemberType]
     window = torch.hann_window(4096, device=stem.device)
-    levels = []
+    levels: list[Tensor] = []
     for audio in (estimate, stem):
         spectrum = torch.stft(audio.float(), 4096, 1024, window=window, pad_mode="constant", return_complex=True).abs()
         level = 20 * torch.log10((bands @ spectrum).clamp(min=1e-10))
@@ -128,15 +130,15 @@ def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _load(name: str, module: str, kind: str) -> Any:
+def _load(name: str, module: str, kind: str, extra: str = "metrics") -> Any:
     try:
         return getattr(import_module(module), kind)
     # museval asks for ffmpeg by a RuntimeError; a torchaudio that was built for another PyTorch fails by an OSError.
     except (ImportError, OSError, RuntimeError) as error:
-        raise ImportError(f"the metric {name} needs more: {how_to_install('metrics')} ({error})") from error
+        raise ImportError(f"the metric {name} needs more: {how_to_install(extra)} ({error})") from error
 
 
-METRICS: Final[Mapping[str, Metric]] = {
+_BY_NAME: Final[Mapping[str, Metric]] = {
     "sdr": sdr,
     "si_sdr": si_sdr,
     "l1_freq": l1_freq,
@@ -144,4 +146,3 @@ METRICS: Final[Mapping[str, Metric]] = {
     "fullness": fullness,
     "log_wmse": log_wmse,
 }
-NAMES: Final = (*METRICS, "museval_sdr")

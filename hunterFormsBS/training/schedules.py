@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from training.settings import Settings
+from hunterFormsBS.training.settings import Settings
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:
@@ -54,7 +54,7 @@ class Plateau:
     def step(self, metric: float) -> None:
         """Take in the metric of a validation."""
         if self.on:
-            self.scheduler.step(metric)
+            self.scheduler.step(metric)  # pyright: ignore[reportUnknownMemberType]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

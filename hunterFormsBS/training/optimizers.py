@@ -2,13 +2,12 @@
 
     make_optimizer(model, "prodigy", lr=1.0, weight_decay=0.01, arguments={"d_coef": 0.5})
 
-Prodigy and Muon come from pytorch-optimizer, `python -m pip install -e ".[optimizers]"`, and 8-bit AdamW from
-bitsandbytes.
+Prodigy and Muon come from pytorch-optimizer, the extra `optimizers`, and 8-bit AdamW from bitsandbytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from inspect import signature
 from typing import Any, Final
@@ -16,6 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from hunterFormsBS.installation import how_to_install
 
 TORCH: Final = {
     "adam": torch.optim.Adam,
@@ -87,7 +88,7 @@ def make_optimizer(
 
 
 def _muon(
-    matrices: list[Tensor], others: list[Tensor], lr: float, weight_decay: float, given: Mapping[str, Any]
+    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, weight_decay: float, given: Mapping[str, Any]
 ) -> Optimizer:
     if given.keys() - {"muon_group", "adam_group"}:
         raise ValueError(f"optimizer={dict(given)}: Muon takes its arguments in muon_group and adam_group")
@@ -102,5 +103,5 @@ def _load(name: str, module: str, kind: str) -> Any:
     try:
         return getattr(import_module(module), kind)
     except ImportError as error:
-        package = module.partition(".")[0].replace("_", "-")
-        raise ImportError(f"training.optimizer={name!r} needs a package: pip install {package}") from error
+        remedy = how_to_install("optimizers") if module == "pytorch_optimizer" else "python -m pip install bitsandbytes"
+        raise ImportError(f"training.optimizer={name!r} needs a package: {remedy}") from error

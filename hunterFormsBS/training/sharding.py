@@ -23,7 +23,8 @@ def whole(value: Any, keep: bool = True) -> Any:
         tensor = value.full_tensor() if isinstance(value, DTensor) else value
         return tensor.detach().cpu() if keep else None
     if isinstance(value, Mapping):
-        return {key: whole(inner, keep) for key, inner in value.items()}
+        pairs: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return {key: whole(inner, keep) for key, inner in pairs.items()}
     if isinstance(value, (list, tuple)):
         inner = [whole(each, keep) for each in cast("Sequence[Any]", value)]
         return inner if isinstance(value, list) else tuple(inner)

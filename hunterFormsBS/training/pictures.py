@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.plot import plot_band_masks, plot_separation
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def log_number(writer: SummaryWriter, name: str, value: float, update: int) -> None:
+    """Write a number to the log."""
+    writer.add_scalar(name, value, update)  # pyright: ignore[reportUnknownMemberType]
 
 
 def log_excerpt(
@@ -36,6 +43,8 @@ def log_excerpt(
     update : int
         Position in the log.
     """
+    from matplotlib.figure import Figure
+
     named = {
         "mixture": mixture,
         **{f"{stem}/true": audio for stem, audio in truth.items()},
@@ -43,7 +52,8 @@ def log_excerpt(
     }
     for name, audio in named.items():
         # TensorBoard plays one channel.
-        writer.add_audio(name, audio.mean(0, keepdim=True).clamp(-1, 1), update, sample_rate=sample_rate)
+        mono = audio.mean(0, keepdim=True).clamp(-1, 1)
+        writer.add_audio(name, mono, update, sample_rate=sample_rate)  # pyright: ignore[reportUnknownMemberType]
     true, estimated = (torch.stack(list(audio.values())) for audio in (truth, estimates))
     # Figures without pyplot, which would keep them.
     spectrograms = Figure(figsize=(4 * (1 + len(truth)), 7), layout="constrained")

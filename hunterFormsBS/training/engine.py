@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-from lightning_fabric.strategies.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from hunterFormsBS.attend import Transformer
 from hunterFormsBS.blocks.positions import PositionEmbedding
+from hunterFormsBS.installation import how_to_install
 
-STRATEGIES = ("auto", "ddp", "fsdp2")
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.strategy import Strategy
+
+# Fabric takes a second to import: it is loaded where it is used.
 
 
 def make_fabric(
@@ -40,7 +42,18 @@ def make_fabric(
         Of Fabric; None: as `use_amp` says.
     use_amp : bool
         bfloat16 on a GPU.
+
+    Raises
+    ------
+    ImportError
+        If Lightning Fabric is not installed.
     """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+    except ImportError as error:
+        raise ImportError(f"training runs on Lightning Fabric: {how_to_install('train')} ({error})") from error
+
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     local = os.environ.get("LOCAL_WORLD_SIZE", devices)
@@ -64,7 +77,23 @@ def make_fabric(
 
 
 @contextmanager
-def launched(fabric: Fabric) -> Iterator[None]:
+def without_warnings_of_others() -> Generator[None]:
+    """Show the remarks of this package, and of no other: Fabric and PyTorch advise about what was decided here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"__main__|hunterFormsBS")
+        yield
+
+
+def is_sharded(fabric: Fabric) -> bool:
+    """Tell whether the processes share the weights out."""
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+@contextmanager
+def launched(fabric: Fabric) -> Generator[None]:
     """Start the processes, and leave their group at the end.
 
     A process that ends without that may be aborted while the threads of its connections run.
@@ -111,8 +140,14 @@ def gather(fabric: Fabric, mine: Any) -> list[Any]:
     if fabric.world_size == 1:
         return [mine]
     everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, mine)
+    torch.distributed.all_gather_object(everyone, mine)  # pyright: ignore[reportUnknownMemberType]
     return everyone
+
+
+def mean_of_processes(fabric: Fabric, values: Tensor) -> Tensor:
+    """Return the mean of what each process has."""
+    # It reduces containers too, of which there are none here.
+    return cast("Tensor", fabric.all_reduce(values, reduce_op="mean"))  # pyright: ignore[reportUnknownMemberType]
 
 
 def compile_transformers(model: nn.Module, backend: bool | str) -> None:
@@ -121,4 +156,4 @@ def compile_transformers(model: nn.Module, backend: bool | str) -> None:
         return
     for module in model.modules():
         if isinstance(module, Transformer):
-            module.compile(backend="inductor" if backend is True else backend)
+            module.compile(backend="inductor" if backend is True else backend)  # pyright: ignore[reportUnknownMemberType]

@@ -7,12 +7,12 @@ model anew, or groups its parameters in another way, would give every moment to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.sharding import like
+from hunterFormsBS.training.sharding import like
 
 Saved = Mapping[str, Any]
 
@@ -59,20 +59,20 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Saved) -> No
     """
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
-    for name, state in saved["state"].items():
-        for key, value in state.items():
+    for name, moments in cast("Mapping[str, Saved]", saved["state"]).items():
+        for key, value in moments.items():
             if name in parameters and _is_moment(key, value, parameters[name]) and not _fits(value, parameters[name]):
                 raise ValueError(
                     f"{key} of {name} has the shape {tuple(value.shape)}, and the parameter "
                     f"{tuple(parameters[name].shape)}: this is the state of another model's optimizer"
                 )
-    group_of = {name: group for group in saved["param_groups"] for name in group["params"]}
+    group_of: dict[str, Saved] = {name: group for group in saved["param_groups"] for name in group["params"]}
     now = optimizer.state_dict()
     state: dict[int, Any] = {}
     groups: list[dict[str, Any]] = []
     for group, numbered in zip(optimizer.param_groups, now["param_groups"], strict=True):
         ordered = [names[parameter] for parameter in group["params"]]
-        found = next((group_of[name] for name in ordered if name in group_of), {})
+        found = next((group_of[name] for name in ordered if name in group_of), cast("Saved", {}))
         groups.append({**numbered, **{key: value for key, value in found.items() if key not in OF_THE_SETTINGS}})
         for number, name in zip(numbered["params"], ordered, strict=True):
             if name in saved["state"]:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
-from training.optimizers import TORCH
-from training.optimizerState import with_names
-from training.states import replace
+from hunterFormsBS.training.optimizers import TORCH
+from hunterFormsBS.training.optimizerState import with_names
+from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.states import newest_state, replace
 
 CLASSES: Final = {kind.__name__: name for name, kind in TORCH.items()}
 
@@ -32,7 +33,7 @@ class Last(NamedTuple):
     Parameters
     ----------
     optimizer : mapping
-        Its state by names; see `training.optimizerState`.
+        Its state by names; see `hunterFormsBS.training.optimizerState`.
     name : str
         What `training.optimizer` calls it.
     epochs : int
@@ -62,7 +63,9 @@ def read_last(pathFilename: Path | str, model: nn.Module) -> Last:
         If the file has no optimizer's state, or one that cannot be used here.
     """
     file = WeightsFile(pathFilename)
-    content = file.content if isinstance(file.content, Mapping) else {}
+    content: Mapping[str, Any] = {}
+    if isinstance(file.content, Mapping):
+        content = cast("Mapping[str, Any]", file.content)
     if not {"optimizer_state_dict", "model_state_dict"} <= content.keys():
         raise ValueError(f"{pathFilename} holds no optimizer's state: leave out --load-optimizer, or take last_*.ckpt")
     kind = str(content.get("optimizer_name"))
@@ -146,3 +149,51 @@ def write_last(
         unfinished,
     )
     replace(unfinished, pathFilename)
+
+
+def convert_run(folder: Path, output: Path) -> tuple[int, int]:
+    """Turn the last state of a run into one that Music-Source-Separation-Training goes on from.
+
+    There it is `--start_check_point OUTPUT --config_path OUTPUT.yaml --load_optimizer --load_epoch`.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    output : Path
+        The checkpoint to write. Its configuration has the same name, with the suffix `.yaml`.
+
+    Returns
+    -------
+    updates, epochs : int
+        Updates that were made, and the whole epochs that these are.
+
+    Raises
+    ------
+    ValueError
+        If the folder has no state, or one that cannot be used there.
+    """
+    path = newest_state(folder)
+    if path is None:
+        raise ValueError(f"{folder / 'resume'} has no state: choose the folder of another run")
+    last = folder / "last.ckpt"
+    if not last.is_file():
+        raise ValueError(f"{last} is not there: a run with adapters goes on in this program only")
+    configuration: Mapping[str, Any] = torch.load(last, weights_only=True)["configuration"]
+    settings = settings_from(configuration)
+    state: Mapping[str, Any] = torch.load(path, weights_only=True)
+    model = from_checkpoint(last)
+    model.load_state_dict(state["model"])
+    progress: Mapping[str, Any] = state["progress"]
+    updates: int = progress["updates"]
+    epochs = updates * settings.gradient_accumulation_steps // settings.num_steps
+    write_last(
+        output,
+        model,
+        state["optimizer"],
+        name=settings.optimizer,
+        epochs=epochs,
+        best=progress["best"],
+        configuration={name: section for name, section in configuration.items() if name != "model"},
+    )
+    return updates, epochs

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import soundfile
 
-from training.segments import SUFFIXES, Song, find_songs
+from hunterFormsBS.training.segments import SUFFIXES, Song, find_songs
 
 
 class Kind(NamedTuple):

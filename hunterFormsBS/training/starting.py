@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
 
 HEAD = "mask_estimators."
@@ -67,7 +67,7 @@ def start_from(
     ValueError
         If stems and heads do not fit.
     """
-    section = dict((configuration or {}).get("model") or {})
+    section: dict[str, Any] = dict((configuration or {}).get("model") or {})
     stated = section.get("num_stems", len(stems) if checkpoint is not None else 1)
     if stated != len(stems):
         raise ValueError(
@@ -85,7 +85,8 @@ def start_from(
     numbers = _numbers_of_heads(stems, heads, old.num_stems)
     if numbers == list(range(old.num_stems)):
         return old, Origin(Path(checkpoint).name, frozenset())
-    model = BandSplitRotator(**{**old.configuration, "num_stems": len(stems)})
+    arguments: dict[str, Any] = {**old.configuration, "num_stems": len(stems)}
+    model = BandSplitRotator(**arguments)
     weights = model.state_dict()
     taken = with_heads(old.state_dict(), numbers)
     model.load_state_dict({**weights, **taken})
@@ -185,7 +186,7 @@ def _numbers_of_heads(stems: Sequence[str], heads: Mapping[str, int | None] | No
                 f"fine_tuning.heads which head each stem starts from, such as {{{example.replace('None', 'null')}}}"
             )
         return list(range(num_heads))
-    if heads.keys() != set(stems):
+    if set(heads) != set(stems):
         raise ValueError(
             f"fine_tuning.heads has {', '.join(heads)}, and the stems are {', '.join(stems)}: "
             "give each stem the number of a head, or null for a new one"

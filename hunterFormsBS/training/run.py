@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
-from training.adapters import add_adapters
-from training.averaging import AveragedWeights, copy_weights
-from training.cache import Cache, files_of
-from training.checking import check_songs, refuse
-from training.engine import compile_transformers, gather
-from training.losses import Losses
-from training.msst import Last
-from training.optimizers import make_optimizer
-from training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
-from training.pictures import log_excerpt
-from training.schedules import Plateau, learning_rate_factor
-from training.segments import Positions, Read, Segments, Song, read, read_song
-from training.settings import Settings
-from training.sharding import like, whole
-from training.states import KEPT, StoppedError, complete_states, refuse_damaged, remove, replace, replace_files
-from training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
+from hunterFormsBS.training.cache import Cache, files_of
+from hunterFormsBS.training.checking import check_songs, refuse
+from hunterFormsBS.training.engine import compile_transformers, gather, is_sharded, mean_of_processes
+from hunterFormsBS.training.losses import Losses
+from hunterFormsBS.training.msst import Last
+from hunterFormsBS.training.optimizers import make_optimizer
+from hunterFormsBS.training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
+from hunterFormsBS.training.pictures import log_excerpt, log_number
+from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
+from hunterFormsBS.training.segments import Positions, Read, Segments, Song, read, read_song
+from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.sharding import like, whole
+from hunterFormsBS.training.states import (
+    KEPT,
+    StoppedError,
+    complete_states,
+    refuse_damaged,
+    remove,
+    replace,
+    replace_files,
+)
+from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
 
 Batch = tuple[Tensor, Tensor]
 
@@ -93,7 +102,7 @@ class Run:
         )
         self.optimizer = optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+        self.sharded = is_sharded(fabric)
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.plateau = Plateau(settings)
         # The model computes its own loss with less memory by itself.
@@ -327,7 +336,8 @@ class Run:
         """Update the weights once, and return what to log, averaged over what this process saw."""
         settings = self.settings
         # Dropout: different in each process and update, the same when the update is repeated.
-        torch.manual_seed(hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63)
+        seed = hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         self.wrapped.train()
         factor = learning_rate_factor(self.updates, settings) * self.plateau.factor
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -352,7 +362,8 @@ class Run:
         sums: dict[str, Tensor] = {}
         for batch in range(steps):
             mixture, stems = self.fabric.to_device(next(batches))
-            with self.fabric.no_backward_sync(self.wrapped, enabled=batch + 1 < steps):
+            unfinished = batch + 1 < steps
+            with self.fabric.no_backward_sync(self.wrapped, enabled=unfinished):  # pyright: ignore[reportUnknownMemberType]
                 terms = self.loss_terms(mixture, stems)
                 self.fabric.backward(terms["total"] / steps)
             for name, term in terms.items():
@@ -384,8 +395,7 @@ class Run:
 
     def _is_finite(self, loss: Tensor) -> bool:
         """Tell whether the loss of every process is a number."""
-        finite: Any = self.fabric.all_reduce(torch.isfinite(loss).float(), reduce_op="mean")
-        return float(finite) == 1
+        return float(mean_of_processes(self.fabric, torch.isfinite(loss).float())) == 1
 
     def _report(self, wrong: str) -> str:
         """Say all there is to know about a loss, or a gradient, that is not finite in some process."""
@@ -437,7 +447,7 @@ class Run:
                 by_stem = means(table, metric)
                 average = sum(by_stem.values()) / len(by_stem) if by_stem else -math.inf
                 for stem, score in {**by_stem, "mean": average}.items():
-                    writer.add_scalar(f"{metric}/{stem}", score, self.updates)
+                    log_number(writer, f"{metric}/{stem}", score, self.updates)
             self._log_excerpt(model, songs[0], writer, dtype)
         self.fabric.barrier()
         return scores
@@ -459,7 +469,7 @@ class Run:
 
 
 @contextmanager
-def _out_of_memory_explained(settings: Settings) -> Iterator[None]:
+def _out_of_memory_explained(settings: Settings) -> Generator[None]:
     """Say what to lower when the memory of a device does not suffice."""
     try:
         yield

@@ -1,22 +1,21 @@
 """Make a folder of songs to try training with: the six seconds of music that the package stempeg brings along.
 
-    python examples/training/stempegSong.py songs
+    write_songs(Path("songs"))
 
 writes `songs/train/Falcon 69/` and `songs/test/Falcon 69/`, each with a mixture and four stems. Training on it shows
 that everything works, not how good a model is.
-
-Needs `pip install stempeg av soundfile`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
+
+from hunterFormsBS.installation import how_to_install
 
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")
 SECONDS_TO_TRAIN_ON = 4
@@ -37,7 +36,7 @@ def decode() -> dict[str, tuple[np.ndarray, int]]:
     # Importing stempeg itself would need ffmpeg.
     package = importlib.util.find_spec("stempeg")
     if package is None or package.origin is None:
-        raise SystemExit("pip install stempeg")
+        raise ImportError(f"the song is in the package stempeg: {how_to_install('examples')}")
     song = next((Path(package.origin).parent / "data").glob("*.stem.mp4"))
     streams: dict[str, tuple[np.ndarray, int]] = {}
     for index, name in enumerate(STREAMS):
@@ -46,9 +45,3 @@ def decode() -> dict[str, tuple[np.ndarray, int]]:
             frames = [frame.to_ndarray() for frame in container.decode(stream)]
             streams[name] = (np.concatenate(frames, axis=1).T, int(stream.rate))
     return streams
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    write_songs(parser.parse_args().folder)

@@ -14,10 +14,12 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hunterFormsBS.installation import how_to_install
 
 # pedalboard is loaded where it is used: most configurations have no effects.
 
@@ -40,10 +42,13 @@ class Effect(NamedTuple):
         For each of its values the settings that hold its smallest and its largest.
     apply : callable
         Takes audio, `(s, t)`, the sample rate, the values, and the generator.
+    by_pedalboard : bool
+        Whether it is pedalboard's.
     """
 
     bounds: tuple[tuple[str, str], ...]
     apply: Apply
+    by_pedalboard: bool = True
 
 
 class Augmentations:
@@ -61,6 +66,8 @@ class Augmentations:
     ------
     ValueError
         If an effect is unknown, or its bounds are missing or no numbers.
+    ImportError
+        If it needs pedalboard, which is not installed.
     """
 
     def __init__(self, settings: Mapping[str, Any], sample_rate: int) -> None:
@@ -94,6 +101,7 @@ class MixtureCodec:
     """
 
     def __init__(self, probability: float, bounds: tuple[float, float], sample_rate: int) -> None:
+        _require_pedalboard("mp3_compression_on_mixture")
         self.probability = probability
         self.bounds = bounds
         self.sample_rate = sample_rate
@@ -115,12 +123,12 @@ def _chosen(stem: str, settings: Mapping[str, Any]) -> list[tuple[str, float, li
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(EFFECTS)}"
             raise ValueError(f"augmentations.{stem} has {name!r:.80}, which is unknown: {hint}")
-    chosen = []
+    chosen: list[tuple[str, float, list[tuple[float, float]]]] = []
     for name, effect in EFFECTS.items():
         probability = _number(stem, name, settings.get(name, 0))
         if probability <= 0:
             continue
-        bounds = []
+        bounds: list[tuple[float, float]] = []
         for pair in effect.bounds:
             if missing := [key for key in pair if key not in settings]:
                 raise ValueError(f"augmentations.{stem} has {name}, and lacks {' and '.join(missing)}: add them")
@@ -128,8 +136,19 @@ def _chosen(stem: str, settings: Mapping[str, Any]) -> list[tuple[str, float, li
             if low > high:
                 raise ValueError(f"augmentations.{stem}: {pair[0]}={low} is more than {pair[1]}={high}: swap them")
             bounds.append((low, high))
+        if effect.by_pedalboard:
+            _require_pedalboard(name)
         chosen.append((name, probability, bounds))
     return chosen
+
+
+def _require_pedalboard(effect: str) -> None:
+    try:
+        import pedalboard  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ImportError(
+            f"{effect} is an effect of pedalboard: {how_to_install('augmentations')} ({error})"
+        ) from error
 
 
 def _number(stem: str, name: str, value: Any) -> float:
@@ -150,7 +169,7 @@ def _plugin(name: str, *parameters: str) -> Apply:
     def apply(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
         import pedalboard
 
-        plugin = getattr(pedalboard, name)(**dict(zip(parameters, values, strict=True)))
+        plugin: Any = getattr(pedalboard, name)(**dict(zip(parameters, values, strict=True)))
         played: Audio = plugin(audio, rate)
         return played
 
@@ -166,21 +185,26 @@ def _pedalboard(key: str, plugin: str, *parameters: str) -> Effect:
 def _equalize(audio: Audio, rate: int, values: Sequence[float], random: np.random.Generator) -> Audio:
     """Raise or lower seven bands. The value is the gain of the first in dB; the bounds are those of all."""
     import pedalboard
+    from pedalboard import Pedalboard  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage]
 
-    kinds = [pedalboard.LowShelfFilter, *[pedalboard.PeakFilter] * 5, pedalboard.HighShelfFilter]
-    plugins = [
-        kind(cutoff_frequency_hz=float(np.exp(random.uniform(*np.log(band)))), gain_db=gain, q=random.uniform(0.7, 1.4))
+    kinds: list[Any] = [pedalboard.LowShelfFilter, *[pedalboard.PeakFilter] * 5, pedalboard.HighShelfFilter]
+    plugins: list[Any] = [
+        kind(cutoff_frequency_hz=_between(*band, random), gain_db=gain, q=random.uniform(0.7, 1.4))
         for kind, band, gain in zip(kinds, EQ_BANDS, values, strict=True)
         if band[1] < rate / 2
     ]
-    played: Audio = pedalboard.Pedalboard(plugins)(audio, rate)
-    return played
+    return Pedalboard(plugins)(audio, rate)
+
+
+def _between(low: float, high: float, random: np.random.Generator) -> float:
+    """Draw a frequency, all octaves alike."""
+    return float(np.exp(random.uniform(float(np.log(low)), float(np.log(high)))))
 
 
 def _saturate(audio: Audio, _rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
     """Bend the loudest share of the samples by a hyperbolic tangent, and keep the loudness."""
     threshold = np.percentile(np.abs(audio), 100 * (1 - 0.99 * values[0])) + 1e-6
-    bent = np.tanh(0.5 / threshold * audio)
+    bent: Audio = np.tanh(0.5 / threshold * audio)
     loudness = np.sqrt(np.mean(audio**2) / max(float(np.mean(bent**2)), 1e-12))
     return np.asarray(bent * loudness, dtype=np.float32)
 
@@ -188,13 +212,12 @@ def _saturate(audio: Audio, _rate: int, values: Sequence[float], _random: np.ran
 def _stretch(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
     import pedalboard
 
-    played: Audio = pedalboard.time_stretch(audio, rate, stretch_factor=values[0], high_quality=False)
-    return played
+    return cast("Audio", pedalboard.time_stretch(audio, rate, stretch_factor=values[0], high_quality=False))
 
 
 def _noise(audio: Audio, _rate: int, values: Sequence[float], random: np.random.Generator) -> Audio:
     noise = random.standard_normal(audio.shape, dtype=np.float32)
-    return audio + np.float32(values[0]) * noise
+    return cast("Audio", audio + np.float32(values[0]) * noise)
 
 
 def mp3(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
@@ -205,10 +228,22 @@ def mp3(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Gen
     nearest = min(rates, key=lambda each: abs(each - values[0]))
     file = io.BytesIO()
     with AudioFile(file, "w", rate, audio.shape[0], format="mp3", quality=nearest) as encoder:
-        encoder.write(audio)
+        encoder.write(audio)  # pyright: ignore[reportUnknownMemberType]
     with AudioFile(io.BytesIO(file.getvalue())) as decoder:
         decoded = decoder.read(decoder.frames)
     return _of_length(decoded[:, MP3_DELAY:], audio.shape[-1])
+
+
+def _swap_channels(audio: Audio, _rate: int, _values: Sequence[float], _random: np.random.Generator) -> Audio:
+    return audio[::-1]
+
+
+def _reverse(audio: Audio, _rate: int, _values: Sequence[float], _random: np.random.Generator) -> Audio:
+    return audio[:, ::-1]
+
+
+def _negate(audio: Audio, _rate: int, _values: Sequence[float], _random: np.random.Generator) -> Audio:
+    return -audio
 
 
 def _pair(first: str, *, key: str) -> tuple[str, str]:
@@ -216,14 +251,14 @@ def _pair(first: str, *, key: str) -> tuple[str, str]:
 
 
 EFFECTS: Final[Mapping[str, Effect]] = {
-    "channel_shuffle": Effect((), lambda audio, *_: audio[::-1]),
-    "random_inverse": Effect((), lambda audio, *_: audio[:, ::-1]),
-    "random_polarity": Effect((), lambda audio, *_: -audio),
+    "channel_shuffle": Effect((), _swap_channels, by_pedalboard=False),
+    "random_inverse": Effect((), _reverse, by_pedalboard=False),
+    "random_polarity": Effect((), _negate, by_pedalboard=False),
     "pitch_shift": Effect((_pair("semitones", key="pitch_shift"),), _plugin("PitchShift", "semitones")),
     "seven_band_parametric_eq": Effect((_pair("gain_db", key="seven_band_parametric_eq"),) * 7, _equalize),
-    "tanh_distortion": Effect((("tanh_distortion_min", "tanh_distortion_max"),), _saturate),
+    "tanh_distortion": Effect((("tanh_distortion_min", "tanh_distortion_max"),), _saturate, by_pedalboard=False),
     "mp3_compression": Effect((_pair("bitrate", key="mp3_compression"),), mp3),
-    "gaussian_noise": Effect((_pair("amplitude", key="gaussian_noise"),), _noise),
+    "gaussian_noise": Effect((_pair("amplitude", key="gaussian_noise"),), _noise, by_pedalboard=False),
     "time_stretch": Effect((_pair("rate", key="time_stretch"),), _stretch),
     "pedalboard_reverb": _pedalboard(
         "pedalboard_reverb", "Reverb", "room_size", "damping", "wet_level", "dry_level", "width"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.sharding import like
+from hunterFormsBS.training.sharding import like
 
 
 class AveragedWeights:

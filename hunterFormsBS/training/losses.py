@@ -178,7 +178,7 @@ def spectrum(audio: Tensor) -> Tensor:
     transformed = torch.stft(
         audio.flatten(0, 2), 4096, hop_length=1024, window=window, normalized=True, return_complex=True
     )
-    return torch.view_as_real(transformed).unflatten(0, audio.shape[:3])
+    return torch.view_as_real(transformed).reshape(*audio.shape[:3], *transformed.shape[1:], 2)
 
 
 def _multi_stft(arguments: dict[str, Any]) -> Loss:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, cast, get_type_hints
 
-from training.augmentations import Augmentations, MixtureCodec
-from training.datasets import KINDS
-from training.losses import NAMES as LOSSES
-from training.metrics import NAMES as METRICS
-from training.optimizers import NAMES
-from training.unread import explain
+from hunterFormsBS.choices import METRICS
+from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.datasets import KINDS
+from hunterFormsBS.training.losses import NAMES as LOSSES
+from hunterFormsBS.training.optimizers import NAMES
+from hunterFormsBS.training.unread import explain
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
@@ -98,7 +98,7 @@ class Settings:
     num_epochs, num_steps : int
         Their product is the number of batches of the whole run.
     optimizer : str
-        See `training.optimizers`.
+        See `hunterFormsBS.training.optimizers`.
     optimizer_arguments : mapping
         The section `optimizer`: its further arguments.
     lr, weight_decay : float
@@ -120,10 +120,11 @@ class Settings:
     remix : float
         Probability of taking each stem of a segment from another place of another song.
     dataset_type : int, optional
-        What the data are and how stems are drawn, see `training.datasets`. It sets `remix`, unless that is stated.
+        What the data are and how stems are drawn, see `hunterFormsBS.training.datasets`. It sets `remix`,
+        unless that is stated.
     losses : mapping
-        The section `losses`: for each its weight. See `training.losses`. `q` and `coarse_loss_clip` are settings of the
-        masked losses, and `loss_multistft` holds the arguments of `multistft_loss`.
+        The section `losses`: for each its weight. See `hunterFormsBS.training.losses`. `q` and `coarse_loss_clip` are
+        settings of the masked losses, and `loss_multistft` holds the arguments of `multistft_loss`.
     scheduler : str, optional
         What the learning rate does after it has risen: `cosine`, `linear_scheduler`, which falls to zero in a line,
         `constant`, or `ReduceLROnPlateau`, which multiplies it by `reduce_factor` when the metric was no better than
@@ -132,7 +133,7 @@ class Settings:
         `enable` is for all augmentations. `loudness` scales each stem by a random factor between `loudness_min` and
         `loudness_max`.
     effects : mapping
-        Further augmentations, for `all` and by stem; see `training.augmentations`.
+        Further augmentations, for `all` and by stem; see `hunterFormsBS.training.augmentations`.
     mixup : bool
         Add other stems of the same instrument to one that is drawn by itself, each with one of `mixup_probs`, scaled
         by random factors between `mixup_loudness_min` and `mixup_loudness_max`.
@@ -141,15 +142,15 @@ class Settings:
     mp3_compression_on_mixture : float
         Probability of compressing the mixture alone.
     metrics : tuple of str
-        What is measured in validation; see `training.metrics`.
+        What is measured in validation; see `hunterFormsBS.training.metrics`.
     metric_for_best : str
         The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
         Processes that read songs, for each process that trains.
     cache : str, optional
-        Folder for decoded audio; see `training.cache`. None: files are decoded again and again.
+        Folder for decoded audio; see `hunterFormsBS.training.cache`. None: files are decoded again and again.
     check : bool
-        Look for what is wrong with the songs before the first update; see `training.checking`.
+        Look for what is wrong with the songs before the first update; see `hunterFormsBS.training.checking`.
     seed : int
         Of everything random.
     log_every, checkpoint_every, validation_every : int
@@ -157,7 +158,7 @@ class Settings:
     freeze, train : tuple of str
         Patterns of the names of parameters: those that match `freeze` and not `train` stay as they are.
     heads : mapping, optional
-        For each stem the head of the checkpoint that it starts from; see `training.starting`.
+        For each stem the head of the checkpoint that it starts from; see `hunterFormsBS.training.starting`.
     lora : mapping, optional
         Arguments of `peft.LoraConfig`: train low-rank adapters instead of the weights.
     validation_songs : int, optional
@@ -178,7 +179,7 @@ class Settings:
     num_epochs: int = 1
     num_steps: int
     optimizer: str = "adamw"
-    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     lr: float
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -195,13 +196,13 @@ class Settings:
     losses: Mapping[str, float] = field(default_factory=lambda: {"model": 1.0})
     q: float = 0.95
     coarse_loss_clip: bool = False
-    loss_multistft: Mapping[str, Any] = field(default_factory=dict)
+    loss_multistft: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remix: float | None = None
     enable: bool = True
     loudness: bool = False
     loudness_min: float = 1.0
     loudness_max: float = 1.0
-    effects: Mapping[str, Any] = field(default_factory=dict)
+    effects: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mixup: bool = False
     mixup_probs: tuple[float, ...] = ()
     mixup_loudness_min: float = 1.0
@@ -353,8 +354,9 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
         if not isinstance(content, Mapping):
             unused[section] = content
             continue
+        settings = cast("Mapping[str, Any]", content)
         known = SECTIONS.get(section, ())
-        for name, value in content.items():
+        for name, value in settings.items():
             if section == "augmentations" and isinstance(value, Mapping):
                 values.setdefault("effects", {})[name] = value
             elif name in known:
@@ -375,9 +377,10 @@ def settings_from(configuration: Mapping[str, Any]) -> Settings:
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+    names = tuple(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else None
+    if names is None or not all(isinstance(each, str) for each in names):
         raise ValueError(f"{name}={value!r} must be a list of names")
-    return tuple(value)
+    return cast("tuple[str, ...]", names)
 
 
 def _weight(name: str, value: Any) -> float:

@@ -1,0 +1,66 @@
+"""Measure how well a checkpoint separates songs whose stems are known.
+
+A song is a folder with a file for each stem. What is not stated comes from the configuration: of `--configuration`, or
+within the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from hunterFormsBS.choices import ACCELERATORS, METRICS, PRECISIONS
+from hunterFormsBS.console import Console
+from hunterFormsBS.installation import how_to_install, is_installed
+
+EXAMPLES: Final = """\
+  hunterforms validate --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
+      prints the mean SDR of each stem, and writes that of each song
+  hunterforms validate --checkpoint model.ckpt --songs data/test --metrics sdr si_sdr bleedless fullness --devices 4
+      measures more, and shares the songs out among four processes
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a file, or a name of the catalogue")
+    add("--configuration", type=Path, metavar="FILE", help="YAML or JSON that belongs to the checkpoint")
+    add("--songs", type=Path, required=True, metavar="DIR", help="folder of songs")
+    add("--stems", nargs="+", default=[], metavar="NAME", help="of the stems, in the order of the model's heads")
+    add("--metrics", nargs="+", default=["sdr"], choices=METRICS, metavar="NAME", help=f"of {', '.join(METRICS)}")
+    add("--output", type=Path, metavar="FILE", help="CSV file with a line for each stem of each song")
+    add("--sample-rate", type=int, metavar="HZ", help="(default: 44100)")
+    add("--chunk-size", type=int, metavar="N", help="samples that the model sees at a time")
+    add("--num-overlap", type=int, metavar="N", help="chunks that cover each sample")
+    add("--precision", default="32-true", choices=PRECISIONS, help="of what is computed (default: 32-true)")
+    add("--accelerator", default="auto", choices=ACCELERATORS, help="(default: a GPU if there is one)")
+    add("--devices", default="auto", metavar="N", help="processes on this machine (default: all GPUs, or 1)")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Measure as the command line says."""
+    if not is_installed("train"):
+        raise ImportError(f"measuring needs more packages: {how_to_install('train')}")
+    from hunterFormsBS.training.engine import without_warnings_of_others
+    from hunterFormsBS.training.validation import validate
+
+    with without_warnings_of_others():
+        scores = validate(
+            options.checkpoint,
+            options.songs,
+            configuration=options.configuration,
+            stems=options.stems,
+            metrics=options.metrics,
+            output=options.output,
+            sample_rate=options.sample_rate,
+            chunk_size=options.chunk_size,
+            num_overlap=options.num_overlap,
+            precision=options.precision,
+            accelerator=options.accelerator,
+            devices=options.devices,
+        )
+    for metric, by_stem in scores.items():
+        console.show(f"{metric}: " + ", ".join(f"{stem} {score:.2f}" for stem, score in by_stem.items()))
+    return 0

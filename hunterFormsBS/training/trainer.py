@@ -1,0 +1,218 @@
+"""A whole training: songs found, a model built or loaded, and its weights updated to the end of the run.
+
+    train("train.yaml", "runs/first", songs="MUSDB18-HQ")
+
+The loop runs on Lightning Fabric, because its FSDP2 strategy calls a function of ours to shard the model, on a CPU
+too: all transformers of an axis share a position embedding, which automatic wrapping cannot give an owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from tqdm import tqdm
+
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.checkpoint import read_configuration
+from hunterFormsBS.console import Console
+from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.datasets import find_data
+from hunterFormsBS.training.engine import launched, make_fabric, mean_of_processes
+from hunterFormsBS.training.msst import read_last
+from hunterFormsBS.training.pictures import log_number
+from hunterFormsBS.training.run import Run
+from hunterFormsBS.training.segments import Song, find_songs
+from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.starting import describe, freeze, start_from
+from hunterFormsBS.training.states import claim
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["train"]
+
+REMARKS: Final = 20
+"""Remarks on the songs that are printed."""
+
+NAMES_AND_UNITS: Final = {"sdr": ("SDR", " dB"), "si_sdr": ("SI-SDR", " dB"), "museval_sdr": ("SDR of museval", " dB")}
+
+
+def train(
+    configuration: Path | str,
+    output: Path | str,
+    *,
+    songs: Path | str | None = None,
+    data: Sequence[Path | str] = (),
+    valid: Path | str | None = None,
+    checkpoint: Path | str | None = None,
+    load_optimizer: bool = False,
+    accelerator: str = "auto",
+    devices: str = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    console: Console | None = None,
+) -> None:
+    """Train a model, or continue a run that was ended.
+
+    Parameters
+    ----------
+    configuration : path
+        YAML or JSON with the model and the settings.
+    output : path
+        Folder of the run; see `hunterFormsBS.training.run.Run`. One that holds a state is continued.
+    songs : path, optional
+        Folder with `train/` and, to validate on, `test/`.
+    data : sequence of path
+        In place of `songs`: folders or CSV files; see `hunterFormsBS.training.datasets.find_data`.
+    valid : path, optional
+        With `data`: folder of songs to validate on.
+    checkpoint : path, optional
+        Start from these weights instead of random ones.
+    load_optimizer : bool
+        Go on where the checkpoint, `last_*.ckpt` of Music-Source-Separation-Training, was.
+    accelerator, devices, num_nodes, strategy
+        See `hunterFormsBS.training.engine.make_fabric`.
+    console : Console, optional
+        Where to say how it goes; by default standard output.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        If a file or a setting cannot be used; nothing has been trained then.
+    StoppedError
+        If the run cannot go on. What it saved before is in `output`.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    console, output = console or Console("training"), Path(output)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    content = read_configuration(configuration)
+    settings = settings_from(content)
+    content.pop("lora", None)  # not read here, so the checkpoints of this run do not have it
+    to_train_on, to_validate_on = _songs(settings, songs, data, valid)
+    fabric = make_fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=settings.precision,
+        use_amp=settings.use_amp,
+    )
+    with launched(fabric):
+        lock = claim(fabric, output)
+        model, adapted, description = _build(content, settings, checkpoint)
+        run = Run(fabric, model, settings, content, output, adapted)
+        resumed = run.resume()
+        if load_optimizer and checkpoint is not None and not resumed:
+            run.take_over(read_last(checkpoint, model))
+        writer: SummaryWriter | None = None
+        if fabric.is_global_zero:
+            # What a killed process logged after the state it left is taken back.
+            writer = SummaryWriter(str(output / "tensorboard"), purge_step=run.updates + 1 if resumed else None)
+            for line in description.splitlines():
+                console.show(line)
+            console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
+        remarks = run.prepare([*to_train_on, *to_validate_on])
+        if writer is not None:
+            _report(remarks, output / "check.txt", console)
+        if checkpoint is not None and not resumed:
+            _validate(run, to_validate_on, writer, "before", console)
+        _update(run, to_train_on, to_validate_on, writer, console)
+        if writer is not None:
+            writer.close()
+        if lock is not None:
+            lock.close()
+
+
+def _songs(
+    settings: Settings, songs: Path | str | None, data: Sequence[Path | str], valid: Path | str | None
+) -> tuple[list[Song], list[Song]]:
+    """Return the songs to train on, and those to validate on."""
+    if (songs is None) == (not data):
+        raise ValueError("give either songs, a folder with train/ in it, or data")
+    paths = [Path(path) for path in data] if songs is None else [Path(songs) / "train"]
+    found = find_data(settings.dataset_type, paths, settings.instruments, settings.sample_rate)
+    folder = Path(valid) if valid is not None else None if songs is None else Path(songs) / "test"
+    if folder is None or not folder.is_dir():
+        return found, []
+    to_validate_on = find_songs(folder, settings.instruments, settings.sample_rate)
+    return found, to_validate_on[: settings.validation_songs]
+
+
+def _build(
+    configuration: Mapping[str, Any], settings: Settings, checkpoint: Path | None
+) -> tuple[BandSplitRotator, Any, str]:
+    """Build the model to train, with the adapters that surround it, if any, and say what is trained of it."""
+    torch.manual_seed(settings.seed)  # pyright: ignore[reportUnknownMemberType]
+    upstream = configuration.get("upstream", "msst" if configuration.get("model") else None)
+    model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
+    adapted: Any = None
+    if settings.lora is not None:
+        adapted = add_adapters(model, settings.lora)
+    elif settings.freeze:
+        freeze(model, settings.freeze, settings.train)
+    return model, adapted, describe(model, origin)
+
+
+def _beginning(run: Run, songs: int, validation_songs: int) -> str:
+    """Say in one line what is about to be trained, on what."""
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    return (
+        f"{songs} songs to train on, {validation_songs} to validate on, {trained:,} parameters, "
+        f"{run.fabric.world_size} processes on {run.fabric.device.type}, {run.precision}; "
+        f"{'continuing after' if run.updates else 'starting at'} update {run.updates} of {run.settings.updates}"
+    )
+
+
+def _update(
+    run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], writer: SummaryWriter | None, console: Console
+) -> None:
+    """Update the weights to the end of the run, logging, validating and saving on the way."""
+    settings, fabric = run.settings, run.fabric
+    batches = run.batches(songs)
+    with tqdm(
+        total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
+    ) as bar:
+        while run.updates < settings.updates:
+            logged = run.update(batches)
+            bar.update()
+            at_end = run.updates == settings.updates
+            if run.updates % settings.log_every == 0 or at_end:
+                names, values = list(logged), torch.stack(list(logged.values()))
+                means = dict(zip(names, map(float, mean_of_processes(fabric, values)), strict=True))
+                bar.set_postfix_str(f"loss={means['loss/total']:.4f}")
+                if writer is not None:
+                    for name, value in means.items():
+                        log_number(writer, name, value, run.updates)
+            if run.updates % settings.validation_every == 0 or at_end:
+                _validate(run, validation_songs, writer, f"after {run.updates} updates", console)
+            if run.updates % settings.checkpoint_every == 0 or at_end:
+                if writer is not None:
+                    writer.flush()  # what is logged up to a state is on disk when the state is
+                run.save()
+
+
+def _validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when: str, console: Console) -> None:
+    """Score the model on whole songs, if there are any, and print the scores."""
+    if not songs:
+        return
+    scores = run.validate(songs, writer)
+    if writer is not None:
+        metric = run.settings.metric_for_best
+        name, unit = NAMES_AND_UNITS.get(metric, (metric, ""))
+        with tqdm.external_write_mode():
+            console.show(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
+
+
+def _report(remarks: Sequence[str], pathFilename: Path, console: Console) -> None:
+    """Print what is wrong with the songs, or the first of it, and write all of it to a file."""
+    if not remarks:
+        return
+    pathFilename.write_text("".join(f"{remark}\n" for remark in remarks), encoding="utf-8")
+    for remark in remarks[:REMARKS]:
+        console.show(f"check: {remark}")
+    more = f"the first {REMARKS} above; " if len(remarks) > REMARKS else ""
+    console.show(f"check: {len(remarks)} remarks on the songs, {more}all in {pathFilename}")

@@ -1,0 +1,204 @@
+"""How good a model is on whole songs."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.choices import PRECISIONS
+from hunterFormsBS.parametersSeparation import ParametersSeparation
+from hunterFormsBS.separation import separate
+from hunterFormsBS.songs.settings import find_configuration
+from hunterFormsBS.training.engine import gather, launched, make_fabric
+from hunterFormsBS.training.metrics import measure
+from hunterFormsBS.training.segments import Read, Song, find_songs, read, read_song
+from hunterFormsBS.training.settings import Settings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+DTYPES: Mapping[str, torch.dtype] = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+
+
+class Score(NamedTuple):
+    """Metrics of a stem of a song, by name. A silent stem has none, or few."""
+
+    song: str
+    stem: str
+    values: dict[str, float]
+
+
+def validate(
+    checkpoint: Path,
+    songs: Path,
+    *,
+    configuration: Path | None = None,
+    stems: Sequence[str] = (),
+    metrics: Sequence[str] = ("sdr",),
+    output: Path | None = None,
+    sample_rate: int | None = None,
+    chunk_size: int | None = None,
+    num_overlap: int | None = None,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    devices: str = "auto",
+) -> dict[str, dict[str, float]]:
+    """Measure how well a checkpoint separates songs whose stems are known.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        A file, or a name that `from_checkpoint` knows.
+    songs : Path
+        Folder with a folder for each song, and in that a file for each stem.
+    configuration : Path, optional
+        YAML or JSON that belongs to the checkpoint. What is not stated in the following comes from there, or from
+        within the checkpoint.
+    stems : sequence of str
+        Names of the stems, in the order of the model's heads.
+    metrics : sequence of str
+        What to measure; see `hunterFormsBS.training.metrics`.
+    output : Path, optional
+        CSV file with a line for each stem of each song.
+    sample_rate, chunk_size, num_overlap : int, optional
+        See `hunterFormsBS.separation.separate`.
+    precision : str
+        `32-true`, `bf16-mixed` or `16-mixed`.
+    accelerator, devices : str
+        See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        For each metric the means over songs by stem. Empty in all processes but the first.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        If a file or an argument cannot be used.
+    """
+    path, found, content = find_configuration(checkpoint, configuration)
+    sections: list[Mapping[str, Any]] = [content.get(name) or {} for name in ("training", "audio", "inference")]
+    training, audio, inference = sections
+    settings = Settings(
+        instruments=tuple(stems or _stems_of(training)),
+        sample_rate=sample_rate or audio.get("sample_rate") or 44100,
+        chunk_size=chunk_size or audio.get("chunk_size") or ParametersSeparation.chunk_size,
+        num_steps=1,
+        lr=0.0,
+        num_overlap=num_overlap or inference.get("num_overlap") or Settings.num_overlap,
+        metrics=tuple(metrics),
+        metric_for_best=metrics[0],
+    )
+    listed = find_songs(songs, settings.instruments, settings.sample_rate)
+    model = from_checkpoint(path, found)
+    if model.num_stems != len(settings.instruments):
+        raise ValueError(
+            f"--stems names {len(settings.instruments)} stems, and the model has {model.num_stems}: name each of them"
+        )
+    fabric = make_fabric(
+        accelerator=accelerator, devices=devices, num_nodes=1, strategy="auto", precision="32-true", use_amp=False
+    )
+    with launched(fabric):
+        table = score_songs(fabric, model.to(fabric.device), listed, settings, DTYPES[precision])
+    if not fabric.is_global_zero:
+        return {}
+    if output is not None:
+        write_table(output, table, settings.metrics)
+    return {metric: means(table, metric) for metric in settings.metrics}
+
+
+def _stems_of(training: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the model's stems that the section `training` states."""
+    target = training.get("target_instrument")
+    stems: Sequence[str] = [target] if target else training.get("instruments") or []
+    if not stems:
+        raise ValueError("the configuration names no stems: name them in --stems, in the order of the model's heads")
+    return stems
+
+
+def score_songs(
+    fabric: Fabric,
+    model: nn.Module,
+    songs: Sequence[Song],
+    settings: Settings,
+    dtype: torch.dtype | None,
+    reading: Read = read,
+) -> list[Score]:
+    """Separate songs, shared out among the processes, and measure each stem of each song.
+
+    Parameters
+    ----------
+    fabric : Fabric
+    model : nn.Module
+        The same in every process, not sharded, on the process's device.
+    songs : sequence of Song
+    settings : Settings
+    dtype : torch.dtype, optional
+        See `separate`.
+    reading : callable
+        How songs are read.
+
+    Returns
+    -------
+    list of Score
+        The same in every process, in the order of songs.
+    """
+    targets = [settings.instruments.index(stem) for stem in settings.stems]
+    mine: list[tuple[int, list[Score]]] = []
+    numbers = range(fabric.global_rank, len(songs), fabric.world_size)
+    for number in tqdm(numbers, desc="validation", unit="song", leave=False, disable=fabric.global_rank > 0):
+        mixture, truth = read_song(songs[number], targets, channels_of(model), reading)
+        estimates = separate_with(model, mixture, settings, dtype)
+        estimates, truth, mixture = (each.float().to(fabric.device) for each in (estimates, truth, mixture))
+        measured = measure(settings.metrics, estimates, truth, mixture, settings.sample_rate)
+        name = songs[number].folder.name
+        mine.append((number, [Score(name, *each) for each in zip(settings.stems, measured, strict=True)]))
+    everyone = gather(fabric, mine)
+    return [score for _, scores in sorted(pair for each in everyone for pair in each) for score in scores]
+
+
+def means(scores: Sequence[Score], metric: str) -> dict[str, float]:
+    """Return the mean of a metric over songs, for each stem. A stem that has it in no song has no entry."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if metric in score.values:
+            values[score.stem].append(score.values[metric])
+    return {stem: sum(each) / len(each) for stem, each in values.items()}
+
+
+def write_table(pathFilename: Path, scores: Sequence[Score], metrics: Sequence[str]) -> None:
+    """Write a CSV file with a line for each stem of each song. The metrics that a stem does not have are empty."""
+    pathFilename.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathFilename.with_name(pathFilename.name + ".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("song", "stem", *metrics))
+        for score in scores:
+            writer.writerow((score.song, score.stem, *(score.values.get(metric, "") for metric in metrics)))
+    unfinished.replace(pathFilename)
+
+
+def separate_with(model: nn.Module, mixture: Tensor, settings: Settings, dtype: torch.dtype | None) -> Tensor:
+    """Separate a mixture, `(s, t)`, as the configuration says: `(n, s, t)`."""
+    return separate(
+        model,
+        mixture,
+        chunk_size=settings.chunk_size,
+        num_overlap=settings.num_overlap,
+        batch_size=settings.inference_batch_size,
+        dtype=dtype,
+    )
+
+
+def channels_of(model: nn.Module) -> int:
+    """Return how many audio channels a model takes."""
+    return 2 if model.stereo else 1
