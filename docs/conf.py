@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
-from summaries import catalogue, options, variants, with_summary
+from summaries import linked, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -117,20 +117,19 @@ def draw_pictures(app: Sphinx) -> None:
         run_python(Path(app.srcdir) / "layouts.md")
 
 
-def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the tables that are made from the package on the pages where they belong."""
-    if docname == "commandLine":
-        source[0] = source[0].replace("<!-- options -->", options())
-    if docname == "catalogue":
-        for name, table in (("catalogue", catalogue), ("variants", variants)):
-            source[0] = source[0].replace(f"<!-- {name} -->", table())
+def complete(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give pages what only the site has: summaries, links to the reference, the changelog in full."""
     if docname.startswith("reference/"):
         source[0] = with_summary(source[0])
+    elif docname == "changelog":
+        source[0] = "```{include} ../CHANGELOG.md\n:relative-docs: docs/\n```\n"
+    else:
+        source[0] = linked(source[0])
 
 
 def setup(app: Sphinx) -> None:
     """Have the pictures drawn before anything is read, and signatures and members shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
-    app.connect("source-read", add_summary)
+    app.connect("source-read", complete)
     app.connect("autodoc-before-process-signature", show_defaults)
     app.connect("autodoc-skip-member", is_left_out)
