@@ -149,7 +149,13 @@ def test_a_command_that_nearly_exists_is_answered_with_the_one_that_does(
 def test_options_that_nearly_exist_are_answered_in_one_line_by_every_command(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    required = {"completion": ["bash"], "convert": ["x", "--output", "y"], "info": ["x"]}.get(name, [])
+    required = {
+        "train": ["--configuration", "a.yaml", "--songs", "b", "--output", "c"],
+        "validate": ["--checkpoint", "a.ckpt", "--songs", "b"],
+        "completion": ["bash"],
+        "convert": ["x", "--output", "y"],
+        "info": ["x"],
+    }.get(name, [])
     with pytest.raises(SystemExit, match=r"^2$"):
         main([name, *required, "--versoin"])
     assert capsys.readouterr().err == (

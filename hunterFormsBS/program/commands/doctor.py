@@ -1,4 +1,4 @@
-"""Tell what this machine offers, and what is missing: for bug reports."""
+"""Tell what this machine offers and lacks, for bug reports."""
 
 from __future__ import annotations
 
