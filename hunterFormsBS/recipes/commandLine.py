@@ -18,7 +18,7 @@ INSTEAD = {
     "checkpoint": "the recipe names them",
     "configuration": "the recipe names it as models: {checkpoint: FILE, configuration: FILE}",
     "upstream": "the models tell theirs",
-    "lora": "merge the adapters into a checkpoint with examples/merge_lora.py",
+    "lora": "merge the adapters into a checkpoint with `hunterforms convert --lora`",
     "weights": "the recipe states them",
     "residual": "the recipe names the rest of a step as an output, STEP.rest",
     "also_rest": "the recipe names the rest of a step as an output, STEP.rest",

@@ -141,7 +141,7 @@ def _check(options: Options) -> None:
     if count == 1 and (options.weights is not None or options.ensemble != "avg_wave"):
         raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
     if count > 1 and options.lora is not None:
-        raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
+        raise UsageError("--lora is for one --checkpoint: merge it into its own with `hunterforms convert --lora`")
     if options.weights is not None:
         if len(options.weights) != count:
             raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")

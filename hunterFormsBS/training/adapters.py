@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: put into a model, saved beside it, and merged into its weights.
+"""Low-rank adapters by peft: put into a model, and saved beside it. `hunterforms convert --lora` merges them.
 
     adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
     …train `model`, whose layers now have adapters…
@@ -12,17 +12,13 @@ arXiv 2106.09685.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.adapters import read_adapters
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.songs.settings import find_configuration
 
-__all__ = ["add_adapters", "linear_layers_of_transformers", "merge_adapters"]
+__all__ = ["add_adapters", "linear_layers_of_transformers"]
 
 # peft takes seconds to import: it is loaded where it is used.
 
@@ -62,32 +58,3 @@ def linear_layers_of_transformers(model: nn.Module) -> list[str]:
     modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return [name for name in linear if name.startswith("layers.")]
-
-
-def merge_adapters(
-    checkpoint: Path, adapters: Path, output: Path, configuration: Path | Mapping[str, Any] | None = None
-) -> None:
-    """Write a checkpoint with low-rank adapters merged into its weights, which needs no other file.
-
-    Parameters
-    ----------
-    checkpoint : Path
-        What the adapters were trained on: a file, or a name that `from_checkpoint` knows.
-    adapters : Path
-        The folder that peft saved, or Music-Source-Separation-Training's file of loralib.
-    output : Path
-        The checkpoint to write.
-    configuration : Path or mapping, optional
-        Of the checkpoint, if that does not hold its own.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If a file cannot be read, or the adapters are those of another model.
-    """
-    pathFilename, found, content = find_configuration(checkpoint, configuration)
-    merging = read_adapters(adapters, content)
-    stated = {name: section for name, section in content.items() if name != "lora"}
-    merged = merging.merge_into(from_checkpoint(pathFilename, None if found is None else stated))
-    sections = {name: section for name, section in stated.items() if name not in ("model", "upstream")}
-    save_checkpoint(output, merged, configuration=sections)

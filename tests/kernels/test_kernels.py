@@ -33,7 +33,7 @@ from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding, complex_product
 from hunterFormsBS.heads.hyperACE.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.kernels import convolutions, scaledDotProduct, seam, transformer
-from hunterFormsBS.kernels.seam import KERNELS, Where, reference
+from hunterFormsBS.kernels.seam import KERNELS, Where, noting_kernels, reference
 from hunterFormsBS.theTypes import (
     ParametersAttention,
     ParametersComputeLoss,
@@ -203,24 +203,13 @@ def _products(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def ran(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ran(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Prepare the case, and collect the names of the kernels that serve calls."""
-    case, served = CASES[name], []
-
-    def noting(one: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def run_noted(*args: Any, **kwargs: Any) -> Any:
-            out = run(*args, **kwargs)
-            if out is not None:
-                served.append(one)
-            return out
-
-        return run_noted
-
-    for one, kernel in KERNELS.items():
-        monkeypatch.setattr(kernel, "run", noting(one, kernel.run))
-    case.prepare(monkeypatch)
-    monkeypatch.setattr(seam, "where_of", lambda _tensors: case.place)
-    return served
+    case = CASES[name]
+    with noting_kernels() as served:
+        case.prepare(monkeypatch)
+        monkeypatch.setattr(seam, "where_of", lambda _tensors: case.place)
+        yield served
 
 
 def first(out: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.attend import Attention, FeedForward
 from hunterFormsBS.blocks.positions import PolarEmbedding
+from hunterFormsBS.containers import folded_repr
 from hunterFormsBS.kernels.seam import KERNELS, reference
 
 Build = Callable[..., BandSplitRotator]
@@ -438,3 +439,30 @@ def test_no_kernel_runs_in_reference_mode(tiny_model: Build, monkeypatch: pytest
         model(audio_for(model), torch.randn(2, 1, 1, SAMPLES)).backward()
     with pytest.raises(AssertionError):
         model(audio_for(model))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_stems": 4, "stereo": True}, {"sample_rate": 44100, "num_bands": 60}])
+def test_a_model_is_shown_on_one_screen(arguments: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = BandSplitRotator(48, depth=12, **arguments)
+    lines = repr(model).splitlines()
+    assert len(lines) < 60
+    assert sum(line.strip() == "(0-11): 12 x ModuleList(" for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+def test_neighbours_that_differ_in_numbers_alone_are_shown_once_with_the_range() -> None:
+    class Loud(nn.Linear):
+        def __repr__(self) -> str:
+            return "LOUD"
+
+    tower = nn.ModuleList([nn.Linear(4, 8), nn.Linear(24, 8), nn.Linear(7, 8, bias=False), Loud(1, 1), nn.Sequential()])
+    assert folded_repr(tower).splitlines() == [
+        "ModuleList(",
+        "  (0-1): 2 x Linear(in_features=4..24, out_features=8, bias=True)",
+        "  (2): Linear(in_features=7, out_features=8, bias=False)",
+        "  (3): LOUD",
+        "  (4): Sequential()",
+        ")",
+    ]
+    assert folded_repr(nn.Sequential(nn.Tanh())) == "Sequential((0): Tanh())"

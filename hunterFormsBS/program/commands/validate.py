@@ -1,4 +1,4 @@
-"""Measure how well a checkpoint separates songs whose stems are known.
+"""Measure how well a checkpoint separates songs of known stems.
 
 A song is a folder with a file for each stem. What is not stated comes from the configuration: of `--configuration`, or
 within the checkpoint.
