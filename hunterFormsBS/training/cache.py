@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from hunterFormsBS.training.segments import Audio, Song, fitted
+from hunterFormsBS.training.truth import Audio, Song, fitted
 
 BLOCK = 1 << 20
 SCALE = np.float32(1 / 32768)
