@@ -18,6 +18,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.engine import compile_transformers, make_fabric
 from hunterFormsBS.training.optimizers import make_optimizer
 from hunterFormsBS.training.optimizerState import load_named_state, named_state
+from hunterFormsBS.training.rehearsal import rehearse
 from hunterFormsBS.training.run import Run
 from hunterFormsBS.training.schedules import learning_rate_factor
 from hunterFormsBS.training.sections import SECTIONS, settings_from
@@ -594,6 +596,60 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(songs: Path, tmp_pa
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for ours, whole in zip(accumulated, expected, strict=True):
         torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "prodigy"])
+@pytest.mark.parametrize("earlier", [0, 1], ids=["at the beginning", "resumed"])
+def test_a_rehearsal_leaves_the_run_as_it_was(optimizer: str, earlier: int, songs: Path, tmp_path: Path) -> None:
+    if optimizer == "prodigy":
+        pytest.importorskip("pytorch_optimizer")
+    run = in_this_process(tmp_path, optimizer=optimizer, lr=1.0 if optimizer == "prodigy" else 0.003)
+    found = find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate)
+    batches = run.batches(found)
+    for _ in range(earlier):
+        run.update(batches)
+
+    def everything() -> Any:
+        kept = (
+            run.model.state_dict(),
+            run.optimizer.optimizer.state_dict(),
+            run.average.averages,
+            run.plateau.state_dict(),
+        )
+        return deepcopy((kept, run.updates, run.skipped, run.best))
+
+    before = everything()
+    seen: list[Path] = []
+    save = run.save
+
+    def save_and_look() -> None:
+        save()
+        seen.extend(tmp_path.rglob("*.ckpt"))
+
+    run.save = save_and_look  # type: ignore[method-assign]
+    rehearse(run, next(batches), find_songs(songs / "test", run.settings.instruments, run.settings.sample_rate))
+    assert [path.name for path in seen] == ["last.ckpt"]
+    assert list(tmp_path.iterdir()) == []
+    (before_kept, *before_counts), (after_kept, *after_counts) = before, everything()
+    assert after_counts == before_counts
+    torch.testing.assert_close(after_kept, before_kept, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("broken", ["measure", "separate_with"])
+def test_what_would_stop_the_first_validation_stops_the_rehearsal(
+    broken: str, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise ImportError(f"no {broken}")
+
+    monkeypatch.setattr(f"hunterFormsBS.training.rehearsal.{broken}", fail)
+    run = in_this_process(tmp_path)
+    found = find_songs(songs / "train", run.settings.instruments, run.settings.sample_rate)
+    with pytest.raises(ImportError, match=f"no {broken}"):
+        rehearse(run, next(run.batches(found)), found)
+    assert run.updates == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), (None, torch.float32)])
