@@ -18,6 +18,7 @@ from benchmarks.models import LAYOUTS, OURS, SAMPLE_RATE, TINY, Setting, build, 
 from benchmarks.report import Report, argument_parser, mebibytes, quotient
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.kernels.int8 import in_int8
 
 FEATURES: dict[str, dict[str, object]] = {
     "plain": {},
@@ -39,8 +40,9 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bfloat16 weights": (torch.bfloat16, None),
     "autocast to float16": (torch.float32, torch.float16),
     "float16 weights": (torch.float16, None),
+    "int8": (torch.float32, torch.int8),
 }
-"""Dtype of the weights, and of autocast if any."""
+"""Dtype of the weights, and that of the computation where it is another."""
 
 LOUDNESS = (1e-4, 1.0, 1e4)
 """Factors on the input at which the output must be finite."""
@@ -157,19 +159,19 @@ def sweep_batch(options: argparse.Namespace, report: Report) -> None:
 
 
 def sweep_dtype(options: argparse.Namespace, report: Report) -> None:
-    """Half precision: time, faithfulness to float32, and whether quiet and loud input stay finite."""
+    """Half precision and int8: time, faithfulness to float32, and whether quiet and loud input stay finite."""
     model, audio = _model_and_song(options)
     functions: dict[str, Callable[[], Tensor]] = {}
     for name in dict.fromkeys(("float32", *options.dtypes)):
-        weights, autocast = DTYPES[name]
-        functions[name] = _in_dtype(model, audio, weights, autocast)
+        weights, computed = DTYPES[name]
+        functions[name] = _in_dtype(model, audio, weights, computed)
     reference = functions["float32"]()
     outputs = {name: function() for name, function in functions.items()}
     times = paired_times(functions, options.rounds)
     rows = []
     for name, output in outputs.items():
-        weights, autocast = DTYPES[name]
-        finite = all(bool(_in_dtype(model, f * audio, weights, autocast)().isfinite().all()) for f in LOUDNESS)
+        weights, computed = DTYPES[name]
+        finite = all(bool(_in_dtype(model, f * audio, weights, computed)().isfinite().all()) for f in LOUDNESS)
         rows.append(
             {
                 "dtype": name,
@@ -179,7 +181,7 @@ def sweep_dtype(options: argparse.Namespace, report: Report) -> None:
                 "finite at 1e-4 to 1e4": "yes" if finite else "NO",
             }
         )
-    report.table("Half precision", rows, times)
+    report.table("Precision", rows, times)
 
 
 def _model_and_song(options: argparse.Namespace) -> tuple[BandSplitRotator, Tensor]:
@@ -194,7 +196,7 @@ def _model_and_song(options: argparse.Namespace) -> tuple[BandSplitRotator, Tens
 
 
 def _in_dtype(
-    model: BandSplitRotator, audio: Tensor, weights: torch.dtype, autocast: torch.dtype | None
+    model: BandSplitRotator, audio: Tensor, weights: torch.dtype, computed: torch.dtype | None
 ) -> Callable[[], Tensor]:
     if weights != torch.float32:
         state_dict = model.state_dict()
@@ -203,11 +205,14 @@ def _in_dtype(
         model = model.to(weights)
     run = inference(model, audio)
 
-    def in_autocast() -> Tensor:
-        with torch.autocast(audio.device.type, autocast) if autocast else nullcontext():
+    def in_dtype() -> Tensor:
+        if computed == torch.int8:
+            with in_int8():
+                return run()
+        with torch.autocast(audio.device.type, computed) if computed else nullcontext():
             return run()
 
-    return in_autocast
+    return in_dtype
 
 
 def sweep_compile(options: argparse.Namespace, report: Report) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
+import summaries
 from codeBlocks import run_python
-from summaries import catalogue, options, variants, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -37,6 +37,7 @@ html_title = f"hunterFormsBS {release}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["sortable.js"]
 html_theme_options = {
     "source_repository": "https://github.com/hunterhogan/hunterFormsBS",
     "source_branch": "main",
@@ -120,12 +121,12 @@ def draw_pictures(app: Sphinx) -> None:
 def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the tables that are made from the package on the pages where they belong."""
     if docname == "commandLine":
-        source[0] = source[0].replace("<!-- options -->", options())
+        source[0] = source[0].replace("<!-- options -->", summaries.options())
     if docname == "catalogue":
-        for name, table in (("catalogue", catalogue), ("variants", variants)):
-            source[0] = source[0].replace(f"<!-- {name} -->", table())
+        for name in ("variants", "catalogue", "scores", "stated_scores", "presets"):
+            source[0] = source[0].replace(f"<!-- {name} -->", getattr(summaries, name)())
     if docname.startswith("reference/"):
-        source[0] = with_summary(source[0])
+        source[0] = summaries.with_summary(source[0])
 
 
 def setup(app: Sphinx) -> None:

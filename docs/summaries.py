@@ -6,6 +6,8 @@ import argparse
 import importlib
 import inspect
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 AUTOMODULE = re.compile(r"^\.\. automodule:: (?P<module>[\w.]+)(?:\n   :members:(?P<members>[^\n]*))?", re.MULTILINE)
 
@@ -41,16 +43,84 @@ def with_summary(page: str) -> str:
 
 
 def catalogue() -> str:
-    """Return the table of the checkpoints that have names."""
+    """Return the table of the checkpoints that have names, which a script makes sortable."""
     from hunterFormsBS.catalogue import entries
+    from hunterFormsBS.program.tables import gigabytes, gigaflops, megabytes
 
-    rows = ["| Name | Stems | Where | MB |", "|---|---|---|---:|"]
+    rows = [
+        "{.sortable}",
+        "| Name | Stems | Purpose | By | Date | MB | GFLOP | GB |",
+        "|---|---|---|---|---|---:|---:|---:|",
+    ]
     for name, entry in entries().items():
         stems = ", ".join(entry.stems) if len(entry.stems) < 9 else f"{len(entry.stems)} stems"
-        address = (
-            f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "elsewhere"
+        makers = f"[{', '.join(entry.authors)}]({entry.page})"
+        costs = (megabytes(entry.size), gigaflops(entry.flop_per_second), gigabytes(entry.memory))
+        rows.append(f"| `{name}` | {stems} | {entry.purpose} | {makers} | {entry.created} | {' | '.join(costs)} |")
+    return "\n".join(rows)
+
+
+def scores() -> str:
+    """Return a table of scores for each stem and each test set on which several checkpoints were measured."""
+    from hunterFormsBS.catalogue import score_source
+
+    metrics = ("sdr", "sir", "sar", "isr")
+    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, float]]]] = defaultdict(list)
+    for name, key, stem, values in _published():
+        if score_source(key).compares:
+            groups[stem, key].append((name, values))
+    lines: list[str] = []
+    for (stem, key), rows in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
+        if len(rows) > 1:
+            lines += [f"**{stem}**: {score_source(key).name}", "", "{.sortable}"]
+            lines += ["| Name | SDR | SIR | SAR | ISR |", "|---|---:|---:|---:|---:|"]
+            for name, values in sorted(rows, key=lambda row: -row[1]["sdr"]):
+                lines.append(f"| `{name}` | {_cells(values, metrics)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def stated_scores() -> str:
+    """Return the table of scores that do not compare with one another."""
+    from hunterFormsBS.catalogue import score_source
+
+    rows = ["{.sortable}", "| Name | Stem | SDR | Bleedless | Fullness | From |", "|---|---|---:|---:|---:|---|"]
+    for name, key, stem, values in _published():
+        source = score_source(key)
+        where = f"[MVSEP]({source.source})" if source.source.startswith("https:") else source.source
+        if not source.compares:
+            rows.append(f"| `{name}` | {stem} | {_cells(values, ('sdr', 'bleedless', 'fullness'))} | {where} |")
+    return "\n".join(rows)
+
+
+def _published() -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
+    """Yield names of checkpoints, test sets and stems, and their scores."""
+    from hunterFormsBS.catalogue import entries
+
+    for name, entry in entries().items():
+        for key, stems in entry.scores.items():
+            for stem, values in stems.items():
+                yield name, key, stem, values
+
+
+def _cells(values: Mapping[str, float], metrics: Sequence[str]) -> str:
+    return " | ".join(f"{values[metric]:.2f}" if metric in values else "" for metric in metrics)
+
+
+def presets() -> str:
+    """Return the table of presets."""
+    from hunterFormsBS.catalogue import presets
+    from hunterFormsBS.program.commands.presets import costs_of
+    from hunterFormsBS.program.tables import gigaflops, megabytes
+
+    rows = ["| Preset | Stems | Checkpoints | Combined by | MB | GFLOP | Source |", "|---|---|---|---|---:|---:|---|"]
+    for name, preset in presets().items():
+        costs = costs_of(preset)
+        members = ", ".join(f"`{one}`" for one in preset.checkpoints)
+        sums = f"{megabytes(costs['size'])} | {gigaflops(costs['flop_per_second'])}"
+        rows.append(
+            f"| `{name}` | {', '.join(preset.stems)} | {members} | `{preset.ensemble}` | {sums} | {preset.source} |"
         )
-        rows.append(f"| `{name}` | {stems} | {address} | {round(entry.size / 1e6) or ''} |")
     return "\n".join(rows)
 
 

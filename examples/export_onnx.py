@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.checkpoint import from_checkpoint, read_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.byName import find_configuration
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 
 METADATA = "hunterFormsBS"
@@ -143,12 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--configuration", type=Path, help="YAML or JSON file, unless it is within the checkpoint")
     options = parser.parse_args(arguments)
 
-    model = from_checkpoint(options.checkpoint, options.configuration)
-    if options.configuration is not None:
-        configuration = read_configuration(options.configuration)
-    else:
-        content = read_file(options.checkpoint, "meta")
-        configuration = content.get("configuration", {}) if isinstance(content, Mapping) else {}
+    checkpoint, stated, configuration = find_configuration(options.checkpoint, options.configuration)
+    model = from_checkpoint(checkpoint, stated)
     audio: Mapping[str, Any] = configuration.get("audio") or {}
     export_onnx(
         model,

@@ -28,13 +28,16 @@ import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.checkpoint.byName import is_remote
-from hunterFormsBS.songs.batch import FAILURES
+from hunterFormsBS.choices import Format
+from hunterFormsBS.failures import FAILURES
+from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
+from hunterFormsBS.songs.graph import Graph, Separator
 from hunterFormsBS.songs.names import key_of, song_name
 from hunterFormsBS.songs.reading import probe_audio
-from hunterFormsBS.songs.separating import Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
-from hunterFormsBS.songs.writing import DEPTHS, Encoding, Format, writing_together
+from hunterFormsBS.songs.writing import writing_together
 
 ATTEMPTS = 3
 """How often a song is tried again whose actor was lost: it may be the song that uses up the memory."""
@@ -62,7 +65,7 @@ class SeparateSong:
         )
         settings, _ = read_settings(content)
         model = from_checkpoint(file, used, device="cuda" if torch.cuda.is_available() else "cpu")
-        self.separator = Separator(model, settings)
+        self.graph = Graph.of([Separator(model, settings)])
         self.names = settings.names
         if len(self.names) != model.num_stems:
             self.names = [f"stem_{number}" for number in range(1, model.num_stems + 1)]
@@ -96,8 +99,8 @@ class SeparateSong:
             audio = probe_audio(local, name=song)
             files = {stem: folder / "stems" / f"{stem}.{self.encoding.format}" for stem in self.names}
             with writing_together(folder / "stems", files, audio.sample_rate, self.encoding) as written:
-                opened = [written.open(stem, audio.channels, audio.length or 0) for stem in files]
-                for block in separate_song([self.separator], audio):
+                opened = written.open(audio.channels)
+                for block in separate_song(self.graph, audio):
                     for file, stem in zip(opened, block, strict=True):
                         file.write(stem)
             target, root = fsspec.core.url_to_fs(self.output)

@@ -554,6 +554,22 @@ class BandSplitRotator(nn.Module):
             spectra[..., 0, :] = 0
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state dict, in which a tensor that layers share is a copy under all names but its first.
+
+        So it can be written by `safetensors.torch.save_file`, which refuses tensors that share memory. With
+        `keep_vars=True` all names lead to the parameter itself.
+        """
+        state = cast("dict[str, Tensor]", super().state_dict(*args, **kwargs))
+        if not kwargs.get("keep_vars", False):
+            named = (self.named_parameters, self.named_buffers)
+            first = {name for each in named for name, _ in each()}
+            shared = {name for each in named for name, _ in each(remove_duplicate=False)} - first
+            for key in (kwargs.get("prefix", "") + name for name in shared):
+                if key in state:
+                    state[key] = state[key].clone()
+        return state
+
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:

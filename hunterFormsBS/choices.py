@@ -16,14 +16,18 @@ __all__ = [
     "BLENDS",
     "CHUNK_SIZE",
     "DTYPES",
+    "DTYPES_COMPUTED",
     "ENSEMBLES",
     "FORMATS",
+    "KINDS",
     "LARGEST",
     "LAYOUTS",
     "METRICS",
     "NUM_OVERLAP",
     "PRECISIONS",
     "SHIFTS",
+    "SOUNDING",
+    "STEM_MP4",
     "STRATEGIES",
     "UPSTREAMS",
     "Blend",
@@ -31,27 +35,47 @@ __all__ = [
     "Ensemble",
     "Format",
     "Layout",
+    "Precision",
     "Upstream",
     "dtype_of",
 ]
 
-Blend: TypeAlias = Literal["smooth", "msst"]
+Blend: TypeAlias = Literal["smooth", "msst", "pymss", "audio-separator"]
 BLENDS: Final[tuple[Blend, ...]] = get_args(Blend)
 """The ways to lay chunks and to fade from one to the next."""
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
-"""The types of numbers in which models compute."""
+"""The types of numbers that weights may have."""
+
+Precision: TypeAlias = Literal[Dtype, "int8"]
+DTYPES_COMPUTED: Final[tuple[Precision, ...]] = (*DTYPES, "int8")
+"""The types of numbers in which a song is separated."""
 
 Ensemble: TypeAlias = Literal[
-    "avg_wave", "median_wave", "min_wave", "max_wave", "avg_fft", "median_fft", "min_fft", "max_fft"
+    "avg_wave",
+    "median_wave",
+    "min_wave",
+    "max_wave",
+    "avg_fft",
+    "median_fft",
+    "min_fft",
+    "max_fft",
+    "uvr_min_spec",
+    "uvr_max_spec",
 ]
 ENSEMBLES: Final[tuple[Ensemble, ...]] = get_args(Ensemble)
 """The ways to combine estimates."""
 
-Format: TypeAlias = Literal["wav", "flac", "mp3", "ogg", "opus"]
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+Format: TypeAlias = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4"]
+KINDS: Final[tuple[Format, ...]] = get_args(Format)
 """The kinds of audio files that are written."""
+
+STEM_MP4: Final = "stem.mp4"
+"""The kind that holds all stems of a song."""
+
+FORMATS: Final[tuple[Format, ...]] = tuple(kind for kind in KINDS if kind != STEM_MP4)
+"""The kinds that hold one stem each."""
 
 Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
@@ -65,6 +89,9 @@ CHUNK_SIZE: Final = 352800
 NUM_OVERLAP: Final = 2
 BATCH_SIZE: Final = 1
 SHIFTS: Final = 1
+
+SOUNDING: Final = -50.0
+"""Level in dB of full scale above which a stem sounds. What separation leaves of a silent stem is below."""
 
 LARGEST: Final = 10**12
 """Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
@@ -82,8 +109,9 @@ METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse
 """What can be measured of separated stems."""
 
 
-def dtype_of(name: Dtype) -> torch.dtype:
+def dtype_of(name: Precision) -> torch.dtype:
     """Return PyTorch's object for a type of numbers."""
     import torch
 
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+    return dict(zip(DTYPES_COMPUTED, dtypes, strict=True))[name]

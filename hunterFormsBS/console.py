@@ -17,9 +17,12 @@ RECORD: Mapping[str, object] = {
     "song": None,
     "status": None,
     "outputs": {},
+    "pictures": {},
+    "start": 0.0,
     "duration": None,
     "seconds": None,
     "factor": 1.0,
+    "activity": {},
     "warnings": [],
     "error": None,
 }

@@ -1,8 +1,9 @@
-"""Ensembles: the stems of several models combined into one, under the names that MSST gives to the ways of doing so.
+"""Ensembles: the stems of several models combined into one, under the names that MSST and UVR give to the ways.
 
 `*_wave` combines samples, `*_fft` bins of short-time spectra. `avg` is the mean, weighted where weights are given;
 `median` the middle one, or the mean of the two in the middle; `min` and `max` take, of each sample or bin, the value of
-the smallest or largest modulus.
+the smallest or largest modulus. Where moduli are equal, the first model's value counts in the ways of MSST, and the
+last one's in those of UVR, `uvr_min_spec` and `uvr_max_spec`, which are otherwise `min_fft` and `max_fft`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hunterFormsBS.printable import short_repr
 from hunterFormsBS.separation import iter_blocks, stems_of
 from hunterFormsBS.signature import with_fields_of
 
-__all__ = ["ENSEMBLES", "HOP", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream"]
+__all__ = ["ENSEMBLES", "HOP", "Ensemble", "combine", "combine_streams", "separate_ensemble_stream", "uses_spectra"]
 
 # torch.fft has no annotations.
 _rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
@@ -43,7 +44,8 @@ def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: S
     kind : Ensemble = "avg_wave"
         One of `ENSEMBLES`. Spectra are of 2048 samples, 1024 apart, with a Hann window, as in MSST. The song is
         continued by silence to a multiple of 1024 samples. MSST does not do that, and divides its last samples, up to
-        1023, by the end of a window, which is nearly zero; all the others are the same.
+        1023, by the end of a window, which is nearly zero; audio-separator leaves them out in the ways of UVR. All the
+        others are the same.
     weights : Sequence[float] | None = None
         One for each estimate, for `avg_wave` and `avg_fft`: any unit, as they are divided by their sum.
 
@@ -82,7 +84,12 @@ def combine_streams(
     """
     _check(len(streams), kind, weights)
     rule = _rule(kind, weights)
-    return _spectra_combined(streams, rule) if kind.endswith("_fft") else _samples_combined(streams, rule)
+    return _spectra_combined(streams, rule) if uses_spectra(kind) else _samples_combined(streams, rule)
+
+
+def uses_spectra(kind: Ensemble) -> bool:
+    """Return whether spectra are combined, frame by frame, and not samples."""
+    return not kind.endswith("_wave")
 
 
 @with_fields_of(ParametersSeparation)
@@ -169,7 +176,11 @@ def _rule(kind: str, weights: Sequence[float] | None) -> Callable[[Sequence[Tens
             result = torch.where(value.abs() > result.abs(), value, result)
         return result
 
-    return {"avg": mean, "median": _median, "min": smallest, "max": largest}[kind.partition("_")[0]]
+    rules = {"avg": mean, "median": _median, "min": smallest, "max": largest}
+    if kind.startswith("uvr_"):
+        rule = rules[kind.split("_")[1]]
+        return lambda values: rule(values[::-1])
+    return rules[kind.partition("_")[0]]
 
 
 def _median(values: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.devices import unusable
+from hunterFormsBS.kernels.int8 import Use, in_int8
 from hunterFormsBS.kernels.internals import multiplies_bfloat16
 from hunterFormsBS.overlapAdd import Chunks, Stream
 from hunterFormsBS.parametersSeparation import ParametersSeparation
@@ -38,14 +39,17 @@ class Estimator:
         device_song: torch.device,
     ) -> None:
         reference = _reference_tensor(model)
-        device, dtype = parameters.device, parameters.dtype
-        if device is None:
-            device = device_song if reference is None else reference.device
-        else:
-            if (reason := unusable(device)) is not None:
-                raise ValueError(f"`device={short_repr(str(device))}` cannot be used here: {reason}")
-            if isinstance(model, nn.Module):
-                model.to(device)
+        asked, dtype = parameters.device, parameters.dtype
+        device = (device_song if reference is None else reference.device) if asked is None else asked
+        if asked is not None and (reason := unusable(asked)) is not None:
+            raise ValueError(f"`device={short_repr(str(asked))}` cannot be used here: {reason}")
+        if dtype == torch.int8 and torch.device(device).type != "cpu":
+            raise ValueError(
+                f"`dtype=torch.int8` computes on a CPU only: received the device {short_repr(str(device))}. Use "
+                "torch.bfloat16 or torch.float16 there, or `device='cpu'`."
+            )
+        if asked is not None and isinstance(model, nn.Module):
+            model.to(asked)
         self.model = model
         self.batch_size = parameters.batch_size
         self.device = torch.device(device)
@@ -60,6 +64,7 @@ class Estimator:
             _warn_caller(
                 "this processor has no instructions for bfloat16 (AVX512_BF16 or AMX), so float32 is faster on it."
             )
+        self._ran = self._warned_of_float32 = False
         whole = model_within(model)
         # Its masks scale the spectrum of the mixture: nothing in, nothing out.
         self._silent_in_silence = whole is not None
@@ -91,14 +96,17 @@ class Estimator:
         """Return the estimates of a batch, or None if it did not fit the device but a smaller one might."""
         try:
             channels = stream.channels
-            audio = torch.empty((size, channels, chunks.chunk_size), dtype=chunks.dtype, device=self.device)
+            audio = torch.empty((size, channels, chunks.samples), dtype=chunks.dtype, device=self.device)
             for offset, chunk in enumerate(audio):
                 chunks.audio(index + offset, stream, chunk)
             with ExitStack() as contexts:
                 contexts.enter_context(_evaluation_mode(self.model))
                 contexts.enter_context(torch.inference_mode())
                 contexts.enter_context(_autocast(self.device, self.dtype))
-                return self._estimate(audio)
+                use = contexts.enter_context(in_int8()) if self.dtype == torch.int8 else None
+                estimates = self._estimate(audio)
+                self._warn_unless_used(use)
+                return estimates
         except (MemoryError, RuntimeError) as error:
             explicit = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not explicit and not any(mark in str(error).lower() for mark in _MARKS_OUT_OF_MEMORY):
@@ -111,6 +119,16 @@ class Estimator:
                 raise torch.OutOfMemoryError(message) from error
         # Leaving the except clause has freed what the failed call held.
         return None
+
+    def _warn_unless_used(self, use: Use | None) -> None:
+        """Warn once where int8 was asked for and all of a model that ran was computed in float32."""
+        if use is not None and not use.weights and self._ran and not self._warned_of_float32:
+            self._warned_of_float32 = True
+            _warn_caller(
+                "nothing was computed in int8: it needs a processor with AVX2, kernels that are not turned off, and a "
+                "BandSplitRotator with float32 weights that is neither compiled nor modified. The stems are those of "
+                "float32."
+            )
 
     def _estimate(self, audio: Tensor) -> Tensor:
         """Return `(b, n, s, t)` for `(b, s, t)`."""
@@ -138,6 +156,7 @@ class Estimator:
             audio = audio.reshape(-1, 1, audio.shape[-1])
         size = tuple(audio.shape)
         estimates: object = self.model(audio)
+        self._ran = True
         checked = _check_estimates(estimates, size, self._num_stems)
         self._num_stems = checked.shape[1]
         return rearrange(checked, "(b c) n s t -> b n (c s) t", c=channels) if self.each_channel else checked
@@ -191,7 +210,9 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     """Return the context in which to run the model in this dtype."""
     if dtype is None:
         return nullcontext()
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    if dtype in (torch.float32, torch.int8):
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_audio: torch.dtype) -> torch.dtype:

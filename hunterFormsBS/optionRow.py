@@ -102,6 +102,8 @@ class Option:
         Values besides the default that are as if the argument was not there.
     is_audible : bool, default False
         A listener hears it, and the shapes of a state dict do not determine it: a loader that did not find it says so.
+    is_of_class : bool, default False
+        Upstream's class determines it, and its configurations never state it: the loader says nothing of it.
     is_layout : bool, default False
         `hunterFormsBS.blocks.layout` checks it, together with the others that say which bins form bands.
     """
@@ -115,6 +117,7 @@ class Option:
     excludes: tuple[str, ...] = ()
     off: tuple[object, ...] = ()
     is_audible: bool = False
+    is_of_class: bool = False
     is_layout: bool = False
 
     def is_off(self, value: object) -> bool:

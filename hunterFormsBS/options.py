@@ -84,9 +84,14 @@ class ParametersOfEveryLayout(OptionsOfHeads, total=False):
     num_residual_fracs: Annotated[int | None, Option(default=None, least=1, most=256, off=(1,), unset=1)]
     num_residual_streams: Annotated[int, Option(default=1, least=1, most=256)]
     num_stems: Annotated[int, Option(default=1, least=1, most=256)]
-    residual_in_first_group_only: Annotated[bool, Option(default=False, needs=_DEPTH, is_audible=True)]
+    residual_in_first_group_only: Annotated[
+        bool, Option(default=False, needs=_DEPTH, is_audible=True, is_of_class=True)  # MSST's experimental classes
+    ]
     sage_attention: Annotated[bool, Option(default=False, needs=_FUSED)]
-    scale: Annotated[float | None, Option(default=None, least=_FLOAT32.tiny, most=_FLOAT32.max, is_audible=True)]
+    scale: Annotated[
+        float | None,
+        Option(default=None, least=_FLOAT32.tiny, most=_FLOAT32.max, is_audible=True, is_of_class=True),
+    ]
     siamese: Annotated[
         bool,
         Option(

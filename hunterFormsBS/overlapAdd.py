@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hunterFormsBS.parametersSeparation import Blend, ParametersSeparation
 
-__all__ = ["KINDS_OF_CHUNKS", "Chunks", "ChunksOfMSST", "OverlapAdd", "Stream", "aligned"]
+__all__ = ["KINDS_OF_CHUNKS", "Chunks", "OverlapAdd", "Stream", "aligned"]
 
 
 class Stream:
@@ -47,22 +47,23 @@ class Stream:
 
     def copy_to(self, target: Tensor, start: int, stop: int) -> None:
         """Copy samples `start` to `stop - 1` of the song into a tensor `(s, t)` of any device and dtype."""
-        for place, block in self._blocks:
-            first, last = max(start, place), min(stop, place + block.shape[-1])
+        for offset, block in self._blocks:
+            first, last = max(start, offset), min(stop, offset + block.shape[-1])
             if first < last:
-                target[:, first - start : last - start].copy_(block[:, first - place : last - place])
+                target[:, first - start : last - start].copy_(block[:, first - offset : last - offset])
 
 
 class _Window(NamedTuple):
-    """Place and shape of a chunk's window: first sample, and how many samples it rises and falls."""
+    """A chunk's window: its first sample, and what determines its shape, the arguments of `Chunks.window`."""
 
     start: int
-    rise: int
-    fall: int
+    shape: tuple[int, ...]
 
 
 class Chunks:
-    """Where the chunks of a song lie, one every `step` samples, and what they weigh.
+    """Where the chunks of a song lie, one every `step` samples, and what they weigh: the blend "smooth".
+
+    The other blends override the methods in which they differ.
 
     While `length` is None, the song goes on for nobody knows how long, and the answers hold for chunks that are
     `settled`: the last chunk, which is moved back to end with the song, lies beyond all that overlaps them.
@@ -70,7 +71,9 @@ class Chunks:
 
     def __init__(self, parameters: ParametersSeparation, dtype: torch.dtype, device: torch.device) -> None:
         self.chunk_size = parameters.chunk_size
-        self.step = int(parameters.chunk_size // parameters.num_overlap)
+        step = parameters.chunk_size / parameters.num_overlap
+        # 110 / 1.1 is 100, and 110 // 1.1 is 99: a fraction as a decimal number is not that fraction.
+        self.step = round(step) if math.isclose(step, round(step), rel_tol=1e-13) else int(step)
         self.batch_size = parameters.batch_size
         self.dtype = dtype
         self.device = device
@@ -78,6 +81,11 @@ class Chunks:
         self._reach = math.ceil(self.chunk_size / self.step)
         self._shape = cache(partial(self.window, self.chunk_size))
         self._weights: dict[tuple[_Window, ...], Tensor] = {}
+
+    @property
+    def samples(self) -> int:
+        """Samples of a chunk that the model gets."""
+        return self.chunk_size
 
     def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
         """Return a song with what is put before and after it, and how many samples that is at either end."""
@@ -102,7 +110,7 @@ class Chunks:
         return max(0, (start - self.chunk_size) // self.step + 1)
 
     def is_settled(self, index: int, received: int) -> bool:
-        """Tell whether no length that the song may still get changes the place or the weights of a chunk."""
+        """Tell whether no length that the song may still get changes the first sample or the weights of a chunk."""
         # Chunks that overlap this one begin within it, and how they fall depends on the one after them.
         return self.length is not None or received >= index * self.step + 2 * self.chunk_size + self.step
 
@@ -134,7 +142,7 @@ class Chunks:
         start, stop = self.span(index)
         music = stop - start
         stream.copy_to(target[:, :music], start, stop)
-        if music < self.chunk_size:
+        if music < target.shape[-1]:
             mirrored = self.mirrored(music)
             target[:, music : music + mirrored] = target[:, music - 1 - mirrored : music - 1].flip(-1)
             target[:, music + mirrored :].zero_()
@@ -157,27 +165,27 @@ class Chunks:
         )
         if geometry not in self._weights:
             total = torch.zeros(self.chunk_size, dtype=torch.float64, device="cpu")
-            for offset, rise, fall in geometry:
+            for offset, shape in geometry:
                 target = slice(max(0, offset), self.chunk_size + min(0, offset))
                 source = slice(max(0, -offset), self.chunk_size - max(0, offset))
-                total[target] += self._shape(rise, fall)[source]
+                total[target] += self._shape(*shape)[source]
             # Where no window but its own reaches, and that is zero, the estimate does not count.
-            weights = (self._shape(own.rise, own.fall) / total).nan_to_num(nan=0.0)
+            weights = (self._shape(*own.shape) / total).nan_to_num(nan=0.0)
             self._weights[geometry] = weights.to(self.dtype).to(self.device)
         return self._weights[geometry]
 
     def _window(self, index: int) -> _Window:
         # A window rises over what the chunk shares with the one before it, and falls likewise, each within its half.
         # At the ends of the song, and where chunks abut, it is flat.
-        return _Window(self.start(index), self._fade(index - 1), self._fade(index))
+        return _Window(self.start(index), (self._fade(index - 1), self._fade(index)))
 
     @staticmethod
-    def window(size: int, rise: int, fall: int) -> Tensor:
+    def window(size: int, rise: int = 0, fall: int = 0) -> Tensor:
         """Return `(t)`: a squared sine that rises, ones, and one that falls, none of which reaches zero."""
         window = torch.ones(size, dtype=torch.float64, device="cpu")
-        for length, place in ((rise, window[:rise]), (fall, window[size - fall :])):
+        for length, slope in ((rise, window[:rise]), (fall, window[size - fall :])):
             angle = torch.linspace(0.5, length - 0.5, length, dtype=torch.float64, device="cpu")
-            place.copy_((angle * (math.pi / 2 / max(1, length))).sin().square())
+            slope.copy_((angle * (math.pi / 2 / max(1, length))).sin().square())
         window[size - fall :] = window[size - fall :].flip(-1)
         return window
 
@@ -189,13 +197,27 @@ class Chunks:
         return min(self.chunk_size // 2, max(0, shared))
 
 
-class ChunksOfMSST(Chunks):
-    """The chunks of MSST's `demix`: windows, edges and borders.
+class _ChunksOfAudioSeparator(Chunks):
+    """The chunks of audio-separator: Hamming windows, and a song shorter than one chunk as it is."""
 
-    A song of more than two borders is continued at both ends by its mirror image. Chunks begin as long as there are
-    samples; one that the song does not fill is mirrored at its end if it is more than half full. Windows rise and fall
-    linearly over a tenth of a chunk, from zero and to zero. The first rises only where chunks are computed together;
-    of the last ones, computed together, none falls.
+    @property
+    def samples(self) -> int:
+        """Samples of a chunk that the model gets: all of a song that is shorter."""
+        return self.chunk_size if self.length is None else min(self.chunk_size, self.length)
+
+    def _window(self, index: int) -> _Window:
+        return _Window(self.start(index), ())
+
+    @staticmethod
+    def window(size: int, rise: int = 0, fall: int = 0) -> Tensor:  # noqa: ARG004  # one shape for all
+        """Return `(t)`: a symmetric Hamming window, which does not reach zero."""
+        return torch.hamming_window(size, periodic=False, dtype=torch.float64, device="cpu")
+
+
+class _ChunksWithBorders(Chunks):
+    """Chunks of a song that is continued at both ends by its mirror image, if it is longer than two borders.
+
+    Chunks begin as long as there are samples. Windows rise from zero and fall to zero in straight lines.
     """
 
     def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
@@ -219,36 +241,77 @@ class ChunksOfMSST(Chunks):
         """Return the number of chunks of a song that begin before a sample."""
         return math.ceil(min(length, end) / self.step)
 
+    def start(self, index: int) -> int:
+        """Return the first sample of a chunk."""
+        return index * self.step
+
+    @staticmethod
+    def window(size: int, rise: int = 0, fall: int = 0, flat: int | None = None) -> Tensor:
+        """Return `(t)`: a line that rises from zero, ones, and a line that falls to zero; from `flat` on, ones."""
+        window = torch.ones(size, dtype=torch.float64, device="cpu")
+        window[:rise] = torch.linspace(0, 1, rise, dtype=torch.float64, device="cpu")
+        window[size - fall :] = torch.linspace(1, 0, fall, dtype=torch.float64, device="cpu")
+        window[flat if flat is not None else size :] = 1
+        return window
+
+
+class _ChunksOfMSST(_ChunksWithBorders):
+    """The chunks of MSST's `demix`.
+
+    One that the song does not fill is mirrored at its end if it is more than half full. Windows rise and fall over a
+    tenth of a chunk. The first rises only where chunks are computed together; of the last ones, computed together, none
+    falls.
+    """
+
     def is_settled(self, index: int, received: int) -> bool:
         """Tell whether no length that the song may still get changes the weights of a chunk."""
         # They depend on which chunks that overlap this one are computed together with the last one.
         return self.length is not None or received > (index + self._reach + self.batch_size) * self.step
 
-    def start(self, index: int) -> int:
-        """Return the first sample of a chunk."""
-        return index * self.step
-
     def mirrored(self, music: int) -> int:
         """Return how many samples of its mirror image continue a chunk that the song does not fill."""
         return self.chunk_size - music if music > self.chunk_size // 2 else 0
-
-    @staticmethod
-    def window(size: int, rise: int, fall: int) -> Tensor:
-        """Return `(t)`: a line that rises from zero, ones, and a line that falls to zero."""
-        window = torch.ones(size, dtype=torch.float64, device="cpu")
-        window[:rise] = torch.linspace(0, 1, rise, dtype=torch.float64, device="cpu")
-        window[size - fall :] = torch.linspace(1, 0, fall, dtype=torch.float64, device="cpu")
-        return window
 
     def _window(self, index: int) -> _Window:
         fade = self.chunk_size // 10
         count = None if self.length is None else self.count(self.length)
         alone = index == 0 and (self.batch_size == 1 or count == 1)
         last = count is not None and index // self.batch_size == (count - 1) // self.batch_size
-        return _Window(self.start(index), 0 if alone else fade, 0 if last and not alone else fade)
+        return _Window(self.start(index), (0 if alone else fade, 0 if last and not alone else fade))
 
 
-KINDS_OF_CHUNKS: Mapping[Blend, type[Chunks]] = {"smooth": Chunks, "msst": ChunksOfMSST}
+class _ChunksOfPymss(_ChunksWithBorders):
+    """The chunks of pymss's `demix_track`.
+
+    One that the song does not fill is mirrored at its end if it is more than half full, by two samples at least.
+    Windows rise and fall over a tenth of a chunk, and no further than chunks overlap. The first does not rise; one that
+    reaches the end of the song is flat over its last tenth, even where it would still rise.
+    """
+
+    def is_settled(self, index: int, received: int) -> bool:
+        """Tell whether no length that the song may still get changes the weights of a chunk."""
+        # They depend on which chunks that overlap this one reach the end.
+        return self.length is not None or received > (index + self._reach) * self.step + self.chunk_size
+
+    def mirrored(self, music: int) -> int:
+        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        return self.chunk_size - music if music > self.chunk_size // 2 + 1 else 0
+
+    def _window(self, index: int) -> _Window:
+        fade = min(self.chunk_size // 10, self.chunk_size - self.step)
+        start, stop = self.span(index)
+        rise = fade if index else 0
+        if stop != self.length:
+            return _Window(start, (rise, fade))
+        return _Window(start, (rise, 0, max(0, stop - start - fade)))
+
+
+KINDS_OF_CHUNKS: Mapping[Blend, type[Chunks]] = {
+    "smooth": Chunks,
+    "msst": _ChunksOfMSST,
+    "pymss": _ChunksOfPymss,
+    "audio-separator": _ChunksOfAudioSeparator,
+}
 
 
 def _with_borders(head: Tensor, blocks: Iterator[Tensor], border: int) -> Iterator[Tensor]:
@@ -291,8 +354,8 @@ class OverlapAdd:
                 return summed[..., :final][..., wanted].contiguous()
 
 
-def aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
-    """Yield the next samples of all streams, float32 or better, equally many of each."""
+def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Iterator[list[Tensor]]:
+    """Yield the next samples of all streams, float32 or better, equally many of each; `alike` in all other axes."""
     iterators = [iter(stream) for stream in streams]
     held: list[Tensor | None] = [None] * len(streams)
     read = [0] * len(streams)
@@ -313,7 +376,7 @@ def aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
             raise ValueError(message)
         blocks = cast("list[Tensor]", held)
         shapes = {tuple(block.shape[:-1]) for block in blocks}
-        if len(shapes) > 1:
+        if alike and len(shapes) > 1:
             message = (
                 f"all streams must have the same stems and channels: received {sorted(shapes)}. "
                 "Choose stems with `block[ids]`."

@@ -33,7 +33,9 @@ class ParametersSeparation:
         mixture's device when it has none.
     dtype : torch.dtype | None, default None
         `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
-        `torch.float32`: run without autocast. `None`: autocast as it is around the call.
+        `torch.float32`: run without autocast. `torch.int8`: on a CPU, the linear maps of the transformers in integers
+        of 8 bits, all else in float32; a warning says where nothing of a model can be computed so. `None`: autocast
+        as it is around the call.
     tta : bool, default False
         Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
         its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
@@ -41,9 +43,10 @@ class ParametersSeparation:
         The mean of that many passes, each with the end of the song put before its beginning, further by its length
         over `shifts` each time, and put back afterwards: as `bigshifts` of Music-Source-Separation-Training. It takes
         as many times as long; of all passes but one, chunks over the seam are computed twice. The song is held whole.
-    blend : {"smooth", "msst"}, default "smooth"
+    blend : {"smooth", "msst", "pymss", "audio-separator"}, default "smooth"
         Where chunks lie, what they weigh, and how a song is continued at its ends. "msst" is what
         Music-Source-Separation-Training does, for the same stems as it writes; there they depend on `batch_size`.
+        "pymss" and "audio-separator" are the same for these programs.
     start : int, default 0
         First sample of the part of the song to separate. The model sees what lies around the part, so that the samples
         of its stems are those of the whole song, up to rounding.
@@ -107,9 +110,9 @@ def _check(parameters: ParametersSeparation) -> None:
         raise ValueError(f"`blend` must be one of {', '.join(BLENDS)}: received {short_repr(parameters.blend)}.")
     _check_part(parameters)
     _check_overlap(parameters.num_overlap, parameters.chunk_size)
-    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, None):
+    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8, None):
         raise ValueError(
-            "`dtype` must be torch.float32, torch.bfloat16, torch.float16 or None: received "
+            "`dtype` must be torch.float32, torch.bfloat16, torch.float16, torch.int8 or None: received "
             f"{printable(repr(parameters.dtype))}."
         )
     _check_boolean("tta", parameters.tta)

@@ -6,10 +6,11 @@ Each function returns the axes that it drew in. A notebook shows the picture by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["band_masks", "plot_band_masks", "plot_mask_filter_bank", "plot_separation"]
+__all__ = ["band_masks", "plot_band_masks", "plot_mask_filter_bank", "plot_separation", "save_spectrogram"]
+
+# torch.fft has no annotations.
+_rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[reportUnknownMemberType]
 
 LABELLED_BANDS = 8
 FRAMES = 1500
@@ -83,7 +87,7 @@ def plot_separation(
     used: list[Any] = [*grid[0]] if truth is None else [*grid[0], *grid[1, 1:]]
     image: Any = None
     for axes, (name, audio) in zip(used, [picture for row in pictures for picture in row], strict=True):
-        image = _draw_spectrogram(axes, audio, sample_rate)
+        image = _draw_spectrogram(axes, [audio], audio.shape[-1], sample_rate)
         axes.set_title(name)
     drawing.supxlabel("time (s)")
     drawing.supylabel("frequency (kHz)")
@@ -170,10 +174,7 @@ def band_masks(model: BandSplitRotator, audio: Tensor) -> Tensor:
 def _figure(figure: Figure | None, size: tuple[float, float], function: str) -> Figure:
     if figure is not None:
         return figure
-    try:
-        pyplot: Any = import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ImportError(f"{function} needs matplotlib: {how_to_install('plot')}") from error
+    pyplot = matplotlib_module("pyplot", function)
     drawing: Figure = pyplot.figure(figsize=size, layout="constrained")
     return drawing
 
@@ -186,21 +187,67 @@ def _names(names: Sequence[str] | None, count: int) -> list[str]:
     return list(names)
 
 
-def _draw_spectrogram(axes: Any, audio: Tensor, sample_rate: float) -> Any:
+def save_spectrogram(path: Path, blocks: Iterable[Tensor], length: int, sample_rate: float) -> None:
+    """Write the spectrogram of audio of any length as a PNG; a few blocks are in memory at a time.
+
+    Parameters
+    ----------
+    path : Path
+    blocks : Iterable[Tensor]
+        `(s, t)`.
+    length : int
+        Samples of each channel, about.
+    sample_rate : float
+        In Hz.
+    """
+    figure = matplotlib_module("figure", "save_spectrogram").Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots()
+    image = _draw_spectrogram(axes, blocks, length, sample_rate)
+    axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    figure.colorbar(image, ax=axes, label="power in dB, 0 for a sine of full scale", aspect=40, pad=0.01)
+    figure.savefig(path, format="png", dpi=100)
+
+
+def matplotlib_module(name: str, needed_by: str) -> Any:
+    """Return a module of matplotlib, or raise an ImportError that says how to install it."""
+    try:
+        return import_module(f"matplotlib.{name}")
+    except ImportError as error:
+        raise ImportError(f"{needed_by} needs matplotlib: {how_to_install('plot')}") from error
+
+
+def _draw_spectrogram(axes: Any, blocks: Iterable[Tensor], length: int, sample_rate: float) -> Any:
     """Draw the power of audio, the mean of its channels, in dB on a logarithmic axis of frequency."""
-    audio = audio.detach().cpu().float().reshape(-1, audio.shape[-1])
-    size = max(4, min(4096, 2 * (audio.shape[-1] // 4)))
-    hop = max(size // 4, audio.shape[-1] // FRAMES)
-    # No reflection: audio may be shorter than a frame.
-    window = torch.hann_window(size)
-    spectrum = torch.stft(audio, size, hop, window=window, pad_mode="constant", return_complex=True)[:, 1:]
-    power = spectrum.abs().square().mean(0) / (size / 4) ** 2  # 1 for a sine of full scale
+    size = max(4, min(4096, 2 * (length // 4)))
+    hop = max(size // 4, length // FRAMES)
+    power = _power(blocks, size, hop)[1:] / (size / 4) ** 2  # 1 for a sine of full scale
     seconds = torch.arange(power.shape[1]) * (hop / sample_rate)
     kilohertz = torch.arange(1, size // 2 + 1) * (sample_rate / 1000 / size)  # a logarithm has no 0
     grid = seconds.numpy(), kilohertz.numpy(), (10 * power.clamp_min(1e-12).log10()).numpy()
     axes.set(yscale="log", ylim=(max(0.03, float(kilohertz[0])), sample_rate / 2000))
     axes.yaxis.set_major_formatter("{x:g}")
     return axes.pcolormesh(*grid, **DECIBELS, cmap="magma", shading="nearest", rasterized=True)
+
+
+def _power(blocks: Iterable[Tensor], size: int, hop: int) -> Tensor:
+    """Return the power of windows around every `hop`th sample, `(f, t)`, the mean of all channels."""
+    window = torch.hann_window(size)
+    margin = torch.zeros(1, size // 2)  # silence before the song, and behind it
+    pending = margin
+    frames: list[Tensor] = []
+    skip = 0  # samples between windows that are further apart than they are long
+    for block in chain(blocks, [margin]):
+        audio = block.detach().cpu().float().reshape(-1, block.shape[-1])
+        channels = max(len(pending), len(audio))
+        pending = torch.cat([pending.expand(channels, -1), audio.expand(channels, -1)], dim=-1)
+        pending, skip = pending[:, skip:], max(0, skip - pending.shape[-1])
+        if skip or pending.shape[-1] < size:
+            continue
+        windows = pending.unfold(-1, size, hop)  # (s t size)
+        frames.append(_rfft(windows * window).abs().square().mean(0).T)
+        used = windows.shape[1] * hop
+        pending, skip = pending[:, used:], max(0, used - pending.shape[-1])
+    return torch.cat(frames, dim=-1)
 
 
 def _hertz(frequency: float) -> str:

@@ -40,7 +40,7 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
     if len(source) > limit:
         kept = max(1, (limit - 5) // 2)
         source = f"{source[:kept]} ... {source[-kept:]}"
-    escaped = "".join(_escape(character) for character in source)
+    escaped = source if source.isprintable() else "".join(_escape(character) for character in source)
     return escaped if len(escaped) <= limit else f"{escaped[: max(1, limit - 4)]} ..."
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, parse_mapping, read_text
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.kinds import kind_of_weights, refuse_what_is_no_file
+from hunterFormsBS.checkpoint.kinds import kind_of_weights, refuse_unless_file
 from hunterFormsBS.checkpoint.lora import LoraConfiguration, LoralibSection
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
 from hunterFormsBS.operations.norm import vector_norm
@@ -35,7 +35,7 @@ CONFIGURATION: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _COPY: Final = re.compile(r"\.(?:original_module|modules_to_save\.[^.]+)(?=\.)")
-"""What is in the names of the copies of biases that peft saves beside a module that was trained as a whole."""
+"""The part of a name that marks a copy of a bias, which peft saves besides a module that was trained as a whole."""
 
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -88,14 +88,14 @@ class Adapters(ABC):
 
     @abstractmethod
     def _merge(self, merging: _Merging) -> None:
-        """Compute what becomes of the model's weights."""
+        """Compute the new weights of the model."""
 
 
 class _PeftAdapters(Adapters):
-    """Those of a folder that peft saved."""
+    """Adapters from a folder that peft saved."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor], lora: LoraConfiguration) -> None:
-        plain = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+        plain = {key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()}
         copies = {key for key in plain if lora.bias == "all" and _COPY.search(key) and _COPY.sub("", key) in plain}
         super().__init__(path, {key: tensor for key, tensor in plain.items() if key not in copies})
         self.lora = lora
@@ -211,7 +211,7 @@ class _Merging:
         return _in_full(tensor.to(next(self.model.parameters()).device))
 
     def put(self, key: str, value: Tensor, *, of_all: bool = False) -> None:
-        """Give the model a new value, which counts `of_all` names of a shared parameter, or of this one alone."""
+        """Give the model a new value; with `of_all` it holds for all names of a shared parameter."""
         if key not in self.state:
             raise CheckpointError(f"the model has no {key}")
         old = self.state[key]
@@ -262,19 +262,19 @@ def read_adapters(pathFilename: PathFilename, configuration: Mapping[str, Any] |
         The folder that `save_pretrained` of peft wrote, or the file of loralib's adapters that
         Music-Source-Separation-Training wrote.
     configuration : mapping, optional
-        What those of loralib were trained with: its section `lora` tells their scale.
+        The configuration that adapters of loralib were trained with; its section `lora` states their scale.
 
     Raises
     ------
     CheckpointError
-        If there are none, or what is there is damaged or not supported, with the remedy.
+        If there are no adapters, or they are damaged or not supported, with the remedy.
     OSError
         If a file cannot be opened.
     """
     path = Path(pathFilename)
     if path.is_dir():
         return _read_folder(path)
-    refuse_what_is_no_file(path, "a folder or a file of adapters")
+    refuse_unless_file(path, "a folder or a file of adapters")
     weights = _read_weights(path)
     if any(".lora_A." in key for key in weights):
         raise CheckpointError(f"{printable(path)} is a part of adapters of peft: pass its folder, with {CONFIGURATION}")

@@ -1,4 +1,4 @@
-"""A state dict made the parameters of a model, each tensor in memory of its own."""
+"""The tensors of a state dict become the parameters of a model, each in memory of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREQUENCIES: Final = ".rotary_embed.freqs"
 
 
 class FittedWeights(NamedTuple):
-    """A state dict for one model, as far as the file has its tensors, and what was done about the others."""
+    """A state dict for one model, and remarks on tensors that the file lacks."""
 
     state_dict: dict[str, Tensor]
     remarks: tuple[str, ...]
@@ -41,7 +41,7 @@ def fit(
 
 
 def assign(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -> None:
-    """Make the tensors the parameters of a model without content, or refuse them with one message that says all."""
+    """Make the tensors the parameters of a model without content, or refuse them with one message for all misfits."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state_dict]
     extra = [key for key in state_dict if key not in expected]
@@ -81,7 +81,7 @@ def assign(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -
 
 def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int]) -> dict[str, Tensor]:
     """Keep the mask estimators of these stems, numbered anew, and everything else."""
-    renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{place}." for place, stem in enumerate(stems)}
+    renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{number}." for number, stem in enumerate(stems)}
     selected: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         if not key.startswith("mask_estimators."):
@@ -142,6 +142,6 @@ def _kind_of_numbers(tensor: Tensor) -> str:
 
 
 def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
-    # A counter is no weight, and programs that make all of a state dict float32 make it so too.
+    # Programs that convert a state dict to float32 convert counters too, which are not weights.
     kind = _kind_of_numbers(tensor)
     return (kind, "real") if kind == "torch.int64" else (kind,)

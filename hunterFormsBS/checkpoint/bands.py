@@ -1,4 +1,4 @@
-"""Which band layout a state dict was made for: what widths of bands, a configuration and a caller say together."""
+"""The band layout of a state dict, from the widths of its bands, its configuration and the caller."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ BAND_ARGUMENTS: Final = (
     "stereo",
     "stft_n_fft",
 )
-"""The arguments that decide how wide bands are. They are chosen together, because one can make up for another."""
-
+"""The arguments that decide how wide bands are, chosen together, because one can make up for another."""
 
 _USUAL_MEL_LAYOUTS: Final = tuple(
     (sample_rate, stft_n_fft)
@@ -49,7 +48,7 @@ class Bands(NamedTuple):
     arguments : dict[str, object]
         Some of `BAND_ARGUMENTS`.
     assumed : list[str]
-        Those of them that are the most usual of several values that fit.
+        The arguments whose values are the most usual of several that fit.
     """
 
     arguments: dict[str, object]
@@ -105,7 +104,7 @@ def resolve_bands(widths: Sequence[int], known: Mapping[str, object], *, overlap
     widths : Sequence[int]
         Real inputs of each band: two for each of its bins and channels.
     known : Mapping[str, object]
-        What a configuration or a caller states.
+        Arguments that a configuration or the caller states.
     overlapping : bool
         Whether the state dict looks like that of a Mel-Band RoFormer.
 
@@ -188,7 +187,7 @@ def _in_stereo_and_mono(given: dict[str, object], known: Mapping[str, object]) -
 
 
 def _stereo_first(widths: Sequence[int]) -> tuple[bool, ...]:
-    """Return what the number of channels can be, the likelier first."""
+    """Return the possible numbers of channels, the likelier first."""
     return (False,) if any(width % 4 for width in widths) else (True, False)
 
 
@@ -213,7 +212,7 @@ def _fits(candidate: Mapping[str, object], widths: Sequence[int]) -> bool:
 
 
 def _assumed(best: Mapping[str, object], known: Mapping[str, object], widths: Sequence[int]) -> list[str]:
-    """Name what is only likely: see `infer_configuration` for what shapes tell."""
+    """Name the arguments that are only likely; `infer_configuration` explains why."""
     assumed: list[str] = []
     if "freqs_per_bands" in best:
         bins = sum(cast("Sequence[int]", best["freqs_per_bands"]))

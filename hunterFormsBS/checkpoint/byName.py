@@ -1,4 +1,6 @@
-"""Checkpoints by name: a file that is here, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+"""Checkpoints by name: a local file, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+
+A checkpoint of the catalogue goes by its name there, by that of its file, and by those of other programs.
 
 Fetching stands above the loader, which takes a file and the configuration that was found with it.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,20 +20,23 @@ from typing import Any, Final
 import torch
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import facts, hub
+from hunterFormsBS.checkpoint import elsewhere, facts, hub
 from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_configuration
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry
-from hunterFormsBS.checkpoint.kinds import refuse_what_is_no_file
-from hunterFormsBS.checkpoint.loading import has_shapes_of, load
+from hunterFormsBS.checkpoint.kinds import refuse_unless_file
+from hunterFormsBS.checkpoint.loading import choose_configuration, has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
-from hunterFormsBS.checkpoint.stateDict import translate_state_dict
-from hunterFormsBS.checkpoint.weightsFile import read_contents
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile
 from hunterFormsBS.choices import Upstream
-from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.printable import printable, say, short_repr
 
 PREFIX: Final = "hub:"
+SHORTEST_PART: Final = 3
+"""Characters that say too little of a name."""
+MOST_NEAR: Final = 3
+"""Names of the catalogue that a message suggests."""
 MODEL: Final = "model.safetensors"
 """The file of a model that `publish` uploads."""
 
@@ -38,7 +44,7 @@ MODEL: Final = "model.safetensors"
 def recognise(pathFilename: PathFilename) -> Entry | None:
     """Return which checkpoint of the catalogue a file is, or None; see `checkpoint/facts.py`."""
     path = Path(pathFilename)
-    return facts.recognise_file(path, lambda entry: _holds_shapes_of(entry, path))
+    return facts.recognise_file(path, lambda entry: has_shapes_of(entry, path))
 
 
 def from_checkpoint(
@@ -54,17 +60,17 @@ def from_checkpoint(
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
 
-    A `UserWarning` is given for each argument of the configuration that the shapes of the tensors contradict, which
-    are followed, and one that names the arguments which change the audio and which nothing determined.
+    A `UserWarning` is given for each argument of the configuration that tensor shapes contradict (the shapes win), and
+    one that names the audible arguments that nothing determined.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
         The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
-        which are fetched from the Hugging Face Hub.
+        which are fetched.
     configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, or that of the catalogue,
-        which recognises files that are here as well, or the one beside a file that is fetched.
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one beside a file
+        that is fetched, else that of the catalogue, which recognises local files too.
     upstream : Upstream | None = None
         Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
@@ -111,8 +117,10 @@ def from_checkpoint(
 
 
 def is_remote(name: object) -> bool:
-    """Tell whether this names a checkpoint to fetch, and no file that is here."""
-    return isinstance(name, str) and (name.startswith(PREFIX) or (name in facts.entries() and not Path(name).exists()))
+    """Tell whether this names a checkpoint to fetch, not a local file."""
+    return isinstance(name, str) and (
+        name.startswith(PREFIX) or (facts.find_entry(name) is not None and not Path(name).exists())
+    )
 
 
 def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
@@ -132,17 +140,43 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
         return fetch(text)
     path = Path(name)
     if not path.exists():
-        near = difflib.get_close_matches(text, facts.entries(), n=1, cutoff=0.8)
-        hint = f"; the catalogue has {near[0]}" if near else ""
+        names, part = facts.names(), text.lower()
+        near = [known for known in names if len(part) > SHORTEST_PART and part in known.lower()][:MOST_NEAR]
+        near = near or difflib.get_close_matches(text, names, n=1, cutoff=0.8)
+        hint = f"; the catalogue has {', '.join(near)}" if near else ""
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}{hint}", str(name))
-    refuse_what_is_no_file(path, "a checkpoint")
+    refuse_unless_file(path, "a checkpoint")
     return path, None
 
 
-def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
-    """Fetch a checkpoint from the Hugging Face Hub, or find it in the cache of `huggingface_hub`.
+def find_configuration(
+    name: PathFilename, configuration: Configuration | None
+) -> tuple[Path, Configuration | None, Mapping[str, Any]]:
+    """Return a checkpoint's file, fetched if this is a name, what to pass to `from_checkpoint`, and its configuration.
 
-    That package's settings apply: its cache, its token, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress bar.
+    The configuration is the one that `from_checkpoint` takes: that which was given, or which `save_checkpoint` put into
+    the file, or which was found with it, or that of the catalogue. What to pass is None where it finds it in the same
+    way.
+
+    Raises
+    ------
+    CheckpointError, ImportError, OSError
+        If a file cannot be fetched or read.
+    """
+    path, beside = find(name)
+    with path.open("rb"):
+        pass
+    within = WeightsFile(path).configuration if configuration is None else None
+    whole = choose_configuration(path, configuration, within, beside)
+    return path, beside if configuration is None and within is None else configuration, whole
+
+
+def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
+    """Fetch a checkpoint from where it is published, or find it in the cache of `huggingface_hub`.
+
+    That package's settings apply: its cache, its token for the Hub, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress
+    bar. Before a checkpoint of the catalogue is fetched, a line on standard error says whose weights it has and where
+    their terms stand.
 
     Parameters
     ----------
@@ -154,7 +188,7 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
     path : Path
         The file, whose SHA-256 is that of the catalogue where it is known.
     configuration : Mapping[str, Any] or None
-        That of the catalogue, or what stands beside the file under its name, or the only YAML file of the repository.
+        That of the catalogue, or the YAML file of the same name, or the only one of the repository.
 
     Raises
     ------
@@ -163,15 +197,22 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
     ImportError
         If huggingface_hub is not installed.
     """
-    entry = facts.entries().get(name) or _entry_at(name)
+    entry = facts.find_entry(name) or _entry_at(name)
+
+    def tell_whose() -> None:
+        if entry.page:
+            say(entry.whose, sys.stderr)
+
+    if entry.url:
+        path = elsewhere.download(entry.url, entry.page, entry.sha256, entry.size, tell_whose)
+        return path, entry.configuration
     if not entry.repository:
         raise CheckpointError(
-            f"{printable(name)} is in the catalogue, and not on the Hugging Face Hub: download it by hand, and pass "
-            "the file, which is recognised"
+            f"{printable(name)} cannot be fetched by a program: download it and its configuration with a browser, from "
+            f"{entry.page}, and pass both files"
         )
-    path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256)
-    configuration: Mapping[str, Any] | None = entry.configuration or _configuration_beside(entry, path)
-    return path, configuration
+    path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256, tell_whose)
+    return path, entry.configuration or _configuration_beside(entry, path)
 
 
 def publish(
@@ -214,8 +255,8 @@ def publish(
 
 def _entry_at(name: str) -> Entry:
     """Return the entry of `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` or without, which may be in the catalogue."""
-    place, _, revision = name.removeprefix(PREFIX).partition("@")
-    owner, _, rest = place.partition("/")
+    location, _, revision = name.removeprefix(PREFIX).partition("@")
+    owner, _, rest = location.partition("/")
     repository, _, file = rest.partition("/")
     if not name.startswith(PREFIX) or not (owner and repository and file):
         raise CheckpointError(
@@ -241,10 +282,3 @@ def _configuration_beside(entry: Entry, path: Path) -> Mapping[str, Any] | None:
     stem = str(Path(entry.file).with_suffix(""))
     own = [name for name in texts if str(Path(name).with_suffix("")) == stem] or (texts if len(texts) == 1 else [])
     return read_configuration(hub.download(entry.repository, own[0], commit)) if own else None
-
-
-def _holds_shapes_of(entry: Entry, path: Path) -> bool:
-    try:
-        return has_shapes_of(entry, translate_state_dict(read_contents(path, "meta").state_dict))
-    except CheckpointError:
-        return False

@@ -14,7 +14,13 @@ from hunterFormsBS.checkpoint.configurationFile import PathFilename, read_config
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.families import NAMES_OF_MEL_ONLY, UPSTREAM_NAMES, Family
 from hunterFormsBS.checkpoint.parsing import check_extent
-from hunterFormsBS.checkpoint.programs import ignored_remarks, in_own_words, in_words_of_msst, states_nothing
+from hunterFormsBS.checkpoint.programs import (
+    ignored_remarks,
+    in_own_words,
+    in_words_of_msst,
+    section_of,
+    states_nothing,
+)
 from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
@@ -44,7 +50,7 @@ class StatedArguments(NamedTuple):
     spelled : dict[str, str]
         How the configuration wrote each of them, for messages.
     remarks : tuple[str, ...]
-        What of the configuration is not followed.
+        Parts of the configuration that are not followed.
     """
 
     arguments: dict[str, object]
@@ -73,10 +79,7 @@ def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]
 
 def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments of the model: the `model` section, or all of a configuration without sections."""
-    section: object = configuration.get("model", configuration)
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"the model section of the configuration must be a mapping, but is {short_repr(section)}")
-    return cast("Mapping[str, Any]", section)
+    return section_of(configuration, "model") if "model" in configuration else configuration
 
 
 def is_for_mel(section: Mapping[str, Any]) -> bool:
@@ -92,7 +95,7 @@ def is_for_mel(section: Mapping[str, Any]) -> bool:
 
 
 def stated_arguments(configuration: Mapping[str, Any], family: Family) -> StatedArguments:
-    """Return the arguments of the model that a whole configuration states, and what of it is not followed."""
+    """Return the arguments of the model that a configuration states, and remarks on parts that are not followed."""
     section = model_section(configuration)
     remarks = (*ignored_remarks(configuration), *_flash_attn_remarks(section))
     return translate_arguments(section, family)._replace(remarks=remarks)

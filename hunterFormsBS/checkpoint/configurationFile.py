@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.kinds import refuse_weights, refuse_what_is_no_file
+from hunterFormsBS.checkpoint.kinds import refuse_unless_file, refuse_weights
 from hunterFormsBS.checkpoint.parsing import check_extent, parse_json, parse_yaml
 from hunterFormsBS.limits import LARGEST_TEXT
 from hunterFormsBS.printable import printable
@@ -47,7 +47,7 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
 
 
 def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_json) -> dict[str, Any]:
-    """Parse a mapping of plain values; `what` it is begins the message of a `CheckpointError`."""
+    """Parse a mapping of plain values; `what` names it at the start of a `CheckpointError`."""
     try:
         parsed = parse(text)
         check_extent(parsed)
@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     OSError
         If it cannot be opened.
     """
-    refuse_what_is_no_file(path, "a configuration")
+    refuse_unless_file(path, "a configuration")
     with path.open("rb") as file:
         data = file.read(LARGEST_TEXT + 1)
     refuse_weights(path, data[:4096])

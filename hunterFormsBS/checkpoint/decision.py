@@ -1,4 +1,4 @@
-"""Which arguments a model gets: evidence from every source, and what follows from it."""
+"""The arguments of a model: evidence from every source, and the decision that follows."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from hunterFormsBS.printable import printable, short_repr
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of a model before it is built, by its source.
+    """Everything known about a model before it is built, by source.
 
     Parameters
     ----------
     path : Path
         The file.
     recognition : Recognition
-        By the keys of its tensors: whose defaults hold.
+        From the keys of its tensors: the family whose defaults hold.
     shapes : Inferred
-        By the shapes of its tensors, which win over a configuration.
+        From the shapes of its tensors, which win over a configuration.
     configuration : StatedArguments
-        By the configuration.
+        From the configuration.
     caller : Mapping[str, object]
-        By the caller: arguments, which win over the configuration and must agree with the shapes.
+        From the caller: arguments, which win over the configuration and must agree with the shapes.
     upstream : Upstream or None
-        By the caller or the file: whose defaults hold.
+        From the caller or the file: the project whose defaults hold.
     stems : Sequence[int] or None
-        By the caller: the only heads to load.
+        From the caller: the only heads to load.
     partial : bool
         Whether the caller's arguments may disagree with the shapes.
     """
@@ -55,14 +55,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the evidence leads to.
+    """The conclusion from the evidence.
 
     Parameters
     ----------
     arguments : dict[str, Any]
         Of `BandSplitRotator`.
     remarks : tuple[str, ...]
-        What of the configuration the shapes contradict, and what nothing determined.
+        Stated arguments that the shapes contradict, and audible ones that nothing determined.
     """
 
     arguments: dict[str, Any]
@@ -142,7 +142,7 @@ def complete_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _defaults(recognition: Recognition) -> dict[str, object]:
-    """Return upstream's defaults; what keys leave open of value residuals and streams is as in their own family."""
+    """Return upstream's defaults; those of value residuals and streams are of the family that the keys fit."""
     of_keys = recognition.of_keys.defaults
     return {**{name: of_keys.get(name) for name in OPEN}, **recognition.family.defaults}
 
@@ -182,9 +182,10 @@ def _remarks(evidence: Evidence, undetermined: Sequence[str], arguments: Mapping
     if undetermined:
         chosen = {**DEFAULTS, **arguments}
         values = ", ".join(f"{name}={to_plain_values(chosen[name])!r}" for name in undetermined)
+        remedy = "State them in the configuration" if evidence.configuration.arguments else "Pass its configuration"
         yield (
             f"nothing determines these arguments for {printable(path)}, so those of {evidence.recognition.family.name} "
-            f"are taken: {values}. Pass the configuration of the checkpoint, or the arguments that differ"
+            f"are taken: {values}. {remedy}, or pass the arguments that differ"
         )
     if "experimental" in path.stem.lower() and evidence.upstream is None:
         yield (

@@ -1,4 +1,4 @@
-"""The error that files and settings raise which cannot be used."""
+"""The error for files and settings that cannot be used."""
 
 
 class CheckpointError(ValueError):

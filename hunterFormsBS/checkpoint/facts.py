@@ -1,23 +1,42 @@
-"""What is known of public checkpoints: where they are, how to recognise them, and what their files do not say.
+"""Facts about public checkpoints: where they are, how to recognise them, and the configurations that files lack.
 
 The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
-the Hugging Face Hub, size in bytes and SHA-256, the samples of a chunk, and those arguments of its model that differ
-from `common`, in the words and the convention of Music-Source-Separation-Training.
+the Hugging Face Hub (or its `url` elsewhere, or the `page` where only a browser gets it), size in bytes and SHA-256,
+the samples of a chunk, and those arguments of its model that differ from `common`, in the words and the convention of
+Music-Source-Separation-Training; then who made it, when and what for, scores, and names that other programs give it.
+`python -m benchmarks.costs --write` adds what it costs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-__all__ = ["Entry", "entries", "recognise_file", "sha256"]
+__all__ = [
+    "Entry",
+    "Preset",
+    "ScoreSource",
+    "entries",
+    "find_entry",
+    "names",
+    "presets",
+    "recognise_file",
+    "score_source",
+    "sha256",
+]
+
+STEMS_ELSEWHERE: Final = {"instrumental": "instrum", "instruments": "instrum"}
+"""Names that people give to stems, and what the catalogue calls them."""
+
+_RELEASE: Final = re.compile(r"(https://github\.com/[^/]+/[^/]+)/releases/download/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +50,32 @@ class Entry:
     stems : tuple of str
         In the order of the model's heads.
     configuration : Mapping[str, Any]
-        As Music-Source-Separation-Training writes one.
+        As Music-Source-Separation-Training writes one. Empty: not known.
     repository, revision, file : str
         Where it is on the Hugging Face Hub. Empty: it is elsewhere.
+    url : str
+        Where the file is outside the Hub. Empty: on the Hub, or where only a browser can fetch it.
+    page : str
+        Where its maker publishes it, and its terms, if there are any, are found.
     sha256 : str
         Of the file. Empty: not known.
     size : int
         Of the file, in bytes. 0: not known.
+    authors : tuple of str
+        Who made it.
+    created : str
+        When, as YYYY-MM-DD. Empty: not known.
+    purpose : str
+        What for: `"separation"`, `"dereverb"`, `"denoise"`, `"decrowd"` or `"debleed"`.
+    known_as : tuple of str
+        File names and titles under which other programs know it.
+    scores : Mapping[str, Mapping[str, Mapping[str, float]]]
+        By test set (see `score_source`), by stem, by metric. A test set without stems is a page that has the scores.
+    flop_per_second : int
+        Floating-point operations for a second of music, where one chunk covers each sample. 0: not known.
+    memory : int
+        Bytes for the weights and one chunk in float32: computed from shapes, with an attention that stores no scores,
+        and without the kernels that save memory. 0: not known.
     """
 
     name: str
@@ -46,15 +84,110 @@ class Entry:
     repository: str = ""
     revision: str = "main"
     file: str = ""
+    url: str = ""
+    page: str = ""
     sha256: str = ""
     size: int = 0
+    authors: tuple[str, ...] = ()
+    created: str = ""
+    purpose: str = ""
+    known_as: tuple[str, ...] = ()
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict[str, Any])
+    flop_per_second: int = 0
+    memory: int = 0
+
+    @property
+    def whose(self) -> str:
+        """Who made the weights, and where their terms stand if they are stated, in one line."""
+        makers = " and ".join(self.authors) or "their maker"
+        return f"{self.name}: weights by {makers}; their terms of use, if stated, are at {self.page}"
+
+    def goes_by(self, name: str) -> bool:
+        """Tell whether this is its name, here, at its publisher or in another program."""
+        own = (self.file or self.url).rpartition("/")[2]
+        return name == self.name or (bool(own) and name == own) or name in self.known_as
+
+
+class ScoreSource(NamedTuple):
+    """Where scores come from.
+
+    Parameters
+    ----------
+    name : str
+        Of the music that was separated, and how results were summed up.
+    source : str
+        Who published the scores.
+    compares : bool
+        Whether these scores can be compared with one another: the same music, measured in the same way.
+    """
+
+    name: str
+    source: str
+    compares: bool
+
+
+class Preset(NamedTuple):
+    """Several checkpoints whose stems become one.
+
+    Parameters
+    ----------
+    name : str
+    ensemble : str
+        How; see `hunterFormsBS.ensemble`.
+    checkpoints : tuple of str
+        Names of the catalogue.
+    stems : tuple of str
+        The stems that all of them have.
+    source : str
+        Who put them together.
+    """
+
+    name: str
+    ensemble: str
+    checkpoints: tuple[str, ...]
+    stems: tuple[str, ...]
+    source: str
 
 
 @cache
 def entries() -> Mapping[str, Entry]:
     """Return all checkpoints of the catalogue by their names."""
-    facts: dict[str, Any] = json.loads(files("hunterFormsBS").joinpath("catalogue.json").read_text(encoding="utf-8"))
+    facts = _facts()
     return MappingProxyType({name: _entry(name, row, facts["common"]) for name, row in facts["checkpoints"].items()})
+
+
+def find_entry(name: str) -> Entry | None:
+    """Return the checkpoint of this name: that of the catalogue, of its file, or of another program; None without.
+
+    A name that several go by, as `model.ckpt` would be, is that of none.
+    """
+    if (entry := entries().get(name)) is not None:
+        return entry
+    found = [entry for entry in entries().values() if entry.goes_by(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def names() -> list[str]:
+    """Return all names of all checkpoints, those of the catalogue first."""
+    return [*entries(), *(name for entry in entries().values() for name in entry.known_as)]
+
+
+@cache
+def presets() -> Mapping[str, Preset]:
+    """Return all presets by their names."""
+    return MappingProxyType({name: _preset(name, row) for name, row in _facts()["presets"].items()})
+
+
+def score_source(key: str) -> ScoreSource:
+    """Return what a key of `Entry.scores` stands for."""
+    kind, _, rest = key.partition("/")
+    if kind == "musdb18":
+        name = f"{rest} results on training tracks of MUSDB18, medians of museval"
+        return ScoreSource(name, "audio-separator 0.47.1", compares=True)
+    if kind == "mvsep":
+        address = f"https://mvsep.com/quality_checker/entry/{rest}"
+        return ScoreSource("a test set of MVSEP's quality checker", address, compares=False)
+    return ScoreSource("a test set that is not stated", "registry of splifft 0.0.9", compares=False)
 
 
 def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry | None:
@@ -66,7 +199,7 @@ def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry
     Parameters
     ----------
     path : Path
-        A file, or anything else, which is none of the catalogue.
+        A file, or anything else, which the catalogue does not have.
     has_its_shapes : callable
         Asked at most once, whether the tensors of the file have the shapes of a checkpoint's model.
     """
@@ -90,13 +223,40 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
+def _facts() -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(files("hunterFormsBS").joinpath("catalogue.json").read_text(encoding="utf-8"))
+    return facts
+
+
 def _entry(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Entry:
-    place = {key: row[key] for key in ("repository", "revision", "file", "sha256", "size") if key in row}
-    stems = tuple(row["stems"])
+    as_they_are = ("repository", "revision", "file", "url", "sha256", "size", "created", "purpose", "scores")
+    fields: dict[str, Any] = {key: row[key] for key in (*as_they_are, "flop_per_second", "memory") if key in row}
+    fields |= {key: tuple(row.get(key, ())) for key in ("stems", "authors", "known_as")}
+    return Entry(name=name, configuration=_configuration(row, common), page=_page(row), **fields)
+
+
+def _configuration(row: Mapping[str, Any], common: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "model" not in row:
+        return {}
     model = {**common, **row["model"]}
-    configuration = {
+    return {
         "audio": {"chunk_size": row["chunk_size"], "sample_rate": model.get("sample_rate", 44100)},
         "model": model,
-        "training": {"instruments": list(stems)},
+        "training": {"instruments": list(row["stems"])},
     }
-    return Entry(name=name, stems=stems, configuration=configuration, **place)
+
+
+def _page(row: Mapping[str, Any]) -> str:
+    if "repository" in row:
+        return f"https://huggingface.co/{row['repository']}"
+    url: str = row.get("url", "")
+    release = _RELEASE.match(url)
+    return str(row.get("page", release[1] if release else url))
+
+
+def _preset(name: str, row: Mapping[str, Any]) -> Preset:
+    checkpoints = tuple(row["checkpoints"])
+    have = [entries()[one].stems for one in checkpoints]
+    stems = tuple(stem for stem in have[0] if all(stem in stems for stems in have))
+    return Preset(name, row["ensemble"], checkpoints, stems, row["source"])

@@ -60,6 +60,7 @@ _VALUE_RESIDUAL_SWAPPED_EVERYWHERE: Final = MappingProxyType(
 )
 _MANIFOLD: Final = MappingProxyType({"num_residual_streams": 4, "mc_hyper_conn_sinkhorn_iters": 2})
 
+_LIKE_OURS: Final[Mapping[str, object]] = MappingProxyType({})
 _EXPERIMENTAL: Final = MappingProxyType({"residual_in_first_group_only": True, "zero_dc": False})
 
 _UNWRAP: Final = (r"\.branch\.", ".")
@@ -72,131 +73,103 @@ _SINKHORN: Final = r"\.h_post_scale$"
 _FINAL_NORM: Final = r"^final_norm\."
 _MIX: Final = r"\.to_value_residual_mix\."
 
+
+def _mel(
+    name: str,
+    upstream: Upstream = "lucidrains",
+    *,
+    present: tuple[str, ...] = (),
+    absent: tuple[str, ...] = (),
+    renames: tuple[tuple[str, str], ...] = (),
+    defaults: Mapping[str, object] = _LIKE_OURS,
+) -> Family:
+    """Return the row of a Mel-Band RoFormer: its bands overlap, and it has no final norm."""
+    of_project = {"linear_transformer_depth": 1, "zero_dc": False} if upstream == "lucidrains" else {}
+    return Family(
+        name=f"{name}, Mel-Band RoFormer" if upstream == "lucidrains" else name,
+        upstream=upstream,
+        overlapping=True,
+        present=present,
+        absent=(*absent, _FINAL_NORM),
+        renames=renames,
+        defaults={**_MEL, **of_project, **defaults},
+    )
+
+
+def _bs(
+    name: str,
+    upstream: Upstream = "lucidrains",
+    *,
+    present: tuple[str, ...] = (),
+    renames: tuple[tuple[str, str], ...] = (),
+    defaults: Mapping[str, object] = _LIKE_OURS,
+) -> Family:
+    """Return the row of a BS-RoFormer: it has a final norm, and counts the last layer of a mask estimator too."""
+    return Family(
+        name=name,
+        upstream=upstream,
+        overlapping=False,
+        present=(*present, _FINAL_NORM),
+        renames=renames,
+        defaults={**({"zero_dc": False} if upstream == "lucidrains" else {}), **defaults},
+        mask_estimator_depth_excess=1,
+    )
+
+
 FAMILIES: Final[tuple[Family, ...]] = (
-    Family(
-        name="BS-RoFormer 1.0 to 1.2.4 with residual streams, Mel-Band RoFormer",
-        upstream="lucidrains",
-        overlapping=True,
+    _mel(
+        "BS-RoFormer 1.0 to 1.2.4 with residual streams",
         present=(_SINKHORN,),
-        absent=(_FINAL_NORM,),
         renames=(_NAME_MIX,),
-        defaults={**_MEL, **_VALUE_RESIDUAL_SWAPPED, **_MANIFOLD, "linear_transformer_depth": 1, "zero_dc": False},
+        defaults={**_VALUE_RESIDUAL_SWAPPED, **_MANIFOLD},
     ),
-    Family(
-        name="BS-RoFormer 1.0 to 1.2.4 with residual streams",
-        upstream="lucidrains",
-        overlapping=False,
-        present=(_SINKHORN, _FINAL_NORM),
-        defaults={**_VALUE_RESIDUAL, **_MANIFOLD, "zero_dc": False},
-        mask_estimator_depth_excess=1,
+    _bs(
+        "BS-RoFormer 1.0 to 1.2.4 with residual streams",
+        present=(_SINKHORN,),
+        defaults={**_VALUE_RESIDUAL, **_MANIFOLD},
     ),
-    Family(
-        name="BS-RoFormer 0.6.1 to 0.9.2 with residual streams, Mel-Band RoFormer",
-        upstream="lucidrains",
-        overlapping=True,
+    _mel(
+        "BS-RoFormer 0.6.1 to 0.9.2 with residual streams",
         present=(_STREAMS,),
-        absent=(_FINAL_NORM,),
         renames=(_NAME_MIX,),
-        defaults={
-            **_MEL,
-            **_VALUE_RESIDUAL_SWAPPED_EVERYWHERE,
-            "linear_transformer_depth": 1,
-            "num_residual_streams": 4,
-            "zero_dc": False,
-        },
+        defaults={**_VALUE_RESIDUAL_SWAPPED_EVERYWHERE, "num_residual_streams": 4},
     ),
-    Family(
-        name="BS-RoFormer 0.6 to 0.9.2 with residual streams",
-        upstream="lucidrains",
-        overlapping=False,
-        present=(_STREAMS, _FINAL_NORM),
-        defaults={**_VALUE_RESIDUAL, "num_residual_streams": 4, "zero_dc": False},
-        mask_estimator_depth_excess=1,
+    _bs(
+        "BS-RoFormer 0.6 to 0.9.2 with residual streams",
+        present=(_STREAMS,),
+        defaults={**_VALUE_RESIDUAL, "num_residual_streams": 4},
     ),
-    Family(
-        # The wrapper of a single stream has no parameters, but leaves its name in the keys.
-        name="BS-RoFormer 0.6.1 to 1.2.4 with one residual stream, Mel-Band RoFormer",
-        upstream="lucidrains",
-        overlapping=True,
+    # The wrapper of a single stream has no parameters, but leaves its name in the keys.
+    _mel(
+        "BS-RoFormer 0.6.1 to 1.2.4 with one residual stream",
         present=(_BRANCH,),
-        absent=(_FINAL_NORM,),
         renames=(_UNWRAP, _NAME_MIX),
-        defaults={**_MEL, **_VALUE_RESIDUAL_SWAPPED, "linear_transformer_depth": 1, "zero_dc": False},
+        defaults=_VALUE_RESIDUAL_SWAPPED,
     ),
-    Family(
-        name="BS-RoFormer 0.6 to 1.2.4 with one residual stream",
-        upstream="lucidrains",
-        overlapping=False,
-        present=(_BRANCH, _FINAL_NORM),
+    _bs(
+        "BS-RoFormer 0.6 to 1.2.4 with one residual stream",
+        present=(_BRANCH,),
         renames=(_UNWRAP,),
-        defaults={**_VALUE_RESIDUAL, "zero_dc": False},
-        mask_estimator_depth_excess=1,
+        defaults=_VALUE_RESIDUAL,
     ),
-    Family(
-        # No key tells 0.5.0, which mixed each layer's values with themselves, from 0.5.1, where they mix as meant.
-        name="BS-RoFormer 0.5",
-        upstream="lucidrains",
-        overlapping=False,
-        present=(_MIX, _FINAL_NORM),
-        defaults={**_VALUE_RESIDUAL, "zero_dc": False},
-        mask_estimator_depth_excess=1,
-    ),
-    Family(
-        # Group 0 is the place that upstream keeps for a linear transformer.
-        name="BS-RoFormer 0.4 to 0.6.0 without linear transformer, Mel-Band RoFormer",
-        upstream="lucidrains",
-        overlapping=True,
+    # No key tells 0.5.0, which mixed each layer's values with themselves, from 0.5.1, where they mix as meant.
+    _bs("BS-RoFormer 0.5", present=(_MIX,), defaults=_VALUE_RESIDUAL),
+    # Upstream reserves group 0 for a linear transformer.
+    _mel(
+        "BS-RoFormer 0.4 to 0.6.0 without linear transformer",
         present=(r"^layers\.0\.2\.",),
-        absent=(r"^layers\.0\.0\.", _FINAL_NORM),
-        defaults={**_MEL, "linear_transformer_depth": 1, "zero_dc": False},
+        absent=(r"^layers\.0\.0\.",),
     ),
-    Family(
-        name="Music-Source-Separation-Training, Mel-Band RoFormer",
-        upstream="msst",
-        overlapping=True,
-        absent=(_FINAL_NORM,),
-        defaults={**_MEL, "zero_dc": True},
+    _mel("Music-Source-Separation-Training, Mel-Band RoFormer", "msst", defaults={"zero_dc": True}),
+    _bs("Music-Source-Separation-Training, BS-RoFormer", "msst", defaults={"zero_dc": True}),
+    # Keys do not tell these from the two above.
+    _mel(
+        "Music-Source-Separation-Training, experimental Mel-Band RoFormer", "msst_experimental", defaults=_EXPERIMENTAL
     ),
-    Family(
-        name="Music-Source-Separation-Training, BS-RoFormer",
-        upstream="msst",
-        overlapping=False,
-        present=(_FINAL_NORM,),
-        defaults={"zero_dc": True},
-        mask_estimator_depth_excess=1,
-    ),
-    Family(
-        # Keys do not tell these from the two above.
-        name="Music-Source-Separation-Training, experimental Mel-Band RoFormer",
-        upstream="msst_experimental",
-        overlapping=True,
-        absent=(_FINAL_NORM,),
-        defaults={**_MEL, **_EXPERIMENTAL},
-    ),
-    Family(
-        name="Music-Source-Separation-Training, experimental BS-RoFormer",
-        upstream="msst_experimental",
-        overlapping=False,
-        present=(_FINAL_NORM,),
-        defaults=_EXPERIMENTAL,
-        mask_estimator_depth_excess=1,
-    ),
-    Family(
-        name="BS-RoFormer 0.3 to 0.6.0, Mel-Band RoFormer",
-        upstream="lucidrains",
-        overlapping=True,
-        absent=(_FINAL_NORM,),
-        defaults={**_MEL, "linear_transformer_depth": 1, "zero_dc": False},
-    ),
-    Family(
-        # Nor do keys tell that the first releases of 0.3 had no window: stft_window_fn=torch.ones.
-        name="BS-RoFormer 0.3 and 0.4",
-        upstream="lucidrains",
-        overlapping=False,
-        present=(_FINAL_NORM,),
-        defaults={"zero_dc": False},
-        mask_estimator_depth_excess=1,
-    ),
+    _bs("Music-Source-Separation-Training, experimental BS-RoFormer", "msst_experimental", defaults=_EXPERIMENTAL),
+    _mel("BS-RoFormer 0.3 to 0.6.0"),
+    # Nor do keys tell that the first releases of 0.3 had no window: stft_window_fn=torch.ones.
+    _bs("BS-RoFormer 0.3 and 0.4"),
     Family(name="hunterFormsBS, overlapping bands", upstream="hunterFormsBS", overlapping=True, absent=(_FINAL_NORM,)),
     Family(name="hunterFormsBS", upstream="hunterFormsBS", overlapping=False),
 )
@@ -214,7 +187,7 @@ NAMES_OF_MEL_ONLY: Final[frozenset[str]] = frozenset(
 
 
 def families_of(upstream: Upstream | None) -> tuple[Family, ...]:
-    """Return the rows of a project, all for None."""
+    """Return the rows of a project, all rows for `None`."""
     return tuple(family for family in FAMILIES if upstream in (None, family.upstream))
 
 

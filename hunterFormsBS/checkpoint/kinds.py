@@ -1,4 +1,4 @@
-"""What a file is by its content, and what somebody passed who passed no file."""
+"""The format of a file by its content, and refusals of paths that are not files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_ITSELF: Final = (
     (rb"7z\xbc\xaf\x27\x1c|Rar!", "it is an archive: extract the checkpoint first"),
     (rb"(?s).{257}ustar", "it is a tar archive: extract the checkpoint first, or save it anew with torch.save"),
 )
-"""Regular expressions for the start of what stands in for a file or holds it, and what to do then."""
+"""Starts of files that stand in for a checkpoint or contain it, as regular expressions, each with its remedy."""
 
 _NAMED: Final = (
     *_NOT_ITSELF,
@@ -40,11 +40,11 @@ _NAMED: Final = (
     (rb"\x93NUMPY", "it is an array of NumPy"),
     (rb"(?s)\x08.{0,8}\x12|\x08[\x01-\x20]", "it looks like a model in ONNX, whose weights are not read"),
 )
-"""Regular expressions for the start of a file, and what it is then."""
+"""Starts of files of other formats, as regular expressions, each with its name."""
 
 
 def kind_of_weights(path: Path) -> Kind:
-    """Tell the format of a file of weights by all that marks it.
+    """Tell the format of a weights file by its content.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def kind_of_weights(path: Path) -> Kind:
     OSError
         If it cannot be opened.
     """
-    refuse_what_is_no_file(path, "a checkpoint")
+    refuse_unless_file(path, "a checkpoint")
     with path.open("rb") as file:
         start = file.read(4096)
     if not start:
@@ -73,10 +73,10 @@ def kind_of_weights(path: Path) -> Kind:
         return "safetensors"
     if path.name.endswith(".index.json"):
         return "index"
-    raise CheckpointError(f"{printable(path)} is not a file of weights: {_what_is(start, path)}")
+    raise CheckpointError(f"{printable(path)} is not a weights file: {_what_is(start, path)}")
 
 
-def refuse_what_is_no_file(path: Path, what: str) -> None:
+def refuse_unless_file(path: Path, what: str) -> None:
     """Refuse folders, devices, addresses and names on a hub, each by its name."""
     text = str(path)
     if "\0" in text:

@@ -1,7 +1,7 @@
 """Checkpoints and configurations of every upstream family, read into `BandSplitRotator`.
 
-What the shapes of tensors determine is taken from there, what a configuration states from there, and what the caller
-states above both. What nothing determines is named in a warning.
+Tensor shapes win over a configuration, and the caller's arguments over both. A warning names the audible arguments that
+nothing determined.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from hunterFormsBS.checkpoint.configuration import (
 )
 from hunterFormsBS.checkpoint.configurationFile import PathFilename
 from hunterFormsBS.checkpoint.decision import Evidence, arguments_of_configuration, decide
+from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.facts import Entry, recognise_file
 from hunterFormsBS.checkpoint.families import check_upstream
 from hunterFormsBS.checkpoint.plainKeys import to_plain_keys
 from hunterFormsBS.checkpoint.recognition import family_of_configuration, recognise
-from hunterFormsBS.checkpoint.stateDict import infer
+from hunterFormsBS.checkpoint.stateDict import infer, translate_state_dict
 from hunterFormsBS.checkpoint.weightsFile import read_contents
 from hunterFormsBS.choices import Upstream
 
@@ -49,8 +50,8 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
     Returns
     -------
     state_dict : dict[str, Tensor]
-        The model's tensors, taken out of the dictionaries that trainers put around them, without the prefixes
-        `module.`, `model.` and `_orig_mod.`; in the file's dtype, and with the keys of the family that made it.
+        The model's tensors, without the dictionaries and the prefixes `module.`, `model.` and `_orig_mod.` that
+        trainers add; in the file's dtype, under the keys of the family that made it.
 
     Raises
     ------
@@ -122,17 +123,13 @@ def load(
         The configuration that was found with the file. One that was passed, or that is in the file, comes first.
     """
     contents = read_contents(path)
+    whole = choose_configuration(path, configuration, contents.configuration, beside)
     if configuration is None and contents.configuration is not None:
-        configuration, upstream = contents.configuration, upstream or "hunterFormsBS"
-    passed = None if configuration is None else load_configuration(configuration)
-    upstream = upstream_of(passed or {}, upstream)
+        upstream = upstream or "hunterFormsBS"
+    upstream = upstream_of(whole, upstream)
     recognition = recognise(contents.state_dict, upstream)
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
-    if passed is None and beside is None:
-        entry = recognise_file(path, lambda entry: has_shapes_of(entry, state_dict))
-        beside = entry.configuration if entry else None
-    whole = load_configuration(beside) if passed is None else passed
     del contents  # so that a tensor goes from memory as soon as it has become a parameter
     evidence = Evidence(
         path=path,
@@ -153,8 +150,29 @@ def load(
     return model.to(device, dtype).eval()
 
 
-def has_shapes_of(entry: Entry, state_dict: Mapping[str, Tensor]) -> bool:
-    """Tell whether these are the keys and shapes of a public checkpoint's model."""
+def choose_configuration(path: Path, *stated: Configuration | None) -> Mapping[str, Any]:
+    """Return the configuration of a checkpoint: the first that is stated, or that of the catalogue, or an empty one.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which the catalogue may recognise.
+    *stated : Configuration | None
+        In this order: the one that was passed, the one within the file, the one that was found with it.
+    """
+    for configuration in stated:
+        if configuration is not None:
+            return load_configuration(configuration)
+    entry = recognise_file(path, lambda entry: has_shapes_of(entry, path))
+    return load_configuration((entry and entry.configuration) or None)
+
+
+def has_shapes_of(entry: Entry, path: Path) -> bool:
+    """Tell whether the tensors of a file have the keys and shapes of a public checkpoint's model."""
+    try:
+        state_dict = translate_state_dict(read_contents(path, "meta").state_dict)
+    except CheckpointError:
+        return False
     with torch.device("meta"):
         expected = from_configuration(entry.configuration).state_dict()
     return {key: tensor.shape for key, tensor in state_dict.items()} == {

@@ -1,4 +1,4 @@
-"""What the configuration of low-rank adapters says: which layers have them, of which rank and scale.
+"""Configurations of low-rank adapters: which layers have them, with which rank and scale.
 
 Names of layers are matched as peft matches them.
 """
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file may state in a field."""
+    """The values that a field of a file may have."""
 
     fits: Callable[[object], bool]
     expected: str

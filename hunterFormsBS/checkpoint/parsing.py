@@ -18,7 +18,7 @@ def parse_json(text: str) -> object:
     Raises
     ------
     ValueError, RecursionError
-        If it is none, or states a key twice.
+        If it is not JSON, or states a key twice.
     """
 
     def pairs_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -36,7 +36,7 @@ def parse_yaml(text: str) -> object:
     ImportError
         If PyYAML is not installed.
     ValueError, RecursionError
-        If it is none, states a key twice, or asks for Python objects.
+        If it is not YAML, states a key twice, or asks for Python objects.
     """
     try:
         import yaml
@@ -111,7 +111,7 @@ def _axes(value: object) -> int:
 
 
 def _nodes_in(node: object) -> Iterable[object]:
-    """Return the parts of what YAML is composed of, before anything is made of it."""
+    """Return the parts of a YAML node, before anything is constructed."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The keys of any known family, brought into the form that this package has for them."""
+"""Keys of any known family, translated to those of this package."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PlainWeights(NamedTuple):
         With `shared_qkv_bias`, `shared_out_bias` and the bias of every layer, or without all of these where they are 0;
         with frequencies instead of tables; with pairs of real numbers instead of complex ones.
     remarks : tuple[str, ...]
-        What was left out.
+        Tensors that were left out or replaced.
     """
 
     state_dict: dict[str, Tensor]

@@ -26,13 +26,13 @@ OF_THE_MODEL: Final = (
 """Arguments of the model that a fork of Music-Source-Separation-Training has in the section `audio`."""
 
 AUDIBLE: Final = ("fno", "hyperace", "lora")
-"""Sections beside the model that say that it is another one, or only a part of it."""
+"""Sections that say that the model is another one, or only a part of it."""
 
 ROFORMERS: Final = (
     *("bs_roformer", "mel_band_roformer", "mel_roformer", "bs_conformer", "mel_band_conformer"),
     *("bs_roformer_experimental", "mel_band_roformer_experimental", "bs_roformer_custom", "bs_roformer_hyperace"),
 )
-"""What configurations have as `type` of a model that is one of this package."""
+"""Values of `type` in a configuration for models that this package has."""
 
 MASK_ESTIMATORS: Final[Mapping[str, Mapping[str, object]]] = {
     "baseline": {},
@@ -63,7 +63,7 @@ def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises
     ------
     CheckpointError
-        If a section of splifft's is no mapping, or a kind in it is unknown.
+        If a section of splifft's is not a mapping, or a kind in it is unknown.
     """
     model: object = configuration.get("model")
     if isinstance(model, Mapping) and ("band_config" in model or "output_stem_names" in model):
@@ -90,7 +90,7 @@ def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
 
 
 def states_nothing(name: str, value: object) -> bool:
-    """Tell whether an argument of another program's model says only that something is not there.
+    """Tell whether an argument of another program's model only says that a variant is off.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def _is_on(value: object) -> bool:
 
 
 def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    model, transform = _section(configuration, "model"), _section(configuration, "transform")
-    bands, head = _section(model, "band_config"), _section(model, "mask_estimator")
+    model, transform = section_of(configuration, "model"), section_of(configuration, "transform")
+    bands, head = section_of(model, "band_config"), section_of(model, "mask_estimator")
     hop = transform.get("hop_length", model.get("stft_hop_length", 512))
     if model.get("stft_hop_length", hop) != hop:
         raise CheckpointError(
@@ -167,7 +167,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
         stated["use_shared_bias"] = True
     stated |= _mask_estimator(head)
 
-    inference, chunking = _section(configuration, "inference"), _section(configuration, "waveform_chunking")
+    inference, chunking = section_of(configuration, "inference"), section_of(configuration, "waveform_chunking")
     ratio = chunking.get("overlap_ratio", 0.5)
     separation: dict[str, Any] = {"batch_size": inference.get("batch_size", 1)}
     if isinstance(ratio, (int, float)) and 0 <= ratio < 1:
@@ -175,7 +175,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "audio": {
             "chunk_size": model.get("chunk_size"),
-            "sample_rate": _section(configuration, "audio_io").get("target_sample_rate", 44100),
+            "sample_rate": section_of(configuration, "audio_io").get("target_sample_rate", 44100),
         },
         "model": stated,
         "training": {"instruments": list(model.get("output_stem_names") or ())},
@@ -198,10 +198,11 @@ def _mask_estimator(head: Mapping[str, Any]) -> dict[str, Any]:
     return {**MASK_ESTIMATORS[kind], **options}
 
 
-def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section: object = configuration.get(name)
-    if section is None:
-        return {}
+def section_of(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of a configuration, an empty one where there is none."""
+    section: object = configuration.get(name) or {}
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"{name} of the configuration must be a mapping, but is {short_repr(section)}")
+        raise CheckpointError(
+            f"the section {name} of the configuration must be a mapping, but is {short_repr(section)}"
+        )
     return cast("Mapping[str, Any]", section)

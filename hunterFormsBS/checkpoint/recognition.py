@@ -1,4 +1,4 @@
-"""Whose checkpoint it is: the family and the variants that the keys of a state dict fit, found once."""
+"""The origin of a checkpoint: the family and the variants that the keys of its state dict fit, found once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hunterFormsBS.variantRow import Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What the keys of a state dict say of who made it.
+    """The origin of a state dict, as its keys show it.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def _first_that_fits(lines: str, upstream: Upstream | None) -> Family:
 
 
 def _of_class(family: Family, variants: Iterable[Variant]) -> Family:
-    """Return the family with what the class for a variant does otherwise: they are all written for MSST."""
+    """Return the family with the defaults of the class for a variant; all such classes are written for MSST."""
     if family.upstream != "msst":
         return family
     for variant in variants:

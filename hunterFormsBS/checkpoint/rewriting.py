@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from hunterFormsBS.checkpoint import byName, from_checkpoint
-from hunterFormsBS.checkpoint.configuration import load_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration, from_checkpoint
 from hunterFormsBS.checkpoint.errors import CheckpointError
 from hunterFormsBS.checkpoint.saving import save_checkpoint
-from hunterFormsBS.checkpoint.weightsFile import WeightsFile, configuration_within
 from hunterFormsBS.choices import Dtype, Layout, Upstream, dtype_of
 
 __all__ = ["Options", "rewrite"]
@@ -42,10 +40,11 @@ def rewrite(options: Options) -> list[Path]:
     existing = [str(path) for path in files if path.exists()]
     if existing and not options.overwrite:
         raise CheckpointError(f"{' and '.join(existing)} would be replaced: pass --overwrite, or another --output")
-    path, beside = byName.find(options.checkpoint)
-    configuration: Path | Mapping[str, Any] | None = options.configuration or beside
+    path, configuration, whole = find_configuration(options.checkpoint, options.configuration)
     model = from_checkpoint(path, configuration, upstream=options.upstream, dtype=dtype_of(options.dtype))
-    sections = dict(_sections(path, configuration))
+    sections = {
+        name: whole[name] for name in ("audio", "training", "inference") if isinstance(whole.get(name), Mapping)
+    }
     if options.stems:
         if len(options.stems) != model.num_stems:
             raise CheckpointError(f"--stems names {len(options.stems)}, and the model has {model.num_stems} stems")
@@ -54,14 +53,3 @@ def rewrite(options: Options) -> list[Path]:
         sections["training"] = training
     save_checkpoint(options.output, model, configuration=sections, layout=options.layout)
     return files
-
-
-def _sections(path: Path, configuration: Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return what a configuration says besides the model: of the file, within the checkpoint, or of the catalogue."""
-    if configuration is None:
-        configuration = configuration_within(WeightsFile(path))
-    if configuration is None and (entry := byName.recognise(path)):
-        configuration = entry.configuration
-    whole = load_configuration(configuration)
-    names = ("audio", "training", "inference")
-    return {name: whole[name] for name in names if isinstance(cast("object", whole.get(name)), Mapping)}

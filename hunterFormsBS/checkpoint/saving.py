@@ -53,24 +53,24 @@ def save_checkpoint(
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        Written by safetensors where the name ends in .safetensors, else by `torch.save`, and only once it is complete.
+        Written by safetensors where the name ends in .safetensors, else by `torch.save`; it appears once complete.
     model : nn.Module
         A `BandSplitRotator`, compiled or wrapped for several devices or not.
     configuration : Mapping[str, Any] | None = None
         Sections such as `audio`, `training` and `inference` to keep beside the model's own.
     layout : {'hunterFormsBS', 'msst'} = 'hunterFormsBS'
-        `'msst'`: the pair that Music-Source-Separation-Training, UVR, audio-separator and pymss load as they are. The
-        file holds weights alone; beside it, under the same name with the suffix .yaml, is the configuration, in their
-        counting, with every argument that all of them know, and the others where they differ from MSST's defaults.
-        `training.instruments` names the stems there: pass it in `configuration`. Weights that only make what
-        `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
+        `'msst'`: the pair that Music-Source-Separation-Training, UVR, pymss and, where a list names it, audio-separator
+        load as they are. The file holds weights alone. Beside it, under the same name with the suffix .yaml, is the
+        configuration, in their counting, with every argument that all of them know, and the others where they differ
+        from MSST's defaults. `training.instruments` names the stems there: pass it in `configuration`. Weights that
+        only make what `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
 
     Raises
     ------
     TypeError
         If `model` is something else, or a configuration holds more than plain values.
     CheckpointError
-        With `layout='msst'`, if the model has an option that those programs have not, or the stems have no names.
+        With `layout='msst'`, if the model has an option that those programs lack, or the stems have no names.
     ImportError
         If safetensors or PyYAML is needed and not installed.
     """

@@ -1,4 +1,4 @@
-"""What a state dict says by its keys and shapes: the model that it belongs to."""
+"""The model that a state dict belongs to, from its keys and shapes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITHOUT_VARIANTS: Final = {name: DEFAULTS[name] for variant in VARIANTS for nam
 
 @dataclass(frozen=True, kw_only=True)
 class Inferred:
-    """What keys and shapes determine.
+    """Arguments and bands that keys and shapes determine.
 
     Parameters
     ----------

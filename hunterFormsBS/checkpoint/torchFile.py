@@ -1,4 +1,4 @@
-"""What `torch.save` wrote: archives, and the files of PyTorch before 1.6. Tensors are read when they are asked for."""
+"""Files of `torch.save`: archives, and the format before PyTorch 1.6. Tensors are read on demand."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from hunterFormsBS.limits import COMPRESSIONS, LARGEST_EXPANSION, LARGEST_HEADER
 from hunterFormsBS.printable import short_repr
 
 MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
-"""The number with which files begin that are no archives, as a pickle holds it."""
+"""The number at the start of the older format, as a pickle holds it."""
 
 _ENCRYPTED: Final = 0x1  # a flag of an entry
 _ZIP_HEADER: Final = 30  # bytes of what is before an entry, without its name
 _BROKEN: Final = (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
-class _Place(NamedTuple):
+class _Extent(NamedTuple):
+    """The bytes of a storage in the file."""
+
     start: int
     stored: int
     size: int
@@ -54,7 +56,7 @@ class TorchFile:
         self.path = path
         self.size = path.stat().st_size
         self.swapped = False
-        self._places: dict[str, _Place] = {}
+        self._extents: dict[str, _Extent] = {}
         self._read: dict[str, Tensor] = {}
         self._total = 0
         with path.open("rb") as file:
@@ -78,44 +80,44 @@ class TorchFile:
             if known.dtype != storage.dtype:
                 raise DamagedError(f"the storage {short_repr(storage.key)} has two types")
             return known
-        place = self._places.get(storage.key)
+        extent = self._extents.get(storage.key)
         size = torch.empty((), dtype=storage.dtype, device="meta").element_size()
-        if place is None or place.size < (storage.offset + storage.numbers) * size or place.size % size:
+        if extent is None or extent.size < (storage.offset + storage.numbers) * size or extent.size % size:
             raise DamagedError(f"of the storage {short_repr(storage.key)} a part is missing")
-        self._total += place.stored
+        self._total += extent.stored
         if self._total > self.size:
             raise CheckpointError(
                 f"its parts claim {self._total:,} bytes of a file of {self.size:,}: they lie over one another"
             )
-        if not place.size:
+        if not extent.size:
             return torch.empty(0, dtype=storage.dtype, device="cpu")
-        numbers = self._bytes(place).view(storage.dtype)
+        numbers = self._bytes(extent).view(storage.dtype)
         if self.swapped:
             cast("Any", numbers.untyped_storage()).byteswap(storage.dtype)
         self._read[storage.key] = numbers
         return numbers
 
-    def _bytes(self, place: _Place) -> Tensor:
-        if place.deflated:
-            return self._inflated(place)
-        memory = torch.empty(place.size, dtype=torch.uint8, device="cpu")
+    def _bytes(self, extent: _Extent) -> Tensor:
+        if extent.deflated:
+            return self._inflated(extent)
+        memory = torch.empty(extent.size, dtype=torch.uint8, device="cpu")
         # Read into the tensor itself: no second copy, and no zeros first.
-        view = (ctypes.c_char * place.size).from_address(memory.data_ptr())
+        view = (ctypes.c_char * extent.size).from_address(memory.data_ptr())
         with self.path.open("rb", buffering=0) as file:
-            file.seek(place.start)
+            file.seek(extent.start)
             done = 0
-            while done < place.size:
+            while done < extent.size:
                 count = file.readinto(memoryview(view)[done:])
                 if not count:
                     raise DamagedError("the file ends too early")
                 done += count
         return memory
 
-    def _inflated(self, place: _Place) -> Tensor:
+    def _inflated(self, extent: _Extent) -> Tensor:
         with self.path.open("rb") as file, _reading_an_archive():
-            file.seek(place.start)
-            data = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(file.read(place.stored), place.size)
-        if len(data) < place.size:
+            file.seek(extent.start)
+            data = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(file.read(extent.stored), extent.size)
+        if len(data) < extent.size:
             raise DamagedError("an entry ends too early")
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
@@ -152,7 +154,7 @@ class TorchFile:
             data = f"{folder}data/"
             for entry in entries:
                 if entry.filename.startswith(data):
-                    self._places[entry.filename.removeprefix(data)] = self._place(entry, file)
+                    self._extents[entry.filename.removeprefix(data)] = self._extent(entry, file)
             if pickles[0].file_size > LARGEST_HEADER:
                 raise CheckpointError(
                     f"what describes its tensors is larger than {LARGEST_HEADER:,} bytes, which no checkpoint needs"
@@ -160,7 +162,7 @@ class TorchFile:
             with archive.open(pickles[0]) as pickled:
                 return unpickle(pickled)
 
-    def _place(self, entry: zipfile.ZipInfo, file: IO[bytes]) -> _Place:
+    def _extent(self, entry: zipfile.ZipInfo, file: IO[bytes]) -> _Extent:
         position = file.tell()
         file.seek(entry.header_offset)
         header = file.read(_ZIP_HEADER)
@@ -173,7 +175,7 @@ class TorchFile:
         stored = entry.compress_size if deflated else entry.file_size
         if start + stored > self.size:
             raise DamagedError("an entry ends after the file")
-        return _Place(start, stored, entry.file_size, deflated)
+        return _Extent(start, stored, entry.file_size, deflated)
 
     def _open_legacy(self, file: IO[bytes]) -> object:
         magic, version = unpickle(file), unpickle(file)
@@ -201,7 +203,7 @@ class TorchFile:
             size = count * torch.empty((), dtype=storages[name], device="meta").element_size()
             if file.tell() + size > self.size:
                 raise DamagedError("the file ends too early")
-            self._places[name] = _Place(file.tell(), size, size)
+            self._extents[name] = _Extent(file.tell(), size, size)
             file.seek(size, 1)
         return content
 

@@ -1,9 +1,9 @@
 """A reader of pickles that only knows tensors and plain containers, and that never imports or calls what a file names.
 
 A pickle is a program for a small stack machine, and two of its instructions look a name up and call what they find.
-Here a name stays a name: `_RECIPES` says which of them describe tensors and containers, and every other becomes a
-`Placeholder`, which does nothing. So a checkpoint loads that holds a scheduler or a NumPy number beside its weights,
-and no code is there to run.
+Here a name stays a name: `_RECIPES` lists the names that describe tensors and containers, and every other becomes a
+`Placeholder`, which does nothing. So a checkpoint that holds a scheduler or a NumPy number besides its weights loads,
+and there is no code to run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hunterFormsBS.printable import printable, short_repr
 
 
 class Placeholder:
-    """What stands where a file names a class or a function that is not of tensors and plain containers."""
+    """Stands in for a class or a function that a file names, unless it makes tensors or plain containers."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Placeholder:
 
 
 class Storage(NamedTuple):
-    """The memory of tensors, which is somewhere in the file."""
+    """The memory of tensors, somewhere in the file."""
 
     key: str
     dtype: torch.dtype
@@ -54,11 +54,11 @@ class StoredTensor:
 
 
 class DamagedError(ValueError):
-    """What is read is no pickle, or not a whole one."""
+    """The file is damaged or incomplete."""
 
 
 class _Mark:
-    """What MARK puts on the stack; there is one."""
+    """The value that MARK puts on the stack; there is one."""
 
 
 class _Storages(NamedTuple):
@@ -96,8 +96,8 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
     file : IO[bytes]
         Open for reading, and not empty.
     storages : dict[str, torch.dtype] | None = None
-        Gets the types of all storages that are named, also by what is left out. Given where they are named as
-        `torch.save` did before it wrote archives, which makes a view of a part of a storage one of its own.
+        Collects the types of all storages that are named, those of left-out objects too. Only for files from before
+        `torch.save` wrote archives, where a view of a part of a storage has a name of its own.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
     Raises
     ------
     DamagedError
-        If it is no pickle, or does not end.
+        If it is not a pickle, or does not end.
     CheckpointError
         If it exceeds a limit.
     """
@@ -115,7 +115,7 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
         return _Machine(file, storages).run()
     except CheckpointError:
         raise
-    # What the bytes of a damaged or hostile file lead to is as arbitrary as they are.
+    # A damaged or hostile file can lead to any of these.
     except _BROKEN as error:
         raise DamagedError(f"{type(error).__name__}: {printable(error, 120)}") from error
 
@@ -185,8 +185,8 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         self.push(values)
 
-    def put(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
 
     def extend(self, values: list[object]) -> None:
         target = self.stack[-1]
@@ -236,7 +236,7 @@ class _Machine:
         self.call(function, tuple(arguments))
 
     def build(self) -> None:
-        """Drop the state of an object: of tensors and plain containers nothing is in it that weights need."""
+        """Drop the state of an object: that of tensors and plain containers holds nothing that weights need."""
         self.pop()
 
     def persistent(self) -> None:
@@ -270,13 +270,13 @@ def _storage(identity: tuple[object, ...], *, legacy: bool) -> object:
         _, offset, count = cast("tuple[object, object, object]", view[0])
     name = key.decode("ascii") if isinstance(key, bytes) else str(key)
     if name != PurePosixPath(name).name or len(name) > 100:
-        raise ValueError(f"{short_repr(name)} is no name of a storage")
+        raise ValueError(f"{short_repr(name)} is not a name of a storage")
     return Storage(name, storages.dtype, _size(count), _size(offset))
 
 
 def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**48:
-        raise ValueError(f"{short_repr(value)} is no size")
+        raise ValueError(f"{short_repr(value)} is not a size")
     return value
 
 
@@ -307,7 +307,7 @@ def checked(storage: Storage, offset: int, shape: tuple[int, ...], strides: tupl
 
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or len(cast("tuple[object, ...]", value)) > MOST_AXES:
-        raise TypeError("a shape is no short tuple")
+        raise TypeError("a shape is not a short tuple")
     return tuple(_size(size) for size in cast("tuple[object, ...]", value))
 
 
@@ -343,7 +343,7 @@ def _refused(what: str) -> _Recipe:
 
 
 def _is_key(value: object) -> bool:
-    """Tell whether a value can be a key without any trouble: others, such as tuples deep in tuples, are left out."""
+    """Tell whether a value is safe as a key: others, for example tuples deep in tuples, are left out."""
     # Integers beyond this can be chosen such that all have one hash.
     if isinstance(value, (int, float)):
         return abs(value) < 2**53

@@ -1,4 +1,4 @@
-"""Files of weights: read without running what is in them, and written so that none is ever half there."""
+"""Weights files, read without running what is in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -57,37 +58,47 @@ _LONG_NUMBER: Final = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
 class WeightsFile:
-    """A file of weights, whose format is told by its content.
+    """A weights file, whose content determines the format.
 
-    `content` is what it holds, where a tensor may be a `StoredTensor` that `read` reads: nothing of an optimizer's
-    state comes into memory. `metadata` is text that safetensors has beside the tensors.
+    Every member raises `CheckpointError` where the file is empty, truncated, of another format, or exceeds a limit of
+    `hunterFormsBS.limits`, and `OSError` where it cannot be opened.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
         What `torch.save` wrote, safetensors, or the index of weights in several safetensors files.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, truncated, of another format, or exceeds a limit of `hunterFormsBS.limits`.
-    OSError
-        If the file cannot be opened.
     """
 
     def __init__(self, pathFilename: PathFilename) -> None:
         self.path = Path(pathFilename)
+        self.kind = kind_of_weights(self.path)
         self._file: TorchFile | None = None
-        self.metadata: Mapping[str, str] = {}
-        kind = kind_of_weights(self.path)
+
+    @cached_property
+    def content(self) -> object:
+        """What the file holds. A tensor may be a `StoredTensor`, so that no optimizer's state comes into memory."""
         with _naming(self.path):
-            if kind == "torch":
+            if self.kind == "torch":
                 self._file = TorchFile(self.path)
-                self.content: object = self._file.content
-            elif kind == "safetensors":
-                self.content, self.metadata = _read_safetensors(self.path)
-            else:
-                self.content = _read_shards(self.path)
+                return self._file.content
+            return _read_safetensors(self.path) if self.kind == "safetensors" else _read_shards(self.path)
+
+    @cached_property
+    def configuration(self) -> Mapping[str, Any] | None:
+        """The configuration that `save_checkpoint` put beside the weights. No weights are read for it."""
+        if self.kind == "safetensors":
+            with _naming(self.path):
+                metadata = _metadata_of_safetensors(self.path)
+            if metadata.get("upstream") != "hunterFormsBS" or "configuration" not in metadata:
+                return None
+            return parse_mapping(metadata["configuration"], f"what {printable(self.path)} says of its model")
+        if self.kind != "torch" or not isinstance(self.content, Mapping):
+            return None
+        content = cast("Mapping[str, object]", self.content)
+        configuration = content.get("configuration")
+        if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
+            return None
+        return cast("Mapping[str, Any]", self.read(dict(cast("Mapping[str, object]", configuration))))
 
     def read(self, value: object, device: torch.device | str = "cpu") -> object:
         """Return a value of `content` with its tensors read, in plain containers no deeper than `DEEPEST`."""
@@ -117,16 +128,16 @@ class WeightsFile:
 
 
 class Contents(NamedTuple):
-    """A model, as a file of weights has it.
+    """A model, as a weights file has it.
 
     Parameters
     ----------
     state_dict : dict[str, Tensor]
-        Its tensors, out of what trainers put around them and without the prefixes of their keys.
+        Its tensors, without the containers and the key prefixes that trainers add.
     configuration : Mapping[str, Any] or None
-        What `save_checkpoint` put beside them, which counts as this package does.
+        The one that `save_checkpoint` stored with them, in this package's convention.
     remarks : tuple[str, ...]
-        What had to be chosen.
+        Choices among several sets of weights, for warnings.
     """
 
     state_dict: dict[str, Tensor]
@@ -135,46 +146,10 @@ class Contents(NamedTuple):
 
 
 def read_contents(pathFilename: PathFilename, map_location: torch.device | str = "cpu") -> Contents:
-    """Read a model's tensors, and what the file states of it.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, damaged or of another kind, holds no weights, or needs unpickling of anything but tensors
-        and plain containers.
-    OSError
-        If the file cannot be opened.
-    """
+    """Read a model's tensors, and what the file states of it; raises as `read_state_dict` of this package."""
     file = WeightsFile(pathFilename)
     chosen, remarks = unwrap(file.content, file.path)
-    return Contents(file.read_state_dict(chosen, map_location), configuration_within(file), tuple(remarks))
-
-
-def configuration_within(file: WeightsFile) -> Mapping[str, Any] | None:
-    """Return the configuration that `save_checkpoint` put beside the weights."""
-    if file.metadata.get("upstream") == "hunterFormsBS" and "configuration" in file.metadata:
-        return parse_mapping(file.metadata["configuration"], f"what {printable(file.path)} says of its model")
-    if not isinstance(file.content, Mapping):
-        return None
-    content = cast("Mapping[str, object]", file.content)
-    configuration = content.get("configuration")
-    if not isinstance(configuration, Mapping) or content.get("upstream") != "hunterFormsBS":
-        return None
-    return cast("Mapping[str, Any]", file.read(dict(cast("Mapping[str, object]", configuration))))
-
-
-def read_file(pathFilename: PathFilename, map_location: torch.device | str) -> object:
-    """Read what is in a file of weights: tensors and plain containers, and a `Placeholder` for anything else.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is empty, truncated, of another format, or exceeds a limit.
-    OSError
-        If the file cannot be opened.
-    """
-    file = WeightsFile(pathFilename)
-    return file.read(file.content, map_location)
+    return Contents(file.read_state_dict(chosen, map_location), file.configuration, tuple(remarks))
 
 
 def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor], list[str]]:
@@ -186,7 +161,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     -------
     state_dict : dict[str, Tensor | StoredTensor]
     remarks : list[str]
-        What had to be chosen, for warnings: of several sets of weights the first in the order of `_WRAPPERS` is taken.
+        Choices, for warnings: of several sets of weights the first in the order of `_WRAPPERS` is taken.
     """
     remarks: list[str] = []
     found = content
@@ -215,7 +190,9 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     _refuse_objects(entries, path)
     if not state_dict:
         keys = ", ".join(short_repr(key, 60) for key in list(entries)[:10]) or "none"
-        raise CheckpointError(f"{printable(path)} holds no weights where they are looked for; its keys are: {keys}")
+        raise CheckpointError(
+            f"{printable(path)} holds no weights under any key that trainers use; its keys are: {keys}"
+        )
     _refuse_keys(state_dict, path)
     # A compiled module inside the model puts its prefix in the middle of keys.
     state_dict = {key.replace("_orig_mod.", ""): tensor for key, tensor in state_dict.items()}
@@ -236,7 +213,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
 
 @contextmanager
 def _naming(path: Path) -> Generator[None]:
-    """Have every refusal begin with the file, and say in one line what is wrong with it."""
+    """Put the name of the file at the start of every refusal, in one line."""
     try:
         yield
     except DamagedError as error:
@@ -253,17 +230,30 @@ def _naming(path: Path) -> Generator[None]:
         raise CheckpointError(f"{printable(path)} asks for more memory than there is") from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _reading_safetensors():
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        return cast("Callable[..., dict[str, Tensor]]", load_file)(path)
+
+
+def _metadata_of_safetensors(path: Path) -> Mapping[str, str]:
+    with _reading_safetensors():
+        from safetensors import safe_open
+
+        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
+            return opened.metadata() or {}
+
+
+@contextmanager
+def _reading_safetensors() -> Generator[None]:
+    try:
+        from safetensors import SafetensorError
     except ImportError as error:
         raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
-        with cast("Callable[..., Any]", safe_open)(path, framework="pt") as opened:
-            metadata: Mapping[str, str] = opened.metadata() or {}
-        return cast("Callable[..., dict[str, Tensor]]", load_file)(path), metadata
-    # Types that this version of PyTorch does not have, and names in bytes that are no text.
+        yield
+    # Types that this version of PyTorch does not have, and names in bytes that are not text.
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError(_first_line(error)) from error
 
@@ -323,7 +313,7 @@ def _holds(value: object, key_end: str = "") -> bool:
 
 
 def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
-    """Refuse a state dict in which something that is no plain tensor stands where weights must be."""
+    """Refuse a state dict with a weight that is not a plain tensor."""
     for key, value in entries.items():
         if isinstance(key, str) and not isinstance(value, _TENSORS) and _WEIGHT.search(key[:LONGEST_KEY]):
             what = repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"
@@ -334,7 +324,7 @@ def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
 
 
 def _refuse_keys(state_dict: Mapping[str, object], path: Path) -> None:
-    """Refuse keys that no model has, and that would take long to look at."""
+    """Refuse more keys, and longer ones, than any model has."""
     if len(state_dict) > MOST_KEYS:
         raise CheckpointError(
             f"{printable(path)} is refused: it has {len(state_dict):,} tensors, and at most {MOST_KEYS:,} are read"

@@ -8,6 +8,7 @@ not return what it should, a documented one takes its place.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -77,6 +78,32 @@ def is_recorded() -> bool:
     return False
 
 
+class RunningCheckpoint(NamedTuple):
+    """An activation checkpoint of `torch.utils.checkpoint` whose function is running."""
+
+    record: dict[str, Any]
+    """The attributes of PyTorch's record of it, from the forward pass until the last backward pass."""
+    repetition: dict[str, Any] | None
+    """Attributes of this repetition in a backward pass; None in the forward pass."""
+
+
+def running_checkpoint() -> RunningCheckpoint | None:
+    """Return the innermost activation checkpoint whose function is running, if it is not a reentrant one.
+
+    None also where this PyTorch lacks the parts that tell.
+    """
+    top: Callable[[bool], Any] | None = getattr(cast(Any, torch._C)._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = None if top is None else top(True)
+    pack: Any = hooks[0] if hooks else None
+    if getattr(pack, "__module__", "") != "torch.utils.checkpoint":
+        return None
+    plain: Any = inspect.unwrap(pack)
+    held: dict[str, Any] = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=False))
+    if "target_frame_ref" in held:
+        return RunningCheckpoint(held["target_frame_ref"].cell_contents().__dict__, pack.__dict__)
+    return RunningCheckpoint(held["frame"].cell_contents.__dict__, None) if "frame" in held else None
+
+
 def is_simple(tensor: Tensor) -> bool:
     """Tell whether `tensor` is of no subclass that behaves differently, such as a quantised or a distributed one."""
     return type(tensor) in (Tensor, nn.Parameter) or type(tensor).__name__ == "FakeTensor"
@@ -116,6 +143,45 @@ def multiplies_bfloat16() -> bool:
     """Tell whether this processor has instructions for products of bfloat16, and PyTorch says so."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
+
+
+class Int8(NamedTuple):
+    """Two operators that PyTorch's own compiler uses for quantised models on a CPU, and how far they can be trusted."""
+
+    linear: Callable[..., Tensor]
+    """Of x `(..., i)` in uint8 with step and zero point, a weight as `pack` returns it with its own, a
+    bias; step, zero point and dtype of the result; name of an activation, its scalars and its algorithm."""
+    pack: Callable[[Tensor, list[int]], Tensor]
+    """Of a weight `(o, i)` in int8 and a shape of x."""
+    greatest_weight: int
+    """The greatest value of a weight: without VNNI pairs of products add up in 16 bits, so weights have 7 of them."""
+
+
+@cache
+def int8_products() -> Int8 | None:
+    """Return oneDNN's operators, None where this PyTorch lacks them or where they return something else."""
+    x = torch.arange(32 * 64, device="cpu").remainder(256).view(32, 64)
+    weight = (torch.arange(48 * 64, device="cpu") * 7 % 129 - 64).view(48, 64)
+    steps, bias = torch.full((48,), 0.5, device="cpu"), torch.arange(48.0, device="cpu")
+    try:
+        namespace = cast(Any, torch.ops.onednn)
+        linear, pack = namespace.qlinear_pointwise, namespace.qlinear_prepack
+
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            packed = pack(weight.to(torch.int8), [32, 64])
+            zeros = torch.zeros_like(weight[:, 0])
+            result = (1.0, 0, torch.float32, "none", cast("list[float]", []), "none")
+            return cast(Tensor, linear(x.to(torch.uint8), 0.25, 3, packed, steps, zeros, bias, *result))
+
+        def is_exact(x: Tensor, weight: Tensor) -> bool:
+            return torch.equal(product(x, weight), (x - 3).float() @ weight.float().T * 0.125 + bias)
+
+        if not is_exact(x, weight):
+            return None
+        full = is_exact(torch.full_like(x, 255), torch.full_like(weight, 127))
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return Int8(linear, pack, 127 if full else 64)
 
 
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,15 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.derivatives import gradients_of
+from hunterFormsBS.kernels.derivatives import current_autocast, gradients_of
+from hunterFormsBS.kernels.int8 import WeightInt8, product, quantised
 from hunterFormsBS.kernels.internals import OneDNN, counted_as_product, multiplies_bfloat16, onednn, tanh_backward
 
 Activation: TypeAlias = Literal["none", "gelu", "tanh"]
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "tanh": torch.tanh}
 
-Packed: TypeAlias = Mapping[nn.Linear, Tensor]
-"""Weights in oneDNN's own order of memory, made for one call of a layer outside and handed down."""
+PackedWeight: TypeAlias = Tensor | WeightInt8
+"""A weight in oneDNN's own order of memory, in the dtype of its products or in int8."""
+
+Packed: TypeAlias = Mapping[nn.Linear, PackedWeight]
+"""Packed weights, made for one call of a layer outside and handed down."""
 
 NOT_PACKED: Packed = {}
 
@@ -28,7 +32,7 @@ def linear(
     bias: Tensor | None = None,
     *,
     activation: Activation = "none",
-    packed: Tensor | None = None,
+    packed: PackedWeight | None = None,
 ) -> Tensor:
     """Return `activation(x weightᵀ + bias)`, as `torch.nn.functional.linear` does.
 
@@ -61,13 +65,18 @@ def linear(
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype).contiguous()
     fused = activation if torch.backends.cpu.get_cpu_capability() == "AVX512" else "none"
     with counted_as_product(x, weight):
-        out = operators.linear(x, weight if packed is None else packed, bias, fused, [], "none")
+        out = product(x, packed, bias, fused) if isinstance(packed, WeightInt8) else None
+        if out is None:
+            dense = packed if isinstance(packed, Tensor) else weight
+            out = operators.linear(x, dense, bias, fused, [], "none")
     # With AVX2 oneDNN is slower at activations than PyTorch.
     return out if fused == activation else ACTIVATIONS[activation](out)
 
 
-def pack(linears: Iterable[nn.Linear], x: Tensor, rows: int) -> dict[nn.Linear, Tensor]:
+def pack(linears: Iterable[nn.Linear], x: Tensor, rows: int) -> dict[nn.Linear, PackedWeight]:
     """Bring weights into oneDNN's own order once, not in every call of `linear`: 6 % of inference.
+
+    Within `in_int8` they are quantised as well, where that pays.
 
     Parameters
     ----------
@@ -78,10 +87,11 @@ def pack(linears: Iterable[nn.Linear], x: Tensor, rows: int) -> dict[nn.Linear, 
     rows : int
         How many rows their input usually has.
     """
-    packed: dict[nn.Linear, Tensor] = {}
+    packed: dict[nn.Linear, PackedWeight] = {}
     for layer in linears:
         if products := _products_for(x, layer.weight):
-            packed[layer] = products.operators.pack(layer.weight.detach().to(products.dtype), rows)
+            weight = layer.weight.detach().to(products.dtype)
+            packed[layer] = quantised(weight, rows) or products.operators.pack(weight, rows)
     return packed
 
 
@@ -168,7 +178,7 @@ def _rows(x: Tensor) -> Tensor:
 def _outputs(
     cheap: Callable[..., Tensor] | None,
     activation: Activation,
-    packed: Sequence[Tensor | None],
+    packed: Sequence[PackedWeight | None],
     inputs: Sequence[Tensor],
     weights: Sequence[Any],
 ) -> tuple[Tensor, ...]:
@@ -185,11 +195,12 @@ class _LinearOf(torch.autograd.Function):
         ctx: Any,
         cheap: Callable[..., Tensor] | None,
         activation: Activation,
-        packed: Sequence[Tensor | None],
+        packed: Sequence[PackedWeight | None],
         num_inputs: int,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.cheap = cheap
+        ctx.autocast = current_autocast(tensors[0])
         ctx.activation = activation
         ctx.num_inputs = num_inputs
         outputs = _outputs(cheap, activation, packed, tensors[:num_inputs], tensors[num_inputs:])
@@ -210,7 +221,7 @@ class _LinearOf(torch.autograd.Function):
                 pairs = zip(weights[::2], weights[1::2], strict=True)
                 return tuple(ACTIVATIONS[ctx.activation](F.linear(hidden, *pair)) for pair in pairs)
 
-            return (None, None, None, None, *gradients_of(formula, tensors, needs, grad_outputs))
+            return (None, None, None, None, *gradients_of(formula, tensors, needs, grad_outputs, ctx.autocast))
 
         inputs, weights = tensors[: ctx.num_inputs], tensors[ctx.num_inputs :]
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]

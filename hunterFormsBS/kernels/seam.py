@@ -126,6 +126,19 @@ def surroundings() -> Surroundings:
     """Find out what is going on around a layer, in eager mode."""
     if (repeated := _repeated.get()) is not None:
         return repeated
+    running = internals.running_checkpoint()
+    if running is None:
+        return _surroundings_now()
+    noted: list[Surroundings] = running.record.setdefault("_hunterFormsBS_surroundings", [])
+    if running.repetition is None:
+        noted.append(_surroundings_now())
+        return noted[-1]
+    # The backward pass has to store what the forward pass did, which other kernels would not.
+    to_repeat = running.repetition.setdefault("_hunterFormsBS_surroundings", iter(tuple(noted)))
+    return next(to_repeat, None) or _surroundings_now()
+
+
+def _surroundings_now() -> Surroundings:
     if is_off() or not internals.can_ask() or internals.is_transformed():
         return Surroundings(off=True, recorded=True)
     return Surroundings(off=False, recorded=internals.is_recorded())

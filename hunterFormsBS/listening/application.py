@@ -22,12 +22,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from hunterFormsBS.choices import FORMATS
 from hunterFormsBS.listening.offers import offers
 from hunterFormsBS.listening.uploads import RefusedError, receive, stated_size
 from hunterFormsBS.listening.work import FULL_DISK, FullError, Song, Wish, Work
 from hunterFormsBS.printable import printable
+from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.names import safe_name, song_name
-from hunterFormsBS.songs.writing import DEPTHS, FORMATS, FULL, Encoding
+from hunterFormsBS.songs.writing import FULL
 
 __all__ = ["application"]
 

@@ -29,7 +29,7 @@ class Offer(NamedTuple):
     configuration : Path | None
         The file of the same name beside it.
     fetched : bool
-        Whether it comes from the Hugging Face Hub.
+        Whether it is fetched.
     """
 
     identity: str
@@ -51,7 +51,7 @@ def _offers(folder: Path, checkpoints: Sequence[Path]) -> Iterator[Offer]:
         if path.suffix in SUFFIXES and path.is_file():
             yield _of_file(path, path.relative_to(folder).as_posix())
     for name, entry in entries().items():
-        if entry.repository:
+        if entry.repository or entry.url:
             yield Offer(name, name, Path(name), fetched=True)
 
 

@@ -19,14 +19,15 @@ from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.listening.work import Song
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.plot import plot_band_masks
+from hunterFormsBS.songs.graph import Graph, Separator
 from hunterFormsBS.songs.names import key_of
 from hunterFormsBS.songs.rates import resample
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
-from hunterFormsBS.songs.separating import Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
-from hunterFormsBS.songs.writing import StemFile, writing_together
+from hunterFormsBS.songs.writing import Level, StemFile, writing_together
 
 __all__ = ["MIXTURE", "Separating"]
 
@@ -92,16 +93,17 @@ class Separating:
             files,
             audio.sample_rate,
             song.wish.encoding,
-            scale=True,
+            level=Level(at_most=0.0) if song.wish.encoding.cuts_off else Level(),
             finish=lambda path: write_tags(tags, [path]),
         ) as folder:
-            length = audio.length or round(60 * self._max_minutes * audio.sample_rate)
-            mixture, *stems = [folder.open(name, audio.channels, length) for name in files]
+            mixture, *stems = folder.open(audio.channels)
             for block in self._blocks(song, audio):
                 mixture.write(block)
             song.say("separating")
             blocks = separate_song(
-                [Separator(model, settings)], audio, report=lambda _model, done, total: song.report(done, total)
+                Graph.of([Separator(model, settings)]),
+                audio,
+                report=lambda _model, done, total: song.report(done, total),
             )
             with Behind[Tensor](lambda block: side_by_side(StemFile.write, stems, block)) as write:
                 for block in blocks:

@@ -19,7 +19,8 @@ from hunterFormsBS.console import one_line
 from hunterFormsBS.failures import FAILURES, UsageError
 from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.printable import printable
-from hunterFormsBS.songs.writing import FULL, Encoding
+from hunterFormsBS.songs.encodings import Encoding
+from hunterFormsBS.songs.writing import FULL
 
 __all__ = ["FULL_DISK", "FullError", "Limits", "Song", "StoppedError", "Wish", "Work"]
 

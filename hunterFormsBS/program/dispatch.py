@@ -15,6 +15,7 @@ import hunterFormsBS.program.commands as folder
 from hunterFormsBS.console import Console, keep_standard_streams, one_line
 from hunterFormsBS.failures import FAILED, FAILURES, INTERRUPTED, UsageError
 from hunterFormsBS.printable import say
+from hunterFormsBS.program.memory import keep_freed_memory
 from hunterFormsBS.program.parsing import EXIT_STATUS, NAME, PROGRAM, Command, Parser, near_miss, refuse, summary
 from hunterFormsBS.songs.signals import ending_on_signals
 
@@ -83,9 +84,12 @@ def run(*first: str) -> NoReturn:
     *first : str
         Arguments in front of those of the process.
     """
+    arguments = [*first, *sys.argv[1:]]
     keep_standard_streams()
+    if arguments[:1] != ["listen"]:  # between songs a page gives memory back
+        keep_freed_memory()
     with ending_on_signals():
-        sys.exit(main([*first, *sys.argv[1:]]))
+        sys.exit(main(arguments))
 
 
 def understand(argv: Sequence[str]) -> Call:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
-from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
-from hunterFormsBS.console import Console, one_line
+from hunterFormsBS.console import RECORD, Console, one_line
 from hunterFormsBS.devices import find_device
 from hunterFormsBS.failures import FAILURES, UsageError
+from hunterFormsBS.plot import matplotlib_module, save_spectrogram
+from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
-from hunterFormsBS.songs.names import check_apart, check_length, fill_in, key_of, safe_name
+from hunterFormsBS.songs.graph import Graph
+from hunterFormsBS.songs.levels import Energies, loudest_part, sounding_parts
+from hunterFormsBS.songs.names import check_length
 from hunterFormsBS.songs.options import Options
-from hunterFormsBS.songs.parts import Part, clock, loudest_part
+from hunterFormsBS.songs.outputs import Outputs
+from hunterFormsBS.songs.parts import Part, clock
+from hunterFormsBS.songs.plan import Checkpoints, Plan
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
-from hunterFormsBS.songs.settings import Settings, find_configuration, read_settings, stem_indices
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of, wait_for_others
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
-from hunterFormsBS.songs.writing import DEPTHS, FULL, SUBTYPES, Encoding, StemFile, writing_together
+from hunterFormsBS.songs.writing import FULL, Level, StemFile, writing_together
 
 __all__ = ["separate_all"]
 
@@ -37,18 +39,12 @@ FRAMES_PER_BYTE = 16
 """Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
 
 
-class _Source(NamedTuple):
-    """A checkpoint that is not loaded yet, and which of its stems are asked for."""
-
-    checkpoint: Path
-    configuration: Path | Mapping[str, Any] | None
-    settings: Settings
-    stems: list[int] | None
-    adapters: Adapters | None
-
-
-def separate_all(options: Options, console: Console) -> int:
+def separate_all(
+    options: Options, console: Console, find_plan: Callable[[Options, Console], Plan] = Checkpoints
+) -> int:
     """Separate songs as the command line says, and return the exit status.
+
+    `find_plan` returns what they go through, before a model is loaded.
 
     Raises
     ------
@@ -59,7 +55,7 @@ def separate_all(options: Options, console: Console) -> int:
     """
     job = rank_in_job()
     try:
-        status = _separate_share(options, console, job)
+        status = _separate_share(options, console, job, find_plan)
     except Exception:
         wait_for_others(job, failed=True)
         raise
@@ -67,16 +63,20 @@ def separate_all(options: Options, console: Console) -> int:
     return status
 
 
-def _separate_share(options: Options, console: Console, job: Rank) -> int:
+def _separate_share(
+    options: Options, console: Console, job: Rank, find_plan: Callable[[Options, Console], Plan]
+) -> int:
     if job.size > 1 and any(map(is_pipe, options.mixtures)):
-        raise UsageError("several processes cannot share what comes out of a pipe: pass files, or start one process")
+        raise UsageError("several processes cannot share the contents of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
+    if options.spectrograms:
+        matplotlib_module("figure", "--spectrograms")
     device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
-    sources, names = _sources(options, console)
+    plan = find_plan(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
-        batch = _Batch(options, console, encoding, part, sources, songs)
-        batch.name_stems(names)
+        batch = _Batch(options, console, encoding, part, plan, songs)
+        batch.outputs.name_stems(plan.names)
         lengths = [batch.seconds(song) for song in songs] if job.size > 1 else []
         share = share_of(job, songs, lengths)
         batch.remove_leftovers(share)
@@ -86,10 +86,11 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
         if not checked:
             return int(failed)
         check_writable(options.output)
-        separators = [_load(source, options, device) for source in sources]
-        if batch.name_stems(_names_loaded(names, separators, console)):
+        graph, names = plan.load(device)
+        if batch.outputs.name_stems(names):
             checked = batch.without_existing(checked)
-        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
+        graph = graph.with_rests(batch.outputs.rests)
+        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, graph))
     return int(failed or len(separated) < len(checked))
 
 
@@ -102,69 +103,29 @@ class _Batch:
         console: Console,
         encoding: Encoding,
         part: Part | None,
-        sources: Sequence[_Source],
+        plan: Plan,
         songs: Sequence[Song],
     ) -> None:
         self.options = options
         self.console = console
         self.encoding = encoding
         self.part = part
-        self.songs = songs
-        self.names: list[str] = []
-        """Of the files of each song; empty while only the model tells how many there are."""
-        self._model = safe_name("+".join(source.checkpoint.stem for source in sources))
+        self.outputs = Outputs(
+            options,
+            encoding,
+            songs,
+            console,
+            model=plan.label,
+            model_type=plan.model_type,
+        )
         self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
         self._kept = {identity(song.source) for song in songs} - {None}
         self._probe = cache(self._probed)
 
-    def name_stems(self, stems: Sequence[str]) -> bool:
-        """Take the names of the stems, and tell whether they are others than before.
-
-        Raises
-        ------
-        UsageError
-            If two files would be one.
-        """
-        residual = self.options.residual
-        if residual is not None and key_of(residual) in map(key_of, stems):
-            raise UsageError(f"--residual {residual} would overwrite the stem of this name: call it --residual NAME")
-        names = [*stems, *([residual] if stems and residual is not None else [])]
-        if len(set(map(key_of, names))) < len(names):
-            raise UsageError(
-                f"two stems would be written as one of {', '.join(names)}: give the stems of the configuration "
-                "different names, or ask for one of them with --stems"
-            )
-        if names == self.names:
-            return False
-        self.names = names
-        try:
-            # Without names of stems two songs can still be told apart.
-            check_apart({song.path: [*self.files(song, names or ["stem"]).values()] for song in self.songs})
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return True
-
-    def files(self, song: Song, names: Sequence[str] | None = None) -> dict[str, Path]:
-        """Return the file that each stem of a song gets."""
-        folder = self.options.output / song.folder
-        return {
-            name: folder
-            / fill_in(
-                self.options.name_template,
-                song=song.name,
-                stem=name,
-                model=self._model,
-                number=number,
-                ext=self.encoding.format,
-            )
-            for number, name in enumerate(self.names if names is None else names, start=1)
-        }
-
     def remove_leftovers(self, songs: Sequence[Song]) -> None:
         """Remove what killed processes left where the files of songs are to be."""
         output = self.options.output
-        files = [file for song in songs for file in self.files(song, self.names or ["stem"]).values()]
-        for folder in {output, *(file.parent for file in files)}:
+        for folder in {output, *(file.parent for song in songs for file in self.outputs.expected(song))}:
             remove_leftovers(output, folder)
 
     def seconds(self, song: Song) -> float:
@@ -176,85 +137,97 @@ class _Batch:
         return _samples(audio) / audio.sample_rate
 
     def without_existing(self, songs: Sequence[Song]) -> list[Song]:
-        """Leave out, if that was asked for, songs whose stems all exist."""
-        if not (self.options.skip_existing and self.names):
+        """Leave out, if that was asked for, songs whose files all exist."""
+        if not (self.options.skip_existing and self.outputs.names):
             return list(songs)
         waiting: list[Song] = []
         for song in songs:
-            files = self.files(song)
-            if all(map(os.path.lexists, files.values())):
-                self._record(song, "skipped", outputs=files)
+            if all(map(os.path.lexists, self.outputs.paths(song))):
+                self._record(song, "skipped", **self._listed(song))
             else:
                 waiting.append(song)
         return waiting
 
     def check(self, song: Song) -> None:
         """Raise if a song cannot be read, or its stems cannot be written."""
-        self._probe(song)
-        files = list(self.files(song).values())
-        for file in files or self.files(song, ["stem"]).values():
+        audio = self._probe(song)
+        self.encoding.check(audio.sample_rate, audio.channels)
+        for file in self.outputs.expected(song):
             check_length(file, self.options.output)
-        check_targets(self.options.output, files, existing=self._existing, kept=self._kept)
+        check_targets(self.options.output, self.outputs.paths(song), existing=self._existing, kept=self._kept)
 
-    def separate(self, song: Song, separators: Sequence[Separator]) -> None:
+    def separate(self, song: Song, graph: Graph) -> None:
         """Separate one song and write its stems, block by block."""
         if not self.without_existing([song]):
             return  # Another process was faster.
         self.check(song)
-        options, audio, files = self.options, self._probe(song), self.files(song)
-        kept = {path for path in files.values() if self._existing == "keep" and os.path.lexists(path)}
+        options, audio, files = self.options, self._probe(song), self.outputs.files(song)
+        kept = {path for path in self.outputs.paths(song) if self._existing == "keep" and os.path.lexists(path)}
         self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
         begun = time.monotonic()
         tags = read_tags(song.source)
         part = self.part or loudest_part(audio.blocks(), audio.sample_rate)
-        first, last = part.samples(audio.sample_rate)
-        length = int(max(0, min(last, _samples(audio)) - first))
+        energies = [Energies(audio.sample_rate) for _ in files]
         with (
-            SongProgress(self.console, song.path, len(separators)) as progress,
+            SongProgress(self.console, song.path, graph.models) as progress,
             writing_together(
                 options.output,
                 files,
                 audio.sample_rate,
                 self.encoding,
                 existing=self._existing,
-                scale=options.clip == "scale",
+                level=_level(options, self.encoding),
                 finish=lambda path: write_tags(tags, [path]),
+                pictures=self.outputs.pictures(files),
+                draw=_draw,
             ) as folder,
         ):
-            opened = [folder.open(name, audio.channels, length) for name in files]
-            stems = separate_song(
-                separators,
-                audio,
-                combination=Combination(options.ensemble, options.weights),
-                residual=options.residual is not None,
-                part=part,
-                report=progress,
-            )
-            with Behind[torch.Tensor](lambda block: side_by_side(StemFile.write, opened, block)) as write:
+            opened = folder.open(audio.channels)
+            stems = separate_song(graph, audio, part=part, report=progress, scratch=folder.scratch)
+            with Behind[torch.Tensor](lambda block: side_by_side(_take, opened, energies, block)) as write:
                 for block in stems:
-                    write(block)
-        for file in opened:
-            if file.clipped and file.path not in kept:
+                    write(block.roll(1, dims=0) if self.encoding.is_together else block)  # the mixture comes first
+        self._tell(song, part, folder.factor, [file for file in folder.written if file.path not in kept])
+        sounding = (sounding_parts(each, audio.sample_rate, options.activity) for each in energies)
+        self._record(
+            song,
+            "separated",
+            **self._listed(song),
+            duration=folder.written[0].written / folder.written[0].sample_rate,
+            seconds=time.monotonic() - begun,
+            start=part.start,
+            factor=folder.factor,
+            activity={
+                name: [(round(start + part.start, 3), round(end + part.start, 3), level) for start, end, level in parts]
+                for name, parts in zip(files, sounding, strict=True)
+            },
+        )
+
+    def _tell(self, song: Song, part: Part, factor: float, written: Sequence[StemFile]) -> None:
+        """Say what people want to know of a song that is separated."""
+        for file in written:
+            if file.clipped:
                 self.console.warn(
                     f"{file.clipped} values of {file.path} were beyond full scale and are cut off: --clip scale lowers "
                     "all stems, --format wav --bit-depth 32 keeps them"
                 )
-        if folder.factor < 1:
-            self.console.remark(f"{song.path}: all stems are multiplied by {folder.factor:.4f}, to stay in full scale")
+        if factor != 1:
+            why = "" if self.options.normalize else ", to stay in full scale"
+            self.console.remark(f"{song.path}: all stems are multiplied by {factor:.4f}{why}")
         if self.part is None:
             self.console.remark(f"{song.path}: the preview begins at {clock(part.start)}")
-        for path in files.values():
-            if path not in kept:
-                self.console.show(path)
-        self._record(
-            song,
-            "separated",
-            outputs=files,
-            duration=opened[0].written / opened[0].sample_rate,
-            seconds=time.monotonic() - begun,
-            start=part.start,
-            factor=folder.factor,
-        )
+        paths = dict.fromkeys(file.path for file in written)
+        for path in [*paths, *self.outputs.pictures({str(path): path for path in paths}).values()]:
+            self.console.show(path)
+
+    def _listed(self, song: Song) -> dict[str, object]:
+        """Return the files of a song for its record."""
+        files = self.outputs.files(song)
+        pictures = self.outputs.pictures(files)
+        return {
+            "outputs": {name: str(path) for name, path in files.items()},
+            "pictures": {name: str(pictures[path]) for name, path in files.items() if path in pictures},
+        }
 
     def those_that_succeed(self, songs: Iterable[Song], action: Callable[[Song], object]) -> list[Song]:
         """Do the action for each song, say in one line what failed, and return the other songs."""
@@ -282,31 +255,10 @@ class _Batch:
         options = self.options
         return probe_audio(song.source, name=song.path, stream=options.audio_stream, downmix=options.downmix)
 
-    def _record(
-        self,
-        song: Song,
-        status: str,
-        *,
-        outputs: Mapping[str, Path] | None = None,
-        duration: float | None = None,
-        seconds: float | None = None,
-        start: float = 0.0,
-        factor: float = 1.0,
-        error: str | None = None,
-    ) -> None:
+    def _record(self, song: Song, status: str, **known: object) -> None:
         """Print what became of a song, and forget the warnings that belong to it."""
         self.console.record(
-            {
-                "song": str(song.path),
-                "status": status,
-                "outputs": {name: str(path) for name, path in (outputs or {}).items()},
-                "start": start,
-                "duration": duration,
-                "seconds": seconds,
-                "factor": factor,
-                "warnings": [*self.console.warnings],
-                "error": error,
-            }
+            {**RECORD, "song": str(song.path), "status": status, **known, "warnings": [*self.console.warnings]}
         )
         self.console.warnings.clear()
 
@@ -316,91 +268,31 @@ def _samples(audio: AudioFile) -> int:
     return audio.pathFilename.stat().st_size * FRAMES_PER_BYTE if audio.length is None else audio.length
 
 
+def _take(file: StemFile, energies: Energies, block: torch.Tensor) -> None:
+    """Write and measure the next samples of a stem."""
+    energies.add(block)
+    file.write(block)
+
+
+def _draw(path: Path, picture: Path) -> None:
+    """Draw the spectrogram of a complete file."""
+    audio = probe_audio(path)
+    save_spectrogram(picture, audio.blocks(), audio.length or 1, audio.sample_rate)
+
+
+def _level(options: Options, encoding: Encoding) -> Level:
+    """Return what decides by which factor the stems of a song are multiplied."""
+    return Level(**(options.normalize or {}), at_most=0.0 if options.clip == "scale" and encoding.cuts_off else None)
+
+
 def _encoding(options: Options) -> Encoding:
     """Return what files are to be."""
-    usual = DEPTHS[options.format]
-    depth = options.bit_depth or usual
-    if (options.format, depth) not in SUBTYPES:
-        remedy = "leave it out" if usual is None else "use 16 or 24"
-        raise UsageError(f"--format {options.format} has no --bit-depth {depth}: {remedy}")
-    if options.quality is not None and usual is not None:
-        raise UsageError(f"--format {options.format} keeps all of the sound and has no --quality: leave it out")
-    return Encoding(options.format, depth, options.quality)
-
-
-def _sources(options: Options, console: Console) -> tuple[list[_Source], list[str]]:
-    """Return the checkpoints, and the names of the stems that they are to give; none where no configuration tells."""
-    count = len(options.checkpoint)
-    if len(options.configuration) not in (0, 1, count):
+    try:
+        encoding = Encoding.of(options.format, options.bit_depth, options.quality, options.sample_rate)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if encoding.is_together and options.spectrograms:
         raise UsageError(
-            f"{count} --checkpoint and {len(options.configuration)} --configuration: pass one for each, or one for all"
+            f"--spectrograms are of single stems, and --format {options.format} is one file for all of them"
         )
-    if options.stems is not None and len({*map(safe_name, options.stems)}) < len(options.stems):
-        raise UsageError(f"--stems {','.join(options.stems)} names a stem twice: name each once")
-    if count == 1 and (options.weights is not None or options.ensemble != "avg_wave"):
-        raise UsageError("--ensemble and --weights are for several: give --checkpoint more than once")
-    if count > 1 and options.lora is not None:
-        raise UsageError("--lora is for one --checkpoint: merge it into its own with examples/merge_lora.py")
-    if options.weights is not None:
-        if len(options.weights) != count:
-            raise UsageError(f"{len(options.weights)} --weights for {count} --checkpoint: pass one for each")
-        if not options.ensemble.startswith("avg"):
-            raise UsageError(f"--ensemble {options.ensemble} has no --weights: use avg_wave or avg_fft")
-    configurations: list[Path | None] = [*options.configuration] or [None]
-    adapters: Adapters | None = None
-    found: list[tuple[Path, Path | Mapping[str, Any] | None, Settings]] = []
-    remarks: dict[str, None] = {}
-    for checkpoint, configuration in zip(
-        options.checkpoint, configurations * (count // len(configurations)), strict=True
-    ):
-        file, used, content = find_configuration(checkpoint, configuration)
-        if options.lora is not None:
-            adapters = read_adapters(options.lora, content)
-            used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
-        settings, warnings = read_settings(content, **options.separation())
-        remarks |= dict.fromkeys(warnings)
-        found.append((file, used, settings))
-    for remark in remarks:
-        console.warn(remark)
-    names = found[0][2].names if options.stems is None else [*map(safe_name, options.stems)]
-    if options.stems is None and any(set(settings.names) != set(names) for _, _, settings in found):
-        common = [name for name in names if all(name in settings.names for _, _, settings in found)]
-        listed = "; ".join(", ".join(settings.names) or "stems without names" for _, _, settings in found)
-        remedy = f"choose with --stems {','.join(common)}" if common else "they have none in common"
-        raise UsageError(f"the checkpoints have different stems ({listed}): {remedy}")
-    sources: list[_Source] = []
-    for file, used, settings in found:
-        whole = options.stems is None and names == settings.names
-        stems = None if whole else stem_indices(options.stems or names or None, settings.names)
-        sources.append(_Source(file, used, settings, stems, adapters))
-    return sources, list(names)
-
-
-def _load(source: _Source, options: Options, device: torch.device) -> Separator:
-    whole = source.adapters is not None  # adapters may have been trained on any of the heads
-    model = from_checkpoint(
-        source.checkpoint,
-        source.configuration,
-        upstream=options.upstream,
-        device="cpu" if whole else device,
-        stems=None if whole else source.stems,
-    )
-    if source.adapters is not None:
-        model = source.adapters.merge_into(model).to(device)
-    return Separator(model, source.settings, source.stems if whole else None)
-
-
-def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console: Console) -> Sequence[str]:
-    """Return the names of the stems that the models have; numbers where the configurations name none or others."""
-    counts = {
-        separator.model.num_stems if separator.order is None else len(separator.order)  # type: ignore[attr-defined]
-        for separator in separators
-    }
-    if len(counts) > 1:
-        raise UsageError(f"the checkpoints have different numbers of stems, {sorted(counts)}: choose with --stems")
-    (count,) = counts
-    if len(names) == count:
-        return names
-    if names:
-        console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: I number them")
-    return [f"stem_{number}" for number in range(1, count + 1)]
+    return encoding

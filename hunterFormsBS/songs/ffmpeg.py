@@ -17,7 +17,7 @@ from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.headers import PatchedFile
 from hunterFormsBS.songs.signals import uninterrupted
 
-__all__ = ["Decoder", "NotDecodableError", "is_audio", "open_stream", "texts_of"]
+__all__ = ["Decoder", "NotDecodableError", "av_module", "is_audio", "open_stream", "texts_of"]
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,dv,eac3,flac,flv,gxf,iff,ircam,loas,m4v,matroska,mlp,mov,"
@@ -47,7 +47,7 @@ BEGINNING = 4000
 """Samples that are decoded of a file whose name does not tell that it is audio: hardly anything else has so many."""
 
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
-"""What puts full scale at 1, for each format of samples."""
+"""Factors that put full scale at 1, for each format of samples."""
 
 TAGS = (b"ID3", b"TAG", b"APE")
 """How packets begin that are no sound, where files were joined."""
@@ -94,7 +94,7 @@ def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> 
 
 
 def _container(file: PatchedFile, called: str, stack: ExitStack) -> Any:
-    av = _av()
+    av = av_module()
     options = {**OPTIONS, "skip_initial_bytes": str(_end_of_id3(file))}
     if file.is_wave:
         options["probesize"] = PROBED_OF_WAVE
@@ -203,15 +203,15 @@ class Decoder:
                     yield packet
             except IndexError:
                 continue  # PyAV's, for a packet of a stream that FFmpeg found only in the middle of the file
-            except _av().error.FFmpegError:
-                yield _av().Packet()
+            except av_module().error.FFmpegError:
+                yield av_module().Packet()
             return
 
     def _decoded(self, packet: Any, stream: Any) -> list[Any]:
         """Return the frames of a packet; none where it is damaged."""
         try:
             frames: list[Any] = stream.codec_context.decode(packet if packet.size else None)
-        except _av().error.FFmpegError:
+        except av_module().error.FFmpegError:
             # What lies between two frames that can be found is one packet, be it a tag or thousands of bytes.
             if bytes(packet)[:3] in TAGS:
                 return []
@@ -262,7 +262,7 @@ class _Converter:
             return [*ready, samples.float() if self._scale == 1 else samples * self._scale]
         try:
             return ready + _tensors(self._resampler.resample(frame))
-        except _av().error.FFmpegError as error:
+        except av_module().error.FFmpegError as error:
             raise ValueError(
                 f"FFmpeg cannot mix {frame.layout.name} down by itself: pass it a matrix, as in ffmpeg -i FILE "
                 "-af 'pan=stereo|c0=c0|c1=c1' mixture.wav"
@@ -277,7 +277,7 @@ class _Converter:
             same = getattr(self._layout, "name", self._layout) == frame.layout.name and frame.sample_rate == self._rate
             self._scale = SCALES.get(frame.format.packed.name) if same else None
             if self._scale is None:
-                self._resampler = _av().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+                self._resampler = av_module().AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
         return rest
 
 
@@ -298,10 +298,11 @@ def _end_of_id3(file: PatchedFile) -> int:
         end += 10 + size + 10 * bool(header[5] & 0x10)
 
 
-def _av() -> Any:
+def av_module() -> Any:
+    """Return PyAV, or raise an ImportError that says how to install it."""
     try:
         module = import_module("av")
         import_module("av.error")
     except ImportError as error:
-        raise ImportError(f"to read audio files, install PyAV: {how_to_install('separation')}") from error
+        raise ImportError(f"to read audio files and write MP4, install PyAV: {how_to_install('separation')}") from error
     return module

@@ -50,8 +50,14 @@ class Song(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its stems are called after."""
+        """The name that its stems get."""
         return "stdin" if self.path == STANDARD_INPUT else song_name(self.path)
+
+    @property
+    def source_name(self) -> str:
+        """The name of its file with the suffix."""
+        name = self.path.name
+        return self.name if self.path == STANDARD_INPUT or not name.strip(". ") else name
 
 
 def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: Console) -> list[Song]:
@@ -64,7 +70,7 @@ def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: 
     output : Path
         What was written there before is not taken from a folder that holds it.
     copies : ExitStack
-        Keeps copies of what comes out of pipes until it ends.
+        Keeps copies of the contents of pipes until it ends.
     console : Console
         Where to say that a pipe is waited for.
 
@@ -149,7 +155,7 @@ def is_pipe(path: Path) -> bool:
 
 
 def _copy(pipe: Path, copies: ExitStack, console: Console) -> Path:
-    """Copy what comes out of a pipe to a temporary file: headers are read first, and some songs twice."""
+    """Copy the contents of a pipe to a temporary file: headers are read first, and some songs twice."""
     if pipe != STANDARD_INPUT:
         console.remark(f"{printable(pipe)} is a named pipe: waiting until a program writes audio into it")
         source: IO[bytes] = copies.enter_context(pipe.open("rb"))
@@ -164,5 +170,5 @@ def _copy(pipe: Path, copies: ExitStack, console: Console) -> Path:
         with copied.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} for what comes out of {pipe}", str(copied)) from error
+        raise OSError(error.errno, f"{error.strerror} for the contents of {pipe}", str(copied)) from error
     return copied

@@ -1,4 +1,4 @@
-"""What a checkpoint is: family, arguments, stems, sample rate, and what nothing determines."""
+"""A description of a checkpoint: family, arguments, stems, sample rate, and arguments that nothing determines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What files are called: names made safe, the template, and no two files of one name anywhere."""
+"""Names of files: made safe, the template, and no two files of one name anywhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,44 @@ from string import Formatter
 
 from hunterFormsBS.printable import printable, short_repr
 
-__all__ = ["TEMPLATE", "check_apart", "check_length", "check_template", "fill_in", "key_of", "safe_name", "song_name"]
+__all__ = [
+    "FIELDS",
+    "OF_STEMS",
+    "TEMPLATE",
+    "TEMPLATE_TOGETHER",
+    "alike",
+    "check_apart",
+    "check_length",
+    "check_template",
+    "fields_of",
+    "fill_in",
+    "key_of",
+    "safe_name",
+    "song_name",
+]
 
 TEMPLATE = "{song}/{stem}.{ext}"
-FIELDS = ("song", "stem", "model", "number", "ext")
+TEMPLATE_TOGETHER = "{song}.{ext}"
+"""Of files that hold all stems of a song."""
+
+FIELDS = {
+    "song": "name of the song without suffix",
+    "file_name": "the same",
+    "stem": "name of the stem",
+    "instr": "the same",
+    "number": "of the stem, from 1",
+    "source": "name of the song with suffix",
+    "ext_source": "that suffix, without its dot",
+    "dir": "name of the folder that the song is in",
+    "dir_name": "path of that folder within the one that was given",
+    "model": "name of the checkpoint without suffix",
+    "model_type": "bs_roformer or mel_band_roformer",
+    "start_time": "seconds since 1970 when the program began",
+    "ext": "suffix of the format",
+}
+"""Fields of names of files; `file_name`, `instr`, `dir_name`, `model_type` and `start_time` are MSST's."""
+
+OF_STEMS = ("stem", "instr", "number")
 
 LONGEST_NAME = 255
 """Bytes of the name of a file, in the file systems that people have, where the system does not say."""
@@ -55,7 +89,7 @@ def check_template(template: str) -> str:
     ValueError
         If it names an unknown field, leads out of the output folder, or has no name for a file.
     """
-    hint = "use {song}, {stem}, {model}, {number} and {ext}, such as '{song}/{stem}.{ext}'"
+    hint = f"use {', '.join(f'{{{field}}}' for field in FIELDS)}, such as '{TEMPLATE}'"
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -70,19 +104,38 @@ def check_template(template: str) -> str:
     return template if template.endswith(".{ext}") else template + ".{ext}"
 
 
-def fill_in(template: str, *, song: str, stem: str, model: str, number: int, ext: str) -> PurePath:
+def fields_of(template: str) -> set[str]:
+    """Return the fields that a template has."""
+    return {field for _, field, _, _ in Formatter().parse(template) if field}
+
+
+def fill_in(template: str, fields: Mapping[str, str | int]) -> PurePath:
     """Return the name of the file of a stem, below the output folder.
 
     Parameters
     ----------
     template : str
         As `check_template` returns it.
-    song, stem, model, ext : str
-        Safe names, and the suffix without its dot.
-    number : int
-        Of the stem, counted from 1.
+    fields : Mapping[str, str | int]
+        Safe names for those of `FIELDS` that it has. Folders whose name is empty are left out.
     """
-    return PurePath(template.format(song=song, stem=stem, model=model, number=number, ext=ext))
+    parts = template.format_map(fields).split("/")
+    return PurePath(*(part for part in parts if part.strip() not in ("", ".", "..")))
+
+
+def alike(planned: Mapping[Path, Sequence[Path]]) -> list[list[Path]]:
+    """Return groups of songs that have a file in common, in the order of the first of each.
+
+    Parameters
+    ----------
+    planned : Mapping[Path, Sequence[Path]]
+        For each song the files of its stems.
+    """
+    groups: dict[str, list[Path]] = {}
+    for song, files in planned.items():
+        for key in dict.fromkeys(map(key_of, files)):
+            groups.setdefault(key, []).append(song)
+    return [list(group) for group in dict.fromkeys(tuple(group) for group in groups.values() if len(group) > 1)]
 
 
 def check_apart(planned: Mapping[Path, Sequence[Path]]) -> None:

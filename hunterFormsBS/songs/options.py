@@ -1,4 +1,4 @@
-"""What the command line asks for, as the functions take it that separate songs."""
+"""The options of the command line, as the functions that separate songs take them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal, cast
 
-from hunterFormsBS.choices import Blend, Dtype, Ensemble, Format, Upstream, dtype_of
+from hunterFormsBS.choices import Blend, Ensemble, Format, Precision, Upstream, dtype_of
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.songs.parts import Part, clock
@@ -23,6 +23,8 @@ class Options(argparse.Namespace):
     configuration: list[Path]
     upstream: Upstream | None
     lora: Path | None
+    recipe: str | None
+    one_model_at_a_time: bool
     ensemble: Ensemble
     weights: list[float] | None
     output: Path
@@ -37,8 +39,13 @@ class Options(argparse.Namespace):
     name_template: str
     format: Format
     bit_depth: int | None
-    quality: float | None
+    quality: tuple[float | None, int | None] | None
     clip: Literal["cut", "scale"]
+    also_rest: str | None
+    sample_rate: int | None
+    normalize: dict[str, float] | None
+    activity: float
+    spectrograms: bool
     overwrite: bool
     skip_existing: bool
     json: bool
@@ -50,7 +57,7 @@ class Options(argparse.Namespace):
     shifts: int
     blend: Blend
     device: str
-    dtype: Dtype
+    dtype: Precision
 
     def separation(self) -> KeywordsSeparation:
         """Return what it says of how to separate, but for the device, where models are loaded, and for the part."""

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["PREVIEW", "Part", "Region", "clock", "loudest_part", "seconds"]
+__all__ = ["PREVIEW", "Part", "Region", "clock", "reach", "seconds"]
 
 PREVIEW = 30.0
 """Seconds of a preview."""
-
-HOP = 0.1
-"""Seconds between the offsets at which the loudest part may begin."""
 
 MARGIN = 4096
 """Samples, at the lower of two rates, that a conversion between them looks to either side, at most."""
@@ -34,7 +27,7 @@ class Part(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What a model has to separate for a part of a song at another rate.
+    """The samples that a model has to separate for a part of a song at another rate.
 
     Parameters
     ----------
@@ -67,33 +60,25 @@ class Region(NamedTuple):
         return cls(begin * model, end, first - begin * song)
 
 
-def loudest_part(blocks: Iterable[Tensor], sample_rate: int, duration: float = PREVIEW) -> Part:
-    """Return the part of this duration with the most energy, to a tenth of a second; all of a song that is shorter.
+def reach(first: int, last: float, song_rate: int, model_rate: int, chunk_size: int) -> tuple[int, float]:
+    """Return which samples of a song decide what a model makes of samples `first` to before `last`: all near chunks.
 
     Parameters
     ----------
-    blocks : Iterable[Tensor]
-        Audio, `(s, t)`.
-    sample_rate : int
+    first : int
+    last : float
+        Infinity at the end of the song.
+    song_rate, model_rate : int
         In Hz.
-    duration : float = 30.0
-        In seconds.
+    chunk_size : int
+        Samples that the model sees at a time.
     """
-    import torch  # Not above: parsers of command lines take times from this module.
-
-    hop = max(1, round(HOP * sample_rate))
-    energies: list[Tensor] = []
-    rest = torch.zeros(0, dtype=torch.float64)
-    for block in blocks:
-        energy = torch.cat([rest, block.double().square().sum(dim=0)])
-        whole = len(energy) // hop * hop
-        energies.append(energy[:whole].reshape(-1, hop).sum(dim=1))
-        rest = energy[whole:]
-    total = torch.cat([*energies, rest.sum()[None]]).cumsum(0)
-    total = torch.cat([total.new_zeros(1), total])
-    window = min(len(total) - 1, max(1, round(duration * sample_rate / hop)))
-    start = int((total[window:] - total[:-window]).argmax()) * hop / sample_rate
-    return Part(start, start + duration)
+    region = Region.around(first, last, song_rate, model_rate)
+    # Besides those of the chunks, samples within the filter of the conversion to the rate of the model.
+    margin = 0 if song_rate == model_rate else math.ceil(MARGIN * song_rate / min(song_rate, model_rate)) + 1
+    begin = math.floor((region.start - chunk_size) * song_rate / model_rate) - margin
+    end = math.inf if region.end is None else math.ceil((region.end + chunk_size) * song_rate / model_rate) + margin
+    return max(0, begin), end
 
 
 def seconds(text: str) -> float:

@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class SongProgress:
-    """What is called after each chunk of each model; use it in a with statement.
+    """Reports progress after each chunk of each model; use it in a with statement.
 
     Parameters
     ----------

@@ -151,7 +151,7 @@ def probe_audio(
     ImportError
         If PyAV is missing, which reads it.
     ValueError
-        If it is no audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
+        If it is not an audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
     """
     called = printable(pathFilename if name is None else name)
     if pathFilename.is_dir():
@@ -166,7 +166,7 @@ def probe_audio(
     if not LOWEST_RATE <= audio.sample_rate <= HIGHEST_RATE:
         raise ValueError(
             f"{called} says that it has {audio.sample_rate} samples a second, and audio has "
-            f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is no music"
+            f"{LOWEST_RATE} to {HIGHEST_RATE}: its header is damaged, or it is not music"
         )
     if audio.channels < 1:
         raise ValueError(f"{called} says that it has {audio.channels} channels: its header is damaged")

@@ -1,17 +1,15 @@
-"""What a configuration says about separating with its checkpoint, as far as the command line does not say otherwise."""
+"""Settings that a configuration states for separating with its checkpoint; the command line goes before them."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Unpack, cast
 
-from hunterFormsBS.checkpoint import CheckpointError, byName
-from hunterFormsBS.checkpoint.configuration import load_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint import CheckpointError
+from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.checkpoint.programs import section_of
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import printable
@@ -36,39 +34,15 @@ class Settings(NamedTuple):
         Of the stems; empty if the configuration names none.
     normalize : bool
         Give the model songs whose mono mix has mean 0 and standard deviation 1.
+    model_type : str
+        What MSST calls this kind of model. Empty if the configuration does not tell.
     """
 
     sample_rate: int
     parameters: ParametersSeparation
     names: list[str]
     normalize: bool
-
-
-def find_configuration(
-    checkpoint: Path, configuration: Path | Mapping[str, Any] | None
-) -> tuple[Path, Path | Mapping[str, Any] | None, Mapping[str, Any]]:
-    """Return the file of a checkpoint, which is fetched if it is a name, its configuration, and what that says.
-
-    The configuration is that of the file that was given, or of the catalogue, or the one beside what was fetched, or
-    what `save_checkpoint` put into the checkpoint; of the last one only the content is returned.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If a file cannot be fetched or read.
-    """
-    checkpoint, beside = byName.find(checkpoint)
-    configuration = configuration or beside
-    with checkpoint.open("rb"):
-        pass
-    if configuration is not None:
-        return checkpoint, configuration, load_configuration(configuration)
-    if entry := byName.recognise(checkpoint):
-        return checkpoint, None, entry.configuration
-    # What `save_checkpoint` writes is a zip archive; on the meta device none of its tensors is read.
-    content = read_file(checkpoint, "meta") if zipfile.is_zipfile(checkpoint) else None
-    within = cast("Mapping[str, object]", content).get("configuration") if isinstance(content, Mapping) else None
-    return checkpoint, None, cast("Mapping[str, Any]", within) if isinstance(within, Mapping) else {}
+    model_type: str = ""
 
 
 def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSeparation]) -> tuple[Settings, list[str]]:
@@ -82,7 +56,7 @@ def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSepa
         If the keywords do not fit it.
     """
     audio, inference, training, model = (
-        _section(configuration, name) for name in ("audio", "inference", "training", "model")
+        section_of(configuration, name) for name in ("audio", "inference", "training", "model")
     )
     stated = stated_separation(configuration)
     normalize: object = inference.get("normalize") or False
@@ -108,7 +82,8 @@ def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSepa
     if (overlap := chosen.get("num_overlap", 1)) > chunk_size:
         raise UsageError(f"--num-overlap {overlap:g} is more than the {chunk_size} samples of a chunk: use a few")
     parameters = ParametersSeparation(**chosen)
-    return Settings(sample_rate, parameters, _stem_names(training, _size(model, "num_stems")), normalize), remarks
+    names = _stem_names(training, _size(model, "num_stems"))
+    return Settings(sample_rate, parameters, names, normalize, _model_type(training, model)), remarks
 
 
 def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
@@ -119,7 +94,7 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     CheckpointError
         If that cannot be used.
     """
-    inference, audio, model = (_section(configuration, name) for name in ("inference", "audio", "model"))
+    inference, audio, model = (section_of(configuration, name) for name in ("inference", "audio", "model"))
     frames, hop = _size(inference, "dim_t"), _size(model, "stft_hop_length") or _size(audio, "hop_length")
     # Other programs take the frames of a chunk for its length, where they do not find that.
     by_frames = (frames - 1) * hop if frames and hop and frames > 1 else None
@@ -131,8 +106,8 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     return cast("KeywordsSeparation", {name: size for name, size in sizes.items() if size is not None})
 
 
-def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int] | None:
-    """Return the numbers of the stems that were asked for; None stands for all.
+def stem_indices(wanted: Sequence[str] | None, known: Sequence[str], option: str = "--stems") -> list[int] | None:
+    """Return the numbers of the stems that were asked for by an option; None stands for all.
 
     Raises
     ------
@@ -147,12 +122,12 @@ def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int
         if unknown:
             near = difflib.get_close_matches(key_of(unknown[0]), numbers_of, n=1)
             hint = f"; is {known[numbers_of[near[0]]]} meant?" if near else ""
-            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}{hint}")
+            raise UsageError(f"{option}: the model has no stem {', '.join(unknown)}, but {', '.join(known)}{hint}")
         return [numbers_of[key_of(safe_name(name))] for name in wanted]
     numbers = [re.fullmatch(r"stem_([1-9]\d*)", name) for name in wanted]
     if not all(numbers):
         raise UsageError(
-            f"--stems {','.join(wanted)}: no configuration names the stems of this checkpoint. "
+            f"{option} {','.join(wanted)}: no configuration names the stems of this checkpoint. "
             "Pass --configuration, or call them stem_1, stem_2, ..."
         )
     return [int(number[1]) - 1 for number in numbers if number]
@@ -169,13 +144,10 @@ def _stem_names(training: Mapping[str, Any], num_stems: int | None) -> list[str]
     return names if num_stems in (None, len(names)) else []
 
 
-def _section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section: object = configuration.get(name) or {}
-    if not isinstance(section, Mapping):
-        raise CheckpointError(
-            f"the section {name} of the configuration must be a mapping, but is {printable(repr(section))}"
-        )
-    return cast("Mapping[str, Any]", section)
+def _model_type(training: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    if stated := training.get("model_type"):
+        return safe_name(stated)
+    return ("mel_band_roformer" if model.get("num_bands") else "bs_roformer") if model else ""
 
 
 def _size(section: Mapping[str, Any], name: str) -> int | None:

@@ -21,7 +21,7 @@ VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
-"""What torchrun and accelerate, Slurm, Open MPI, and MPICH and Intel MPI tell a process about itself.
+"""Variables in which torchrun and accelerate, Slurm, Open MPI, and MPICH and Intel MPI state rank and size.
 
 Slurm's SLURM_NTASKS would be that of the whole allocation also in a shell within it, which is one task."""
 
@@ -51,7 +51,7 @@ def rank_in_job(environment: Mapping[str, str] = os.environ) -> Rank:
             job = Rank(0, 0)
         if not (0 <= job.rank < job.size and job.local_rank >= 0):
             stated = ", ".join(f"{name}={environment.get(name)}" for name in (rank, size, local_rank))
-            raise UsageError(f"the environment says {stated}, which is no rank in a job: unset these variables")
+            raise UsageError(f"the environment says {stated}, which is not a rank in a job: unset these variables")
         return job
     return Rank()
 

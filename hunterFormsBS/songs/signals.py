@@ -12,7 +12,7 @@ from types import FrameType
 NUMBERS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
 )
-"""What asks a program to end; SIGHUP is unknown to Windows, SIGBREAK to the others."""
+"""Signals that ask a program to end; SIGHUP is unknown to Windows, SIGBREAK to the others."""
 
 _asked: list[int] = []
 """The signal that asked this program to end."""

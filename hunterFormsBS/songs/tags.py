@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
@@ -39,7 +40,7 @@ ALIASES = {
     "album artist": "albumartist",
     "album_artist": "albumartist",
 }
-"""What APEv2, the tags of WavPack, and FFmpeg call them."""
+"""Their names in APEv2, the tags of WavPack, and in FFmpeg."""
 
 ATOMS = {
     "album": "\xa9alb",
@@ -51,10 +52,11 @@ ATOMS = {
     "date": "\xa9day",
     "discnumber": "disk",
     "genre": "\xa9gen",
+    "isrc": "----:com.apple.iTunes:ISRC",
     "title": "\xa9nam",
     "tracknumber": "trkn",
 }
-"""What MP4 calls them."""
+"""Their names in MP4."""
 
 MIMES = {13: "image/jpeg", 14: "image/png"}
 """Formats of pictures in MP4."""
@@ -63,7 +65,7 @@ FRONT_COVER = 3
 
 
 class Tags(NamedTuple):
-    """What a file says about its song.
+    """The tags and pictures of a song.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ def read_tags(pathFilename: Path) -> Tags:
 
 
 def _bounded(tags: Tags) -> Tags:
-    """Cut off what is no tag of a song, with a warning."""
+    """Cut off texts and pictures beyond the limits, with a warning."""
     texts = {name: [text[:LONGEST_TAG] for text in values[:MOST_TAGS]] for name, values in tags.texts.items()}
     if cut := [name for name, values in texts.items() if values != tags.texts[name]]:
         warnings.warn(
@@ -106,7 +108,7 @@ def _bounded(tags: Tags) -> Tags:
 
 
 class _Zlib:
-    """What mutagen needs of zlib, with a limit for all tags of a song."""
+    """The part of zlib that mutagen needs, with a limit for all tags of a song."""
 
     error = zlib.error
 
@@ -199,6 +201,12 @@ def _put(tags: Tags, song: Any) -> None:
             description = one.desc or (str(number) if number else "")
             held.add(id3.APIC(encoding=3, mime=one.mime, type=one.type, desc=description, data=one.data))
         return
+    if type(song).__name__ == "MP4":
+        held.update({ATOMS[name]: _mp4_values(ATOMS[name], values) for name, values in tags.texts.items()})
+        known = [(one, kind) for one in tags.pictures for kind, mime in MIMES.items() if one.mime == mime]
+        if known:
+            held["covr"] = [import_module("mutagen.mp4").MP4Cover(one.data, kind) for one, kind in known]
+        return
     held.update(tags.texts)
     if hasattr(song, "add_picture"):
         for one in tags.pictures:
@@ -217,8 +225,19 @@ def _picture(data: bytes, mime: str, kind: int = FRONT_COVER, description: str =
     return picture
 
 
+def _mp4_values(atom: str, texts: Sequence[str]) -> list[Any]:
+    """Return what MP4 takes for texts: numbers where an atom has numbers, without those that are none."""
+    if atom in ("trkn", "disk", "tmpo"):
+        found = [re.match(r"(\d{1,4})(?:/(\d{1,4}))?", text, re.ASCII) for text in texts]
+        pairs = [(int(each[1]), int(each[2] or 0)) for each in found if each]
+        return [number for number, _ in pairs] if atom == "tmpo" else pairs
+    return [text.encode() if atom.startswith("----") else text for text in texts]
+
+
 def _mp4_text(value: object) -> str:
     """Return a text, a number, or a number of so many as `3/12`."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, tuple):
         number, total = cast("tuple[int, int]", value)
         return f"{number}/{total}" if total else str(number)

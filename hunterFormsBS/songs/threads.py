@@ -1,4 +1,4 @@
-"""Work beside the model's: conversions and encoders of several stems at a time, and writing behind the separation."""
+"""Threads: conversions and encoders of several stems at a time, and writing behind the separation."""
 
 from __future__ import annotations
 

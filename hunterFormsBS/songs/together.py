@@ -1,7 +1,7 @@
 """The files of a song appear together once all of them are complete, and nothing that others left is trusted.
 
-Each is written under a hidden name that nobody can guess, beside its target, and gets its own name at the end. Until
-then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
+Each is written under a hidden name that nobody can guess, in the folder of its target, and gets its own at the end.
+Until then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Literal, Self
+from tempfile import TemporaryFile
+from typing import IO, Literal, Self
 
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.names import key_of
@@ -33,10 +34,11 @@ __all__ = [
     "check_writable",
     "identity",
     "remove_leftovers",
+    "scratch_file",
 ]
 
 Existing = Literal["refuse", "keep", "replace"]
-"""What becomes of a file that exists under the name of a stem; "refuse": the song fails."""
+"""Ways to treat a file that exists under the name of a stem; "refuse": the song fails."""
 
 Identity = tuple[int, int]
 
@@ -175,6 +177,16 @@ def called(path: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def scratch_file(folder: Path) -> IO[bytes]:
+    """Open a file that has no name and goes when it is closed, however the process ends.
+
+    Where a system cannot make files without names, it has a hidden one for an instant, and what a kill leaves of it is
+    taken for left as all other files of such names are.
+    """
+    with called(folder):
+        return TemporaryFile(dir=folder, prefix=f"{_hidden_name(folder / 'scratch')}.")
+
+
 class _Made(list[Callable[[], object]]):
     """Functions that remove what this process has made, called at the end of the with statement, the last one first.
 
@@ -215,7 +227,7 @@ def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
 
 
 def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
-    """Make a file of a hidden name beside a target, locked, and the folders above it."""
+    """Make a file of a hidden name in the folder of a target, locked, and the folders above it."""
     folder = _real_folder(output, target.parent)
     with called(target):
         for path in reversed([folder, *folder.parents]):

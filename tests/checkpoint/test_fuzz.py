@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
-from hunterFormsBS.checkpoint.weightsFile import read_file
+from hunterFormsBS.checkpoint.weightsFile import WeightsFile
 
 MINUTES = 0.04
 LONGEST_CASE = 10.0
@@ -210,7 +210,7 @@ def case(folder: Path, whole: dict[str, bytes], dice: random.Random) -> tuple[st
     if path.suffix in (".json", ".yaml") and "index" not in path.name:
         return kind, lambda: from_configuration(read_configuration(path))
     if kind == "state.ckpt" and dice.random() < 0.5:
-        return kind, lambda: read_file(path, "cpu")
+        return kind, lambda: (file := WeightsFile(path)).read(file.content)
     stated = dice.choice((None, SMALL, changed))
     return kind, lambda: from_checkpoint(path, stated, upstream=dice.choice((None, "hunterFormsBS")))
 

@@ -28,7 +28,7 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, publish
 from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, read_configuration, save_checkpoint
-from hunterFormsBS.checkpoint import hub as client
+from hunterFormsBS.checkpoint import connection as client
 from tests.conftest import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -318,20 +318,25 @@ def test_without_a_connection_a_line_says_that_the_configuration_was_never_looke
     assert second.startswith("nothing determines")
 
 
-def test_a_name_of_the_catalogue_whose_file_is_in_the_cache_asks_nobody(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_name_of_the_catalogue_whose_file_is_in_the_cache_asks_nobody_and_tells_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     digest = hashlib.sha256(hub.files["model.ckpt"]).hexdigest()
     silently(NAME)
     configuration = read_configuration(next((tmp_path / "cache").rglob("model.yaml")))
     shutil.rmtree(tmp_path / "cache")
     place = {"repository": "owner/repository", "file": "model.ckpt", "sha256": digest}
-    entry = Entry(name="x", stems=("a",), configuration=configuration, **place)
+    about = {"page": f"{hub.address}/owner/repository", "authors": ("one", "two")}
+    entry = Entry(name="x", stems=("a",), configuration=configuration, **place, **about)
     monkeypatch.setattr(facts, "entries", lambda: {"x": entry})
+    capfd.readouterr()
     assert total(silently("x")) == total(made())
+    line = f"x: weights by one and two; their terms of use, if stated, are at {about['page']}\n"
+    assert capfd.readouterr().err == line
     hub.asked.clear()
     assert total(silently("x")) == total(made())
     assert hub.asked == []
+    assert capfd.readouterr().err == ""
 
 
 def test_another_file_than_the_catalogue_s_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

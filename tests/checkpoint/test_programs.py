@@ -97,7 +97,7 @@ def test_the_other_sections_of_splifft_are_there_for_who_separates() -> None:
         (changed(band_config={"kind": "bark"}), "kind 'bark', which is neither"),
         (changed(mask_estimator={"kind": "fno"}), "kind 'fno', which is not supported"),
         (changed(stft_hop_length=17), "stft_hop_length=17 in its model and hop_length=16"),
-        (changed(band_config="mel"), "band_config of the configuration must be a mapping, but is 'mel'"),
+        (changed(band_config="mel"), "the section band_config of the configuration must be a mapping, but is 'mel'"),
         (changed(dims=3), "'dims' is not an argument"),
         ({**SPLIFFT, "transform": {**SPLIFFT["transform"], "window_shape": "\x1b[2J"}}, "names no window function"),
     ],

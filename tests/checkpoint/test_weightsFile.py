@@ -156,7 +156,7 @@ def test_a_tar_archive_is_refused_because_old_versions_of_torch_run_what_it_hold
         path = tmp_path / "model.ckpt"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
             archive.add(member, first)
-        with pytest.raises(CheckpointError, match="not a file of weights"):
+        with pytest.raises(CheckpointError, match="not a weights file"):
             read_state_dict(path)
     assert not marker.exists()
 
@@ -169,7 +169,7 @@ def test_a_truncated_file_is_said_to_be_damaged_wherever_it_ends(tmp_path: Path,
     for length in (1, 5, 20, 100, *range(101, len(whole), 101), len(whole) - 4):
         path.write_bytes(whole[:length])
         # Cut off within the name of a function, it asks for a function that nobody knows.
-        with pytest.raises(CheckpointError, match=r"half\.ckpt.*(damaged or incomplete|not a file of weights|_reb,)"):
+        with pytest.raises(CheckpointError, match=r"half\.ckpt.*(damaged or incomplete|not a weights file|_reb,)"):
             read_state_dict(path)
 
 
@@ -186,8 +186,8 @@ def test_truncated_safetensors_are_said_to_be_damaged(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"model:\n  dim: 8\n", "not a file of weights.*pass it as configuration"),
-        (b'{"weight_map": 3}', "not a file of weights"),
+        (b"model:\n  dim: 8\n", "not a weights file.*pass it as configuration"),
+        (b'{"weight_map": 3}', "not a weights file"),
         (b"\x80\x02" + bytes(range(200)), "damaged or incomplete|refused"),
         (b"PK\x03\x04" + bytes(200), "damaged or incomplete"),
     ],

@@ -33,6 +33,7 @@ import uvicorn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
+from hunterFormsBS.choices import FORMATS
 from hunterFormsBS.console import Console
 from hunterFormsBS.listening import access, uploads
 from hunterFormsBS.listening import application as application_module
@@ -45,7 +46,6 @@ from hunterFormsBS.listening.work import FULL_DISK, Limits, Song, Wish, Work
 from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.reading import read_audio
-from hunterFormsBS.songs.writing import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a secret"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from hunterFormsBS.plot import band_masks, plot_band_masks, plot_separation
+from hunterFormsBS import plot
+from hunterFormsBS.plot import band_masks, plot_band_masks, plot_separation, save_spectrogram
 
 mpl.use("Agg")
 RATE = 8000
@@ -75,6 +78,19 @@ def test_spectrograms_have_a_sine_of_full_scale_at_its_frequency_and_at_0_decibe
         assert column.max() == pytest.approx(level, abs=0.1)
         loudest = mesh.get_coordinates()[column.argmax() : column.argmax() + 2, 0, 1]
         assert loudest[0] < 1 < loudest[1]  # kHz
+
+
+@pytest.mark.parametrize("frames", [10, 1500])  # with samples between windows, and without
+def test_a_spectrogram_in_blocks_is_that_of_the_whole(
+    frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plot, "FRAMES", frames)
+    audio = sine(length=60_000)
+    for name, blocks in (("whole", [audio]), ("blocks", torch.split(audio, 777, dim=-1))):
+        save_spectrogram(tmp_path / name, blocks, 60_000, RATE)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "blocks").read_bytes()
+    image = mpl.image.imread(tmp_path / "whole")
+    assert image.shape[:2] == (400, 1200)
 
 
 def test_stems_without_the_true_ones_stand_beside_the_mixture() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -272,6 +273,63 @@ def test_shared_biases_stay_one_pair_through_training_and_conversion(build: Buil
     for changed in (model, model.double(), copy.deepcopy(model).to("meta").to_empty(device="cpu")):
         biases = {id(bias) for key, bias in changed.named_parameters(remove_duplicate=False) if "to_qkv.bias" in key}
         assert biases == {id(changed.shared_qkv_bias)}
+
+
+class Wrapper(nn.Module):
+    """Stands around a linear map, without its attributes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class WrapperWithBias(Wrapper):
+    """Has a property of the name as well."""
+
+    @property
+    def bias(self) -> Tensor:
+        return self.inner.bias  # type: ignore[return-value]
+
+
+def wrapped(model: BandSplitRotator, kind: type[Wrapper]) -> nn.Module:
+    for module in list(model.modules()):
+        if getattr(module, "has_shared_bias", False):
+            module.to_qkv, module.to_out[0] = kind(module.to_qkv), kind(module.to_out[0])  # type: ignore[index]
+    return model
+
+
+TARGETS = ["to_qkv", "to_out.0"]
+AROUND_LINEAR_MAPS: dict[str, Callable[[BandSplitRotator], nn.Module]] = {
+    "wrapper": lambda model: wrapped(model, Wrapper),
+    "wrapper with a bias": lambda model: wrapped(model, WrapperWithBias),
+    "LoRA": lambda model: peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=TARGETS), model),
+    "DoRA": lambda model: peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, use_dora=True, target_modules=TARGETS), model
+    ),
+    "IA3": lambda model: peft.inject_adapter_in_model(
+        peft.IA3Config(target_modules=TARGETS, feedforward_modules=[]), model
+    ),
+    "quantised": lambda model: torch.ao.quantization.quantize_dynamic(model, {nn.Linear}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:.*quantiz")
+@pytest.mark.parametrize("around", AROUND_LINEAR_MAPS)
+def test_shared_biases_stay_shared_whatever_stands_around_linear_maps(around: str, build: Build) -> None:
+    plain = build("shared biases")
+    model, audio = AROUND_LINEAR_MAPS[around](copy.deepcopy(plain)), audio_for(plain)
+    with torch.no_grad():
+        keys, before = set(model.state_dict()), model(audio)
+        torch.testing.assert_close(before, plain(audio), rtol=0.1, atol=0.1 if around == "quantised" else 1e-6)
+        model.to("cpu")
+        assert set(model.state_dict()) == keys
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+        torch.testing.assert_close(model(audio), before)
+    biases = {id(p) for key, p in model.named_parameters(remove_duplicate=False) if "bias" in key and "to_qkv" in key}
+    assert biases == (set() if around == "quantised" else {id(model.shared_qkv_bias)})
 
 
 def test_shared_biases_are_added_in_softmax_attention_only(build: Build) -> None:

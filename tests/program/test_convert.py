@@ -96,7 +96,7 @@ def test_nothing_is_replaced_unless_asked(
     ("arguments", "status", "named"),
     [
         (["nothing.ckpt", "--output", "b.ckpt"], 1, "nothing.ckpt: No such file or directory"),
-        (["text.ckpt", "--output", "b.ckpt"], 1, "text.ckpt is not a file of weights"),
+        (["text.ckpt", "--output", "b.ckpt"], 1, "text.ckpt is not a weights file"),
         (["own.ckpt", "--output", "nowhere/b.ckpt"], 1, "No such file or directory"),
         (["own.ckpt", "--configuration", "text.ckpt", "--output", "b.ckpt"], 1, "text.ckpt"),
         (["hub:a", "--output", "b.ckpt"], 1, "neither a name of the catalogue nor hub:"),

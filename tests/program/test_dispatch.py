@@ -63,7 +63,7 @@ def one(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_every_module_of_the_folder_is_a_command() -> None:
     files = {path.stem for path in Path(folder.__path__[0]).glob("*.py")} - {"__init__"}
-    assert {"convert", "info", "listen", "models", "separate"} <= files == set(command_names())
+    assert {"convert", "info", "listen", "models", "presets", "separate"} <= files == set(command_names())
 
 
 @every_command

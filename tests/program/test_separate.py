@@ -17,9 +17,20 @@ def test_the_options_have_the_documented_defaults() -> None:
     assert options.mixtures == [Path("song.wav")]
     assert options.checkpoint == [Path("model.ckpt")]
     assert options.configuration == []
-    assert (options.name_template, options.clip, options.ensemble) == ("{song}/{stem}.{ext}", "cut", "avg_wave")
+    assert (options.name_template, options.clip) == ("{song}/{stem}.{ext}", "cut")
     assert (options.format, options.bit_depth, options.device, options.dtype) == ("wav", None, "auto", "float32")
-    for name in ("upstream", "stems", "residual", "audio_stream", "chunk_size", "num_overlap", "batch_size", "info"):
+    for name in (
+        "preset",
+        "ensemble",
+        "upstream",
+        "stems",
+        "residual",
+        "audio_stream",
+        "chunk_size",
+        "num_overlap",
+        "batch_size",
+        "info",
+    ):
         assert getattr(options, name) is None
     for name in ("downmix", "overwrite", "skip_existing", "json", "quiet", "tta"):
         assert getattr(options, name) is False
@@ -46,7 +57,7 @@ def test_information_needs_no_songs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "MIXTURE, --checkpoint, --output"),
+        ([], "MIXTURE, --checkpoint or --preset, --output"),
         (["song.wav", "--output", "out"], "--checkpoint"),
         ([*REQUIRED, "--chunk-size", "0"], "argument --chunk-size: must be an integer from 1 to .*, but is '0'"),
         ([*REQUIRED, "--chunk-size", "9" * 30], "argument --chunk-size: must be an integer from 1 to"),

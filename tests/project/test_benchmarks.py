@@ -228,7 +228,7 @@ def test_compare_refuses_to_time_models_that_do_not_agree(monkeypatch: pytest.Mo
         ("length", "Length of the song", 2),
         ("stems", "Stems", 4),
         ("batch", "Batch", 3),
-        ("dtype", "Half precision", len(sweep.DTYPES)),
+        ("dtype", "Precision", len(sweep.DTYPES)),
         ("features", "Optional parts", len(sweep.FEATURES)),
     ],
 )
@@ -241,7 +241,7 @@ def test_every_sweep_has_its_rows(name: str, title: str, rows: int, layout: str,
 
 def test_the_dtype_sweep_compares_with_float32(tmp_path: Path) -> None:
     content = tables(sweep.main, tmp_path / "it.json", "dtype", "--dtypes", "bfloat16 weights")
-    single, half = content["Half precision"]["rows"]
+    single, half = content["Precision"]["rows"]
     assert single["dtype"] == "float32"
     assert 20 < float(half["SI-SDR dB"]) < 70
 

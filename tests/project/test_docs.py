@@ -20,11 +20,12 @@ import yaml
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.catalogue import entries
+from hunterFormsBS.catalogue import entries, presets
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.checkpoint.programs import AUDIBLE, ROFORMERS, SWITCHES
 from hunterFormsBS.checkpoint.variants import VARIANTS
 from hunterFormsBS.kernels.seam import KERNELS, Where
+from tests import optionsOfPrograms
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").rglob("*.md")])
@@ -200,7 +201,11 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "operations",
         "training",
     }
-    behind |= {module for module in modules if module.startswith(("checkpoint.", "listening.", "program.", "songs."))}
+    behind |= {
+        module
+        for module in modules
+        if module.startswith(("checkpoint.", "listening.", "program.", "recipes.", "songs."))
+    }
     behind |= {f"training.{name}" for name in ("pictures", "schedules", "sharding", "stempegSong", "unread")}
     assert documented == modules - behind
 
@@ -259,6 +264,19 @@ def test_architecture_lists_every_kernel_as_it_is() -> None:
     assert {f"`{name}`" for name in KERNELS} == {name for name, *_ in expected}
 
 
+def test_choosing_names_checkpoints_with_scores_that_they_have() -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| Purpose \| Candidates \|\n(.*?)\n\n", page, re.M | re.S)
+    named = re.findall(r"`((?:bs|mel)_roformer-[^`]+)`(?: (?:\(stated SDR )?(\d+\.\d+))?", table)
+    assert len(named) > 20
+    for name, score in named:
+        values = {
+            f"{one['sdr']:.2f}" for stems in entries()[name].scores.values() for one in stems.values() if "sdr" in one
+        }
+        assert not score or score in values
+    assert {name for name in presets() if f"`{name}`" in table} == set(presets())
+
+
 PROGRAMS_PAGES = {
     "from-msst": ["MSST", "a fork of MSST"],
     "from-uvr": ["UVR", "audio-separator"],
@@ -269,7 +287,8 @@ PROGRAMS_PAGES = {
 
 def test_pages_name_every_variant_program_and_checkpoint() -> None:
     summaries = load(ROOT / "docs" / "summaries.py")
-    tables = {name: getattr(summaries, name)() for name in ("variants", "catalogue")}
+    names = ("variants", "catalogue", "scores", "stated_scores", "presets")
+    tables = {name: getattr(summaries, name)() for name in names}
     for variant in VARIANTS:
         (row,) = [line for line in tables["variants"].splitlines() if line.startswith(f"| {variant.name} |")]
         assert f"`{variant.example}`" in row
@@ -296,6 +315,28 @@ def test_every_program_has_a_page() -> None:
     table = page[page.index("| Program | Files |") : page.index("What four lines do there")]
     programs = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:] if line]
     assert sorted(name for names in PROGRAMS_PAGES.values() for name in names) == sorted(programs)
+
+
+def test_pages_are_held_against_the_help_of_other_programs() -> None:
+    of_argparse = (
+        "  -n NAME, --name NAME  A NAME, unlike --gone.\n  --kind {a,b}          Of model.\n  --quiet    Print less.\n"
+    )
+    of_rich = "│ *  --output     -o      <dir>        Where.  │\n│                 see --name                       │\n"
+    assert [*optionsOfPrograms.options_of_help(of_argparse + of_rich)] == [
+        ["-n", "--name"],
+        ["--kind"],
+        ["--quiet"],
+        ["--output", "-o"],
+    ]
+    page = "Text with `--kind`.\n\n| there | here |\n| --- | --- |\n| `-n NAME`, `--gone` | `--checkpoint` |\n"
+    program = optionsOfPrograms.Program("page.md", (), "--quiet")
+    assert optionsOfPrograms.differences(program, [of_argparse, of_rich], page) == [
+        "is gone: --gone",
+        "has no row: --kind",
+        "has no row: --output/-o",
+    ]
+    for program in optionsOfPrograms.PROGRAMS.values():
+        assert optionsOfPrograms.options_of_page((ROOT / "docs" / program.page).read_text(encoding="utf-8"))
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path: Path) -> None:

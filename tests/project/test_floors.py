@@ -38,6 +38,7 @@ FLOORS = (
     ("separation", "overlapAdd", "estimates", "devices"),
     ("ensemble",),
     ("songs",),
+    ("recipes",),
     ("listening", "training"),
     ("program",),
     ("__main__",),

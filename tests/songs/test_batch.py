@@ -23,11 +23,14 @@ from torch import Tensor
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main
+from hunterFormsBS.catalogue import Preset
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.ensemble import ENSEMBLES, combine
+from hunterFormsBS.program.commands import separate as command
 from hunterFormsBS.separation import separate
-from hunterFormsBS.songs import batch, progress
-from hunterFormsBS.songs.reading import read_audio
+from hunterFormsBS.songs import batch, plan, progress
+from hunterFormsBS.songs.levels import loudness, sounding_parts
+from hunterFormsBS.songs.reading import probe_audio, read_audio
 
 RATE = 8000
 SIZES = {"chunk_size": 2000, "num_overlap": 2}
@@ -218,6 +221,159 @@ def test_tags_go_with_the_stems(run: Callable[..., int], tmp_path: Path) -> None
         assert (frames["TIT2"].text, frames["TPE1"].text) == (["A Song"], ["One", "Two"])
 
 
+@pytest.mark.parametrize(
+    ("names", "folders", "said"),
+    [
+        (("a.wav", "a.flac", "b.wav"), {"a.wav", "a.flac", "b"}, "a.flac, .*a.wav"),
+        (("A.wav", "a.mp3"), {"A.wav", "a.mp3"}, "A.wav, .*a.mp3"),
+        (("a.wav", "a.flac", "a.flac.wav"), {"a.wav", "a.flac", "a.flac.wav"}, "a.flac.wav"),
+        (("1/a.wav", "2/a.wav"), {"1/a", "2/a"}, ""),
+    ],
+)
+def test_songs_that_would_be_one_are_named_with_their_suffixes(
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: Sequence[str],
+    folders: set[str],
+    said: str,
+) -> None:
+    for name in names:
+        write_song(tmp_path / "in" / name)
+    assert run(tmp_path / "in", "--stems", "voice") == 0
+    assert {path.removesuffix("/voice.wav") for path in written(tmp_path / "out")} == folders
+    lines = [line for line in capsys.readouterr().err.splitlines() if "to tell songs apart" in line]
+    assert len(lines) == bool(said)
+    assert not said or re.search(said, lines[0])
+    assert run(tmp_path / "in", "--stems", "voice", "--skip-existing", "--json") == 0
+    assert {record["status"] for record in records(capsys.readouterr().out)} == {"skipped"}
+
+
+def test_templates_have_the_fields_of_msst_and_those_of_files(run: Callable[..., int], tmp_path: Path) -> None:
+    write_song(tmp_path / "cd" / "1" / "a.flac")
+    for template, name in (
+        ("{dir_name}/{file_name}/{instr}", "1/a/voice.wav"),
+        ("x/{dir_name}/{source} {stem}", "x/1/a.flac voice.wav"),
+        ("{dir} {song}.{ext_source}.{model_type}", "1/1 a.flac.bs_roformer.wav"),
+    ):
+        assert run(tmp_path / "cd", "--stems", "voice", "--name-template", template) == 0
+        assert (tmp_path / "out" / name).exists()
+    before = int(time.time())
+    assert run(tmp_path / "cd" / "1" / "a.flac", "--stems", "voice", "--name-template", "{dir_name}/{start_time}") == 0
+    (name,) = {path for path in written(tmp_path / "out") if "/" not in path}
+    assert before <= int(name.removesuffix(".wav")) <= int(time.time())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "without"),
+    [
+        (("--also-rest",), "no_voice", (0,)),
+        (("--also-rest", "Band", "--residual"), "no_band", (1,)),
+        (("--also-rest", "voice", "--stems", "band,voice"), "no_voice", (1,)),
+        (("--also-rest", "--stems", "band"), "no_band", (0,)),
+    ],
+)
+def test_the_mixture_without_one_stem_is_written_as_well(
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    name: str,
+    without: tuple[int, ...],
+) -> None:
+    song = write_song(tmp_path / "a.wav")
+    assert run(song, *arguments, "--json") == 0
+    (record,) = records(capsys.readouterr().out)
+    files = {stem: read_audio(Path(path))[0] for stem, path in record["outputs"].items()}
+    assert name in files
+    mixture = read_audio(song)[0]
+    expected = mixture - sum(list(files.values())[number] for number in without)
+    torch.testing.assert_close(files[name], expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_with_vocals_has_an_instrumental(run: Callable[..., int], models: Path, tmp_path: Path) -> None:
+    write_model(models / "vocal.ckpt", ["bass", "Vocals"])
+    assert run(write_song(tmp_path / "a.wav"), "--also-rest", model="vocal") == 0
+    assert written(tmp_path / "out") == [f"a/{name}.wav" for name in ("Vocals", "bass", "instrumental")]
+
+
+@pytest.mark.parametrize(("wanted", "unit"), [("peak=-3", "peak"), ("lufs=-23", "lufs")])
+def test_all_stems_get_one_level_and_the_record_has_the_factor(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: str, unit: str
+) -> None:
+    song = write_song(tmp_path / "a.wav", 30_000)
+    assert run(song, "--residual", "--normalize", wanted, "--json") == 0
+    (record,) = records(capsys.readouterr().out)
+    stems = torch.stack([read_audio(Path(path))[0] for path in record["outputs"].values()])
+    mixture, _ = read_audio(song)
+    torch.testing.assert_close(stems.sum(0), mixture * record["factor"], rtol=0, atol=1e-5)
+    if unit == "peak":
+        assert float(stems.abs().max()) == pytest.approx(10 ** (-3 / 20), rel=1e-5)
+    else:
+        assert max(loudness([stem], RATE, 2) for stem in stems) == pytest.approx(-23, abs=0.1)
+
+
+def test_records_say_where_each_stem_sounds_in_the_song(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    song = tmp_path / "a.wav"
+    samples = np.zeros((6 * RATE, 2), dtype=np.float32)
+    samples[2 * RATE : 4 * RATE] = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * RATE, 2))
+    soundfile.write(song, samples, RATE, subtype="FLOAT")
+    assert run(song, "--residual", "--json", "--start", 1, "--activity", -40) == 0
+    (record,) = records(capsys.readouterr().out)
+    assert set(record["activity"]) == {"voice", "band", "residual"}
+    for stem, parts in record["activity"].items():
+        audio, _ = read_audio(Path(record["outputs"][stem]))
+        expected = [(start + 1, end + 1, level) for start, end, level in sounding_parts([audio], RATE, -40.0)]
+        assert [tuple(part) for part in parts] == [pytest.approx(part) for part in expected]
+    ((start, end, _level),) = record["activity"]["residual"]
+    assert (start, end) == (pytest.approx(2, abs=0.11), pytest.approx(4, abs=0.11))
+
+
+def test_pictures_appear_with_the_stems(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    song = write_song(tmp_path / "a.wav", 20_000)
+    assert run(song, "--spectrograms", "--format", "flac", "--json") == 0
+    (record,) = records(capsys.readouterr().out)
+    assert record["pictures"] == {name: str(tmp_path / f"out/a/{name}.png") for name in ("voice", "band")}
+    for name in ("voice", "band"):
+        assert (tmp_path / "out" / "a" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "out" / "a" / "band.png").unlink()
+    assert run(song, "--spectrograms", "--format", "flac", "--skip-existing") == 0
+    assert len(written(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("arguments", [(), ("--bit-depth", 16), ("--residual", "rest"), ("--normalize", "peak=-1")])
+def test_a_song_becomes_one_file_for_dj_programs(
+    run: Callable[..., int],
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+) -> None:
+    song = write_song(tmp_path / "a.flac", 40_000)
+    tags = mutagen.File(song)
+    tags["title"] = "A Song"
+    tags.save()
+    assert run(song, "--format", "stem.mp4", *arguments, "--json") == 0
+    (record,) = records(capsys.readouterr().out)
+    path = tmp_path / "out" / "a.stem.mp4"
+    assert set(record["outputs"].values()) == {str(path)}
+    assert [*record["outputs"]] == ["mixture", "voice", "band", *(["rest"] if "--residual" in arguments else [])]
+    assert written(tmp_path / "out") == ["a.stem.mp4"]
+    assert mutagen.File(path)["\xa9nam"] == ["A Song"]
+    assert b'{"name": "voice", "color": "#' in path.read_bytes()
+    if "--bit-depth" in arguments:
+        tracks = [torch.cat(list(probe_audio(path, stream=n).blocks()), dim=-1) for n in (1, 2, 3)]
+        torch.testing.assert_close(tracks[0], read_audio(song)[0], rtol=0, atol=2**-15)
+        stems = separate(from_checkpoint(models / "model.ckpt"), read_audio(song)[0], **SIZES)  # type: ignore[arg-type]
+        torch.testing.assert_close(torch.stack(tracks[1:]), stems, rtol=0, atol=2**-14)
+    assert run(song, "--format", "stem.mp4", "--skip-existing", "--json") == 0
+    assert records(capsys.readouterr().out)[0]["status"] == "skipped"
+
+
 # What is read --------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +448,22 @@ def test_weights_belong_to_the_checkpoints_in_their_order(
     torch.testing.assert_close(got, 0.75 * other + 0.25 * model, rtol=0, atol=1e-6)
 
 
+def test_a_preset_separates_as_its_checkpoints_do(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song = write_song(tmp_path / "a.wav", rate=11025)
+    files = [str(models / f"{name}.ckpt") for name in ("model", "solo")]
+    preset = Preset("mine", "uvr_max_spec", tuple(files), ("voice",), "nobody")
+    monkeypatch.setattr(command, "presets", lambda: {"mine": preset})
+    assert main([str(song), "--preset", "mine", "--output", str(tmp_path / "one")]) == 0
+    by_hand = ["--checkpoint", files[0], "--checkpoint", files[1], "--ensemble", "uvr_max_spec", "--stems", "voice"]
+    assert main([str(song), *by_hand, "--output", str(tmp_path / "two")]) == 0
+    assert [path.name for path in (tmp_path / "one" / "a").iterdir()] == ["voice.wav"]
+    one, two = (read_audio(tmp_path / folder / "a" / "voice.wav")[0] for folder in ("one", "two"))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert one.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -306,6 +478,15 @@ def test_weights_belong_to_the_checkpoints_in_their_order(
         (("--num-overlap", "2001"), "--num-overlap 2001 is more than the 2000 samples of a chunk"),
         (("--residual", "Voice"), "--residual Voice would overwrite the stem"),
         (("--audio-stream", "0"), "must be an integer from 1 to"),
+        (("--also-rest", "drums"), "--also-rest drums: this is not among the stems, voice, band"),
+        (("--also-rest", "--residual", "no_voice"), "--residual no_voice and --also-rest would be written as one file"),
+        (("--format", "stem.mp4", "--name-template", "{song}-{stem}"), "leave {stem} and {number} out"),
+        (("--format", "stem.mp4", "--residual", "mixture"), "--residual mixture"),
+        (("--format", "stem.mp4", "--spectrograms"), "is one file for all of them"),
+        (("--normalize", "peak"), "must be a number from -70 to 0"),
+        (("--normalize", "rms=-3"), "must be peak=DB or lufs=LUFS"),
+        (("--format", "mp3", "--quality", "321k"), "has no --quality 321k"),
+        (("--format", "mp3", "--sample-rate", "96000"), "mp3 has no --sample-rate 96000: use 48000"),
     ],
 )
 def test_options_that_cannot_work_together_are_status_2_before_a_model_is_loaded(
@@ -317,7 +498,7 @@ def test_options_that_cannot_work_together_are_status_2_before_a_model_is_loaded
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr(batch, "from_checkpoint", None)
+    monkeypatch.setattr(plan, "from_checkpoint", None)
     song = write_song(tmp_path / "a.wav")
     known = [models / f"{one}.ckpt" if one in ("solo", "other", "nameless") else one for one in arguments]
     with pytest.raises(SystemExit, match="2"):
@@ -355,7 +536,7 @@ def test_adapters_are_merged_before_the_separation(run: Callable[..., int], mode
 def test_a_folder_without_adapters_is_one_line(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(batch, "_load")  # Which would take long.
+    monkeypatch.delattr(plan.Source, "load")  # Which would take long.
     assert run(write_song(tmp_path / "a.wav"), "--lora", tmp_path) == 1
     assert "holds no adapters: choose a folder with adapter_config.json" in capsys.readouterr().err
 
@@ -408,7 +589,7 @@ def test_the_folder_of_a_song_that_is_a_link_out_of_the_output_is_refused_before
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere" / leftover).touch()
     (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(batch, "from_checkpoint", None)
+    monkeypatch.setattr(plan, "from_checkpoint", None)
     assert run(write_song(tmp_path / "a.wav"), "--overwrite") == 1
     assert f"{tmp_path / 'out' / 'a'} is, or is below, a link that leads out of" in capsys.readouterr().err
     assert written(tmp_path / "elsewhere") == [leftover]
@@ -486,7 +667,7 @@ def test_processes_of_one_job_cannot_share_a_pipe(
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit, match=r"^2$"):
         run("-")
-    assert "several processes cannot share what comes out of a pipe" in capsys.readouterr().err
+    assert "several processes cannot share the contents of a pipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -499,7 +680,7 @@ def test_a_process_that_fails_as_a_whole_waits_for_the_others(
     waited: list[bool] = []
     monkeypatch.setattr(batch, "wait_for_others", lambda _place, *, failed: waited.append(failed))
     if fails:
-        monkeypatch.setattr(batch, "_load", load)
+        monkeypatch.setattr(plan.Source, "load", load)
     assert run(write_song(tmp_path / "a.wav")) == int(fails)
     assert waited == [fails]
 

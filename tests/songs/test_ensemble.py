@@ -27,17 +27,27 @@ def of_smallest_key(values: np.ndarray, key: Callable[[np.ndarray], np.ndarray])
     return np.take_along_axis(values, key(values).argmin(axis=0)[None], axis=0)[0]
 
 
+def folded(values: np.ndarray, counts: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Combine as UVR does: each model's value replaces those before it where its modulus counts."""
+    result = values[0]
+    for value in values[1:]:
+        result = np.where(counts(np.abs(value), np.abs(result)), value, result)
+    return result
+
+
 RULES: dict[str, Callable[[np.ndarray, Sequence[float] | None], np.ndarray]] = {
     "avg": lambda values, weights: np.average(values, axis=0, weights=weights),
     "median": lambda values, _: np.median(values, axis=0),
     "min": lambda values, _: of_smallest_key(values, np.abs),
     "max": lambda values, _: of_smallest_key(values, lambda x: -np.abs(x)),
+    "uvr_min": lambda values, _: folded(values, np.less_equal),
+    "uvr_max": lambda values, _: folded(values, np.greater_equal),
 }
 
 
 def expected(tensors: list[Tensor], kind: str, weights: Sequence[float] | None) -> Tensor:
     """Combine by NumPy: samples, or spectra of audio that is continued to a multiple of the hop."""
-    rule, domain = kind.split("_")
+    rule, _, domain = kind.rpartition("_")
     values = np.stack([tensor.numpy() for tensor in tensors]).astype(np.float64)
     if domain == "wave":
         return torch.from_numpy(RULES[rule](values, weights))
@@ -61,6 +71,15 @@ def test_each_kind_is_what_numpy_says(kind: Ensemble, count: int, length: int) -
     tensors = [tensor.double() for tensor in estimates(count, length)]
     result = combine(tensors, kind)
     torch.testing.assert_close(result, expected(tensors, kind, None), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENSEMBLES if "min" in kind or "max" in kind])
+def test_of_equal_moduli_msst_takes_the_first_and_uvr_the_last(kind: Ensemble) -> None:
+    (one,) = estimates(1, 5000)
+    for first, last in ((one, -one), (-one, one)):
+        torch.testing.assert_close(
+            combine([first, last], kind), last if kind.startswith("uvr") else first, rtol=0, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("kind", ["avg_wave", "avg_fft"])
@@ -135,7 +154,7 @@ def test_models_read_one_stream_together(kind: Ensemble) -> None:
 
 BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: combine([], "avg_wave"), "at least one"),
-    (lambda: combine(estimates(2, 9), "mean"), "one of avg_wave, .*max_fft: received 'mean'"),  # type: ignore[arg-type]
+    (lambda: combine(estimates(2, 9), "mean"), "one of avg_wave, .*uvr_max_spec: received 'mean'"),  # type: ignore[arg-type]
     (lambda: combine(estimates(2, 9), "avg_wave", [1.0]), r"each of 2: received \[1\.0\]"),
     (lambda: combine(estimates(2, 9), "avg_fft", [1.0, math.nan]), r"finite.*nan"),
     (lambda: combine(estimates(2, 9), "avg_fft", [1.0, -1.0]), r"above zero.*-1\.0"),

@@ -143,7 +143,7 @@ def test_a_temporary_folder_that_is_full_is_named(
     monkeypatch.setattr(shutil, "copyfileobj", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"music")))
-    with pytest.raises(OSError, match="No space left on device for what comes out of -") as caught:
+    with pytest.raises(OSError, match="No space left on device for the contents of -") as caught:
         found(copies, STANDARD_INPUT)
     assert str(caught.value.filename).startswith(str(tmp_path))
 

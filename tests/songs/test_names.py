@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hunterFormsBS.songs import names
 from hunterFormsBS.songs.names import (
+    FIELDS,
     TEMPLATE,
     check_apart,
     check_length,
@@ -80,9 +81,12 @@ def test_what_some_file_system_takes_for_one_has_one_key(one: str, other: str) -
 
 def test_a_template_is_filled_in_and_gets_the_suffix() -> None:
     template = check_template("{model}/{song} ({number} {stem})")
-    filled = fill_in(template, song="a", stem="bass", model="m", number=2, ext="flac")
+    filled = fill_in(template, {"song": "a", "stem": "bass", "model": "m", "number": 2, "ext": "flac"})
     assert filled == PurePath("m/a (2 bass).flac")
-    assert fill_in(check_template(TEMPLATE), song="a", stem="b", model="", number=1, ext="wav") == PurePath("a/b.wav")
+    assert fill_in(check_template(TEMPLATE), {"song": "a", "stem": "b", "ext": "wav"}) == PurePath("a/b.wav")
+    assert fill_in(check_template("{dir_name}/{stem}"), {"dir_name": "", "stem": "b", "ext": "wav"}) == PurePath(
+        "b.wav"
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,18 +106,19 @@ def test_a_template_is_filled_in_and_gets_the_suffix() -> None:
     ],
 )
 def test_a_template_that_cannot_work_is_refused(template: str) -> None:
-    with pytest.raises(ValueError, match=r"use \{song\}, \{stem\}"):
+    with pytest.raises(ValueError, match=r"use \{song\}, \{file_name\}, \{stem\}"):
         check_template(template)
 
 
-@given(st.text(string.ascii_letters + "./\\{}", max_size=12))
-def test_no_template_leads_out_of_the_output_folder(text: str) -> None:
+@given(st.lists(st.sampled_from([*string.ascii_letters, *"./\\{}", "{dir_name}", "{ext_source}", "..{dir_name}/"])))
+def test_no_template_leads_out_of_the_output_folder(pieces: list[str]) -> None:
     try:
-        template = check_template(text + "{stem}")
+        template = check_template("".join(pieces) + "{stem}")
     except ValueError:
         return
     output = Path("/out")
-    path = output / fill_in(template, song="s", stem="t", model="m", number=1, ext="wav")
+    fields = {**dict.fromkeys(FIELDS, "x"), "stem": "t", "ext": "wav", "dir_name": "", "ext_source": ""}
+    path = output / fill_in(template, fields)
     assert output in Path(os.path.normpath(path)).parents
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.program.dispatch import understand
+from hunterFormsBS.songs.graph import REST, Combination, Graph, Separator
+from hunterFormsBS.songs.levels import loudest_part
 from hunterFormsBS.songs.options import Options
-from hunterFormsBS.songs.parts import Part, Region, clock, loudest_part, seconds
+from hunterFormsBS.songs.parts import Part, Region, clock, seconds
 from hunterFormsBS.songs.reading import probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import Settings
 
 SECONDS = 6
@@ -36,7 +38,7 @@ def stems_of(song: Path, part: Part, *, rates: tuple[int, ...], kind: Any = "avg
     normalize = keywords.pop("normalize", False)
     parameters = ParametersSeparation(chunk_size=4000, num_overlap=2, **keywords)
     separators = [Separator(model, Settings(rate, parameters, ["a", "b"], normalize)) for rate in rates]
-    blocks = separate_song(separators, probe_audio(song), combination=Combination(kind), residual=True, part=part)
+    blocks = separate_song(Graph.of(separators, Combination(kind)).with_rests([REST]), probe_audio(song), part=part)
     return torch.cat(list(blocks), dim=-1)
 
 
@@ -62,12 +64,15 @@ PARTS = [Part(0, 1.5), Part(2.3333, 4.1), Part(5.1234), Part(5.9, 99.0)]
     [
         (8000, (8000,), {}),
         (8000, (8000,), {"blend": "msst", "batch_size": 2}),
+        (8000, (8000,), {"blend": "pymss"}),
+        (8000, (8000,), {"blend": "audio-separator"}),
         (8000, (8000,), {"shifts": 2}),
         (8000, (8000,), {"normalize": True}),
         (8000, (11025,), {}),
         (11025, (8000,), {}),
         (8000, (8000, 11025), {"kind": "median_wave"}),
         (8000, (8000, 11025), {"kind": "max_fft"}),
+        (8000, (8000, 11025), {"kind": "uvr_max_spec"}),
     ],
     ids=str,
 )

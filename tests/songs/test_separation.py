@@ -7,7 +7,8 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator, estimates
+from hunterFormsBS.kernels.int8 import in_int8
+from hunterFormsBS.overlapAdd import Chunks
+from hunterFormsBS.parametersSeparation import BLENDS, Blend, ParametersSeparation
 from hunterFormsBS.separation import separate, separate_stream
 from tests.conftest import TINY
 
@@ -517,7 +521,8 @@ def test_a_number_of_stems_that_changes_is_refused() -> None:
 def test_nothing_is_warned_about_when_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+    assert stems.shape[-1] == 2500
 
 
 # Streams ------------------------------------------------------------------------------------------------------------
@@ -557,29 +562,34 @@ def test_a_stream_gives_what_separate_gives_whatever_the_blocks(
     assert (same[0] - mixture).abs().max() <= 1e-6
 
 
-def test_a_stream_holds_a_few_chunks_and_gives_samples_as_soon_as_they_are_final() -> None:
-    alive, most, given = 0, 0, 0
+class Counted:
+    """Blocks of 100 samples, and how many samples were read of them, and were alive at most."""
 
-    def blocks() -> Iterator[Tensor]:
-        nonlocal alive, most, given
-        for _block in range(300):
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.read = self.alive = self.most = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _block in range(self.count):
             array = np.ones((1, 100), dtype=np.float32)
-            alive, given = alive + 1, given + 100
-            weakref.finalize(array, release)
-            most = max(most, alive)
+            self.alive, self.read = self.alive + 100, self.read + 100
+            weakref.finalize(array, self._release)
+            self.most = max(self.most, self.alive)
             yield torch.from_numpy(array)
             del array
 
-    def release() -> None:
-        nonlocal alive
-        alive -= 1
+    def _release(self) -> None:
+        self.alive -= 100
 
-    done = 0
-    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2):
+
+@pytest.mark.parametrize(("blend", "ahead"), [("smooth", 3.5), ("msst", 4.5)])
+def test_a_stream_holds_a_few_chunks_and_gives_samples_as_soon_as_they_are_final(blend: Blend, ahead: float) -> None:
+    blocks, done = Counted(300), 0
+    for stems in separate_stream(identity, blocks, chunk_size=CHUNK, batch_size=2, blend=blend):
         done += stems.shape[-1]
-        assert given <= done + 3.5 * CHUNK
+        assert blocks.read <= done + ahead * CHUNK
     assert done == 30000
-    assert most * 100 <= 4 * CHUNK
+    assert blocks.most <= (ahead + 0.5) * CHUNK
 
 
 def test_a_stream_ends_at_once_when_it_is_closed_and_lets_go_of_its_blocks() -> None:
@@ -748,8 +758,33 @@ def test_a_device_that_is_not_there_is_refused_with_a_sentence(device: str) -> N
 def test_bfloat16_on_a_processor_without_it_is_warned_about_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "multiplies_bfloat16", lambda: False)
     with pytest.warns(RuntimeWarning, match="no instructions for bfloat16") as caught:
-        separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.bfloat16)
+    assert stems.shape[-1] == 2500
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_int8_is_the_model_in_int8() -> None:
+    model = BandSplitRotator(**TINY | {"dim": 48, "dim_head": 16}).eval()
+    mixture = noise(1, 400)
+    stems = separate(model, mixture, chunk_size=400, num_overlap=1, dtype=torch.int8)
+    with torch.no_grad():
+        expected = model(mixture[None])[0]
+        with in_int8():
+            torch.testing.assert_close(stems, model(mixture[None])[0], rtol=0, atol=1e-6)
+    assert 0 < float((stems - expected).norm() / expected.norm()) < 0.05
+
+
+def test_int8_where_nothing_can_be_computed_so_is_warned_about_once_a_call() -> None:
+    with pytest.warns(RuntimeWarning, match="nothing was computed in int8") as caught:
+        stems = separate(Layers(), noise(2, 2500), chunk_size=CHUNK, dtype=torch.int8)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert torch.equal(stems, separate(Layers(), noise(2, 2500), chunk_size=CHUNK))
+
+
+def test_int8_is_refused_on_other_devices_before_the_model_goes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "unusable", lambda _: None)
+    with pytest.raises(ValueError, match=r"int8.*CPU only: received the device 'cuda:1'"):
+        separate(Layers(), noise(1, 10), device="cuda:1", dtype=torch.int8)
 
 
 # Parts of a song ------------------------------------------------------------------------------------------------------
@@ -796,26 +831,11 @@ def test_of_a_part_the_model_sees_only_the_chunks_that_reach_into_it() -> None:
 
 
 def test_a_stream_is_read_until_its_part_is_known_and_held_from_where_it_begins() -> None:
-    alive, most, read = 0, 0, 0
-
-    def blocks() -> Iterator[Tensor]:
-        nonlocal alive, most, read
-        for _block in range(1000):
-            array = np.ones((1, 100), dtype=np.float32)
-            alive, read = alive + 1, read + 100
-            weakref.finalize(array, release)
-            most = max(most, alive)
-            yield torch.from_numpy(array)
-            del array
-
-    def release() -> None:
-        nonlocal alive
-        alive -= 1
-
-    stems = list(separate_stream(identity, blocks(), chunk_size=CHUNK, start=50000, duration=2000))
+    blocks = Counted(1000)
+    stems = list(separate_stream(identity, blocks, chunk_size=CHUNK, start=50000, duration=2000))
     assert sum(block.shape[-1] for block in stems) == 2000
-    assert read <= 52000 + 3 * CHUNK
-    assert most * 100 <= 4 * CHUNK
+    assert blocks.read <= 52000 + 3 * CHUNK
+    assert blocks.most <= 4 * CHUNK
 
 
 @pytest.mark.parametrize(
@@ -842,75 +862,150 @@ def test_parts_that_cannot_be_are_refused_before_the_model_runs(
     assert model.batches == []
 
 
-# Shifts, and the chunks of MSST ---------------------------------------------------------------------------------------
+# Shifts, and the chunks of other programs -----------------------------------------------------------------------------
 
 
 def as_msst_does(
-    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: int, batch_size: int
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, batch_size: int
 ) -> Tensor:
     """Separate as MSST's `demix` does, chunk by chunk and sample by sample."""
-    step, fade = chunk_size // num_overlap, chunk_size // 10
-    border = chunk_size - step
+    step, fade = step_of(chunk_size, num_overlap), chunk_size // 10
+    song, border = between_mirror_images(mixture, chunk_size - step)
+    starts = range(0, song.shape[-1], step)
+    windows = []
+    for number in range(len(starts)):
+        together = [other for other in range(len(starts)) if other // batch_size == number // batch_size]
+        rises, falls = together != [0], together == [0] or together[-1] < len(starts) - 1
+        windows.append(trapezium(chunk_size, fade if rises else 0, fade if falls else 0))
+    stems = by_chunks(model, song, chunk_size, starts, windows, least_mirrored=chunk_size // 2 + 1)
+    return stems[..., border : border + mixture.shape[-1]].float()
+
+
+def as_pymss_does(
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
+) -> Tensor:
+    """Separate as `demix_track` of pymss 2.1.12 does, chunk by chunk and sample by sample."""
+    step = step_of(chunk_size, num_overlap)
+    fade = min(chunk_size // 10, chunk_size - step)
+    song, border = between_mirror_images(mixture, chunk_size - step)
+    length = song.shape[-1]
+    windows = []
+    for start in range(0, length, step):
+        window = trapezium(chunk_size, fade if start else 0, fade)
+        if start + chunk_size >= length:
+            for sample in range(max(0, length - start - fade), length - start):
+                window[sample] = 1.0
+        windows.append(window)
+    starts = range(0, length, step)
+    stems = by_chunks(model, song, chunk_size, starts, windows, least_mirrored=chunk_size // 2 + 2)
+    return stems[..., border : border + mixture.shape[-1]].float()
+
+
+def as_audio_separator_does(
+    model: Callable[[Tensor], Tensor], mixture: Tensor, chunk_size: int, num_overlap: float, _batch_size: int
+) -> Tensor:
+    """Separate as `MDXCSeparator.demix` of audio-separator 0.47.1 does, chunk by chunk and sample by sample."""
+    length, step = mixture.shape[-1], step_of(chunk_size, num_overlap)
+    if length < chunk_size:
+        return model(mixture[None])[0]
+    starts = [*range(0, length - chunk_size, step), length - chunk_size]
+    angles = [2 * math.pi * sample / (chunk_size - 1) for sample in range(chunk_size)]
+    windows = [[0.54 - 0.46 * math.cos(angle) for angle in angles]] * len(starts)
+    return by_chunks(model, mixture, chunk_size, starts, windows).float()
+
+
+def step_of(chunk_size: int, num_overlap: float) -> int:
+    """Return the samples from one chunk to the next, 100 of 110 / 1.1, which is less than that in binary numbers."""
+    return math.floor(chunk_size / Fraction(num_overlap).limit_denominator(10**6))
+
+
+def between_mirror_images(mixture: Tensor, border: int) -> tuple[Tensor, int]:
+    """Return a song with borders, and how long one is: zero for a song that is no longer than two of them."""
     length = mixture.shape[-1]
     border = border if length > 2 * border else 0
-    indices = [*range(border, 0, -1), *range(length), *range(length - 2, length - 2 - border, -1)]
-    song = mixture[:, indices]
-    starts = range(0, song.shape[-1], step)
-    total, weights = torch.zeros(()), torch.zeros(song.shape[-1], dtype=torch.float64)
-    for number, start in enumerate(starts):
+    return mixture[:, [*range(border, 0, -1), *range(length), *range(length - 2, length - 2 - border, -1)]], border
+
+
+def trapezium(size: int, rise: int, fall: int) -> list[float]:
+    """Return a window that rises from zero and falls to zero in straight lines."""
+    window = [1.0] * size
+    for sample in range(rise):
+        window[sample] = sample / (rise - 1) if rise > 1 else 0.0
+    for sample in range(fall):
+        window[size - fall + sample] = 1 - sample / (fall - 1) if fall > 1 else 1.0
+    return window
+
+
+def by_chunks(
+    model: Callable[[Tensor], Tensor],
+    song: Tensor,
+    chunk_size: int,
+    starts: Sequence[int],
+    windows: Sequence[Sequence[float]],
+    least_mirrored: int = 0,
+) -> Tensor:
+    """Return the weighted mean of the estimates of chunks; those of at least so many samples are mirrored."""
+    length = song.shape[-1]
+    total, weights = torch.zeros(()), torch.zeros(length, dtype=torch.float64)
+    for start, window in zip(starts, windows, strict=True):
         music = song[:, start : start + chunk_size]
         there = music.shape[-1]
         missing = chunk_size - there
-        tail = music[:, [there - 2 - sample for sample in range(missing)]] if there > chunk_size // 2 else None
-        tail = torch.zeros(len(song), missing) if tail is None else tail
-        estimate = model(torch.cat([music, tail], dim=-1)[None])[0].double()
-        together = [other for other in range(len(starts)) if other // batch_size == number // batch_size]
-        window = [1.0] * chunk_size
-        for sample in range(fade):
-            up = sample / (fade - 1) if fade > 1 else 0.0
-            down = 1 - sample / (fade - 1) if fade > 1 else 1.0
-            window[sample] = 1.0 if together == [0] else up
-            falls = together == [0] or together[-1] < len(starts) - 1
-            window[chunk_size - fade + sample] = down if falls else 1.0
-        weighted = estimate * torch.tensor(window, dtype=torch.float64)
-        total = total + torch.nn.functional.pad(weighted, (start, len(starts) * chunk_size))[..., : song.shape[-1]]
+        tail = torch.zeros(len(song), missing)
+        if there >= least_mirrored:
+            tail = music[:, [there - 2 - sample for sample in range(missing)]]
+        estimate = model(torch.cat([music, tail], dim=-1)[None])[0].double() * torch.tensor(window, dtype=torch.float64)
+        total = total + torch.nn.functional.pad(estimate, (start, length))[..., :length]
         weights[start : start + there] += torch.tensor(window, dtype=torch.float64)[:there]
-    stems = (total / weights).nan_to_num(nan=0.0)
-    return stems[..., border : border + length].float()
+    return (total / weights).nan_to_num(nan=0.0)
+
+
+OTHER_PROGRAMS = {"msst": as_msst_does, "pymss": as_pymss_does, "audio-separator": as_audio_separator_does}
 
 
 CHUNKS = {
     "chunk_size": st.integers(20, 120),
-    "num_overlap": st.integers(1, 5),
+    "num_overlap": st.integers(1, 5) | st.floats(1, 4),
     "batch_size": st.integers(1, 5),
     "length": st.integers(1, 400),
 }
 
 
-@settings(deadline=None, max_examples=50)
+@pytest.mark.parametrize("blend", OTHER_PROGRAMS)
+@settings(deadline=None, max_examples=40)
 @given(**CHUNKS)
 @example(chunk_size=100, num_overlap=1, batch_size=2, length=250)
+@example(chunk_size=100, num_overlap=1.1, batch_size=1, length=205)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=50)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=51)
+@example(chunk_size=100, num_overlap=2, batch_size=1, length=52)
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=101)
 @example(chunk_size=100, num_overlap=4, batch_size=3, length=150)
-def test_the_blend_of_msst_is_its_demix_for_any_length_overlap_and_batch(
-    chunk_size: int, num_overlap: int, batch_size: int, length: int
+def test_the_blend_of_another_program_is_its_function_for_any_length_overlap_and_batch(
+    blend: str, chunk_size: int, num_overlap: float, batch_size: int, length: int
 ) -> None:
     mixture = noise(2, length)
-    expected = as_msst_does(nonlinear, mixture, chunk_size, num_overlap, batch_size)
-    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": "msst"}
+    expected = OTHER_PROGRAMS[blend](nonlinear, mixture, chunk_size, num_overlap, batch_size)
+    keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": blend}
     stems = separate(nonlinear, mixture, **keywords)
     assert (stems - expected).abs().max() <= 1e-6 * expected.abs().max()
     blocks = separate_stream(nonlinear, cut(mixture, [length // 3, length // 2]), **keywords)
     torch.testing.assert_close(torch.cat(list(blocks), dim=-1), stems, rtol=0, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(chunk_size=st.integers(1, 10**6), data=st.data())
+def test_any_overlap_in_samples_has_a_number(chunk_size: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, chunk_size - 1))
+    parameters = ParametersSeparation(chunk_size=chunk_size, num_overlap=chunk_size / (chunk_size - overlap))
+    assert Chunks(parameters, torch.float32, torch.device("cpu")).step == chunk_size - overlap
+
+
 @settings(deadline=None, max_examples=25)
-@given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(["smooth", "msst"]), start=st.integers(0, 499))
+@given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(BLENDS), start=st.integers(0, 499))
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=3, shifts=5, blend="smooth", start=1)
 def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
-    chunk_size: int, num_overlap: int, batch_size: int, length: int, shifts: int, blend: str, start: int
+    chunk_size: int, num_overlap: float, batch_size: int, length: int, shifts: int, blend: str, start: int
 ) -> None:
     mixture = noise(2, length)
     keywords: Any = {"chunk_size": chunk_size, "num_overlap": num_overlap, "batch_size": batch_size, "blend": blend}
@@ -928,14 +1023,18 @@ def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
     torch.testing.assert_close(torch.cat(list(part), dim=-1), expected[..., start : start + 99], **tolerance)
 
 
-@pytest.mark.parametrize("keywords", [{"shifts": 3}, {"blend": "msst"}, {"blend": "msst", "shifts": 3, "start": 700}])
+@pytest.mark.parametrize(
+    "keywords",
+    [{"shifts": 3}, *[{"blend": blend} for blend in OTHER_PROGRAMS], {"blend": "msst", "shifts": 3, "start": 700}],
+)
 def test_progress_counts_the_chunks_of_all_shifts_and_borders(keywords: dict[str, Any]) -> None:
     model, seen = Recorder(), []
     separate(model, noise(1, 4321), chunk_size=CHUNK, progress=lambda *counts: seen.append(counts), **keywords)
     assert seen == [(done, len(model.chunks)) for done in range(1, len(model.chunks) + 1)]
 
 
-def test_the_blend_of_msst_streams_holding_a_few_chunks() -> None:
+@pytest.mark.parametrize("blend", OTHER_PROGRAMS)
+def test_the_blend_of_another_program_streams_holding_a_few_chunks(blend: Blend) -> None:
     given = done = 0
 
     def blocks() -> Iterator[Tensor]:
@@ -944,7 +1043,7 @@ def test_the_blend_of_msst_streams_holding_a_few_chunks() -> None:
             given += 100
             yield noise(1, 100)
 
-    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2, blend="msst"):
+    for stems in separate_stream(identity, blocks(), chunk_size=CHUNK, batch_size=2, blend=blend):
         done += stems.shape[-1]
         assert given <= done + 4.5 * CHUNK
     assert done == 10000
@@ -955,7 +1054,7 @@ def test_the_blend_of_msst_streams_holding_a_few_chunks() -> None:
     [
         ({"shifts": 0}, ValueError, "`shifts` must be from 1 to .*: received 0"),
         ({"shifts": "2"}, TypeError, "`shifts` must be an integer: received '2'"),
-        ({"blend": "MSST"}, ValueError, "`blend` must be one of smooth, msst: received 'MSST'"),
+        ({"blend": "MSST"}, ValueError, "`blend` must be one of smooth, msst, pymss, audio-separator: received 'MSST'"),
     ],
 )
 def test_shifts_and_blends_that_do_not_exist_are_refused(

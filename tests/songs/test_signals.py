@@ -15,7 +15,8 @@ import pytest
 import soundfile
 
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs import headers, reading, writing
+from hunterFormsBS.songs import encoders, headers, reading, writing
+from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.signals import NUMBERS, ending_on_signals, uninterrupted
 
@@ -54,11 +55,15 @@ def test_the_first_signal_ends_and_a_second_does_not_interrupt_the_cleaning_up(n
 
 def test_what_the_program_was_started_to_ignore_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handlers = []
     try:
         with ending_on_signals(), uninterrupted():
             os.kill(os.getpid(), signal.SIGHUP)
+            handlers.append(signal.getsignal(signal.SIGHUP))
     finally:
+        handlers.append(signal.getsignal(signal.SIGHUP))
         signal.signal(signal.SIGHUP, before)
+    assert handlers == [signal.SIG_IGN, signal.SIG_IGN]
 
 
 def test_a_signal_waits_for_the_end_of_what_is_not_interrupted() -> None:
@@ -112,7 +117,8 @@ def test_other_threads_change_no_handlers() -> None:
 
 @pytest.mark.parametrize("moment", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("kind", "method"), [(headers.PatchedFile, "read"), (headers.PatchedFile, "seek"), (writing._File, "write")]
+    ("kind", "method"),
+    [(headers.PatchedFile, "read"), (headers.PatchedFile, "seek"), (encoders.RecordingFile, "write")],
 )
 def test_a_signal_within_a_callback_of_a_library_in_c_is_not_lost(
     kind: type[Any], method: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,8 +139,8 @@ def test_a_signal_within_a_callback_of_a_library_in_c_is_not_lost(
     def copy() -> None:
         audio, rate = reading.read_audio(path)
         file = tmp_path / "out" / "b.flac"
-        with writing.writing_together(tmp_path / "out", {"b": file}, rate, writing.Encoding("flac", 24)) as folder:
-            folder.write("b", audio)
+        with writing.writing_together(tmp_path / "out", {"b": file}, rate, Encoding("flac", 24)) as folder:
+            folder.open(1)[0].write(audio)
 
     with pytest.raises(KeyboardInterrupt):
         copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypedDict
 
@@ -115,36 +116,25 @@ _HYPERACE: Final[Mapping[str, Reading]] = MappingProxyType(
         "segm_num_hyperedges": Size(rf"{_HYPEREDGES}high_order_branch\.0\.ahc\.adaptive_hyperedge_gen\.global_proto"),
     }
 )
-_SEGMENTATION_KEYS: Final = rf"{HEADS}segm\.(?:backbone|hyperace|decoder|upsample_head)\.\S+"
-
-HYPERACE = HeadKind(
-    "use_hyperACE",
-    build,
-    check,
-    (
-        Variant(
-            name="HyperACE v2",
-            pattern=r"^mask_estimators\.\d+\.segm\.upsample_head\.block1\.out_conv\.",
-            example="mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
-            options="use_hyperACE=True",
-            switches=("use_hyperACE",),
-            readings={**_HYPERACE, "segm_version": 2},
-            keys=_SEGMENTATION_KEYS,
-            overlapping=False,
-            defaults=NEVER_SILENT,
-            published="unwa",
-        ),
-        Variant(
-            name="HyperACE v1",
-            pattern=r"^mask_estimators\.\d+\.segm\.",
-            example="mask_estimators.0.segm.backbone.stem.dwconv.weight",
-            options="use_hyperACE=True, segm_version=1",
-            switches=("use_hyperACE",),
-            readings={**_HYPERACE, "segm_version": 1},
-            keys=_SEGMENTATION_KEYS,
-            overlapping=False,
-            defaults=NEVER_SILENT,
-            published="unwa",
-        ),
-    ),
+_VERSION_2: Final = Variant(
+    name="HyperACE v2",
+    pattern=r"^mask_estimators\.\d+\.segm\.upsample_head\.block1\.out_conv\.",
+    example="mask_estimators.0.segm.upsample_head.block1.out_conv.blocks.0.tfc1.0.weight",
+    options="use_hyperACE=True",
+    switches=("use_hyperACE",),
+    readings={**_HYPERACE, "segm_version": 2},
+    keys=rf"{HEADS}segm\.(?:backbone|hyperace|decoder|upsample_head)\.\S+",
+    overlapping=False,
+    defaults=NEVER_SILENT,
+    published="unwa",
 )
+_VERSION_1: Final = replace(
+    _VERSION_2,
+    name="HyperACE v1",
+    pattern=r"^mask_estimators\.\d+\.segm\.",
+    example="mask_estimators.0.segm.backbone.stem.dwconv.weight",
+    options="use_hyperACE=True, segm_version=1",
+    readings={**_HYPERACE, "segm_version": 1},
+)
+
+HYPERACE = HeadKind("use_hyperACE", build, check, (_VERSION_2, _VERSION_1))

@@ -6,33 +6,44 @@ import argparse
 import re
 from pathlib import Path
 
+from hunterFormsBS.checkpoint.facts import presets
 from hunterFormsBS.choices import (
     BATCH_SIZE,
     BLENDS,
     CHUNK_SIZE,
-    DTYPES,
+    DTYPES_COMPUTED,
     ENSEMBLES,
-    FORMATS,
+    KINDS,
     NUM_OVERLAP,
     SHIFTS,
+    SOUNDING,
 )
 from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
+from hunterFormsBS.limits import HIGHEST_RATE, LOWEST_RATE
+from hunterFormsBS.printable import short_repr
 from hunterFormsBS.program.commands import models
 from hunterFormsBS.program.parsing import add_advanced_group
 from hunterFormsBS.program.values import add_upstream, checked, integer, names, number, weights
-from hunterFormsBS.songs.names import TEMPLATE, check_template, safe_name
+from hunterFormsBS.songs.encodings import quality_or_bit_rate
+from hunterFormsBS.songs.names import FIELDS, TEMPLATE, check_template, safe_name
 from hunterFormsBS.songs.parts import PREVIEW, seconds
 
 EXAMPLES = """\
   hunterforms song.flac --checkpoint model.ckpt --configuration model.yaml --output separated
       writes separated/song/vocals.wav and so on, one file for each stem of the model
 
+  hunterforms song.flac --preset vocal_balanced --output separated
+      fetches two models of vocals, and writes what they make of the song together; `hunterforms presets` lists others
+
   hunterforms album/ --checkpoint model.ckpt --output separated --stems vocals --residual instrumental
       writes the vocals of every song below the folder, and everything else in it as instrumental.wav
 
   hunterforms song.mp3 --checkpoint model.ckpt --output separated --num-overlap 4 --dtype bfloat16
       more overlap for smoother results, at twice the time of --num-overlap 2; bfloat16 saves time on a GPU
+
+  hunterforms album/ --recipe dry-lead --output separated
+      lead vocals without reverberation: three models in one run; `hunterforms recipe list` shows other recipes
 
   hunterforms song.flac --checkpoint model.ckpt --output separated --start 1:20 --duration 30
       half a minute of the song, the same samples as in the stems of all of it; --preview takes the loudest half minute
@@ -50,7 +61,7 @@ RESIDUAL = "residual"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments: first those that most people need."""
-    parser.usage = "%(prog)s MIXTURE ... --checkpoint FILE --output DIR [options]"
+    parser.usage = "%(prog)s MIXTURE ... (--checkpoint FILE | --preset NAME) --output DIR [options]"
     add = parser.add_argument
     add(
         "mixtures",
@@ -69,6 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights: a file, a name that `hunterforms models` prints, or hub:OWNER/REPOSITORY/FILE; several times "
         "for an ensemble",
+    )
+    add(
+        "--preset",
+        choices=tuple(presets()),
+        metavar="NAME",
+        help="several checkpoints for one purpose, and how their stems become one: see `hunterforms presets`",
+    )
+    add(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="several models in one run, in place of --checkpoint: a name that `hunterforms recipe list` prints, or a "
+        "file of YAML",
     )
     add("--output", type=Path, metavar="DIR", help="folder for the results, DIR/SONG/STEM.wav; it is made")
     add(
@@ -99,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Separate songs, or do what an option asks for that is a command of its own."""
     if options.list_models:
-        return models.run(options, console)
+        return models.show(models.Selection(), console)
     if options.info is not None:
         if options.mixtures or options.checkpoint:
             raise UsageError("--info FILE takes the checkpoint itself, and no songs: separate them in another call")
@@ -107,14 +130,43 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
         configuration = next(iter(options.configuration), None)
         return show_information(options.info, console, configuration=configuration, upstream=options.upstream)
-    given = {"MIXTURE": options.mixtures, "--checkpoint": options.checkpoint, "--output": options.output}
+    options = _with_ensemble(options)
+    checkpoints = options.checkpoint or options.recipe
+    given = {"MIXTURE": options.mixtures, "--checkpoint, --preset or --recipe": checkpoints, "--output": options.output}
     missing = [name for name, value in given.items() if not value]
     if missing:
         raise UsageError(f"the following arguments are required: {', '.join(missing)}")
     from hunterFormsBS.songs.batch import separate_all
     from hunterFormsBS.songs.options import Options
 
-    return separate_all(Options(**vars(options)), console)
+    given_options = Options(**vars(options))
+    if options.recipe is None:
+        if options.one_model_at_a_time:
+            raise UsageError("--one-model-at-a-time is for --recipe: leave it out")
+        return separate_all(given_options, console)
+    from hunterFormsBS.recipes.commandLine import plan_of_options
+
+    return separate_all(given_options, console, plan_of_options)
+
+
+def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with the checkpoints of a preset, and with the way to combine stems."""
+    if options.preset is None:
+        return argparse.Namespace(**{**vars(options), "ensemble": options.ensemble or "avg_wave"})
+    instead = ("checkpoint", "configuration", "ensemble", "weights", "upstream", "lora")
+    given = [f"--{name}" for name in instead if getattr(options, name)]
+    if given:
+        raise UsageError(
+            f"--preset {options.preset} says which checkpoints, and how they are combined: leave out "
+            f"{' and '.join(given)}, or name the checkpoints that `hunterforms presets` lists yourself"
+        )
+    preset = presets()[options.preset]
+    chosen = {
+        "checkpoint": [Path(name) for name in preset.checkpoints],
+        "ensemble": preset.ensemble,
+        "stems": options.stems or list(preset.stems),
+    }
+    return argparse.Namespace(**{**vars(options), **chosen})
 
 
 def _add_written(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +180,20 @@ def _add_written(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"write the mixture minus the stems, as {RESIDUAL} or under this name",
     )
-    add("--format", choices=FORMATS, default="wav", help="kind of the files (default: wav); ogg is Vorbis")
+    add(
+        "--also-rest",
+        nargs="?",
+        const="",
+        metavar="STEM",
+        help="write the mixture minus this stem as well (vocals, or the first), as instrumental or no_STEM",
+    )
+    add(
+        "--format",
+        choices=KINDS,
+        default="wav",
+        help="kind of the files (default: wav); ogg is Vorbis, m4a AAC or, with --bit-depth, ALAC; stem.mp4 is one "
+        "file for DJ programs, with the mixture and up to four stems",
+    )
     add("--overwrite", action="store_true", help="replace stems that exist")
     add(
         "--skip-existing",
@@ -151,7 +216,6 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add(
         "--ensemble",
         choices=ENSEMBLES,
-        default="avg_wave",
         help="how the stems of several checkpoints become one: of samples or of spectra (default: avg_wave)",
     )
     add("--weights", type=weights, metavar="NUMBERS", help="of the checkpoints in avg_wave and avg_fft, such as 2,1,1")
@@ -180,8 +244,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         type=checked(check_template),
         default=TEMPLATE,
         metavar="TEXT",
-        help="names of files below DIR, with {song}, {stem}, {number} of the stem, {model} and {ext} "
-        f"(default: {TEMPLATE})",
+        help=f"names of files below DIR, with {', '.join(f'{{{field}}}' for field in FIELDS)} (default: {TEMPLATE})",
     )
     add(
         "--bit-depth",
@@ -191,9 +254,22 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--quality",
-        type=number(0, 10),
+        type=checked(quality_or_bit_rate),
         metavar="X",
-        help="of mp3, ogg and opus: from 0, the smallest files, to 10, the best sound",
+        help="of what is lossy: from 0, the smallest files, to 10, the best sound; or a bit rate such as 320k",
+    )
+    add(
+        "--sample-rate",
+        type=integer(LOWEST_RATE, HIGHEST_RATE),
+        metavar="HZ",
+        help="of the files (default: that of the song)",
+    )
+    add(
+        "--normalize",
+        type=_normalize,
+        metavar="peak=DB",
+        help="multiply all stems of a song by one factor, so that the highest peak, or with lufs=LUFS the loudness of "
+        "the loudest, is this: peak=-1, lufs=-14",
     )
     add(
         "--clip",
@@ -201,6 +277,14 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         default="cut",
         help="what becomes of values beyond full scale, but in floating point: they are cut off with a warning, or all "
         "stems of the song lowered by one factor (default: cut)",
+    )
+    add("--spectrograms", action="store_true", help="draw a picture of each file, STEM.png")
+    add(
+        "--activity",
+        type=number(-200, 0),
+        default=SOUNDING,
+        metavar="DB",
+        help=f"level above which a stem sounds, for its times in --json ({SOUNDING:g})",
     )
     add("--json", action="store_true", help="print one line of JSON for each song, and not the names of files")
 
@@ -229,12 +313,30 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
         "--blend",
         choices=BLENDS,
         default="smooth",
-        help="windows, edges and borders of chunks: msst for the same stems as its inference.py (default: smooth)",
+        help="windows, edges and borders of chunks: those of another program for the same stems (default: smooth)",
     )
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the computation (default: float32)")
+    add(
+        "--dtype",
+        choices=DTYPES_COMPUTED,
+        default="float32",
+        help="precision of the computation; int8 is for a CPU (default: float32)",
+    )
+    add(
+        "--one-model-at-a-time",
+        action="store_true",
+        help="of a recipe, where the device cannot hold all models: each is loaded when its turn comes, and its stems "
+        "wait in temporary files in DIR",
+    )
 
 
 def _residual(text: str) -> str:
     if Path(text).exists() or re.search(r"[/\\]", text):
         raise argparse.ArgumentTypeError(f"must be a name, but {text!r} is a file: put it before --residual")
     return safe_name(text)
+
+
+def _normalize(text: str) -> dict[str, float]:
+    kind, _, value = text.partition("=")
+    if kind not in ("peak", "lufs"):
+        raise argparse.ArgumentTypeError(f"must be peak=DB or lufs=LUFS, such as peak=-1, but is {short_repr(text)}")
+    return {kind: number(-70, 0)(value)}

@@ -1,0 +1,102 @@
+"""Files that are published outside the Hub, for example with releases on GitHub: fetched once, compared at each load.
+
+They are kept in the assets folder of `huggingface_hub`, whose client, offline switch and progress bar are used too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from hunterFormsBS.checkpoint.connection import Server, bar, explained, soon
+from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.facts import sha256
+from hunterFormsBS.printable import printable
+
+__all__ = ["download"]
+
+
+def download(url: str, page: str, digest: str = "", size: int = 0, before: Callable[[], object] = lambda: None) -> Path:
+    """Return a file from an address: that of the cache, or else fetched, from where an earlier attempt was cut off.
+
+    The SHA-256 is compared at every call: with the one that is known, or the one that the file had when it came.
+
+    Parameters
+    ----------
+    url : str
+        Of the file.
+    page : str
+        Where people find it, for messages.
+    digest : str
+        SHA-256 of the file. Empty: not known.
+    size : int
+        Of the file, in bytes. 0: not known.
+    before : callable
+        Called before the file is transferred.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be fetched, is damaged, or is another one than that of the digest and the size.
+    ImportError
+        If huggingface_hub is not installed.
+    """
+    parts = urlsplit(url)
+    server = Server(f"{parts.scheme}://{parts.netloc}", page, "HTTPS_PROXY", "HF_ASSETS_CACHE")
+    name = unquote(parts.path.rpartition("/")[2])
+    with explained(f"{printable(name)} cannot be fetched", lambda _hub: server) as hub:
+        folders = [part.replace(":", "_") for part in (parts.netloc, *parts.path.split("/")[1:-1])]
+        path = Path(hub.constants.HF_ASSETS_CACHE, "hunterFormsBS", *folders, name)
+        record = path.with_name(f"{name}.sha256")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Two that want the same file fetch it once.
+            with hub.utils.WeakFileLock(path.with_name(f"{name}.lock")):
+                if not path.exists():
+                    _fetch(hub, url, page, path, record, digest, size, before)
+        known = digest or record.read_text(encoding="ascii").partition(" ")[0]
+        if sha256(path) != known:
+            raise CheckpointError(
+                f"{printable(name)} is damaged in the cache, its SHA-256 is {sha256(path)}, not {printable(known)}: "
+                f"delete {printable(path)} and load it again"
+            )
+    return path
+
+
+def _fetch(
+    hub: Any, url: str, page: str, path: Path, record: Path, digest: str, size: int, before: Callable[[], object]
+) -> None:
+    """Fetch a file beside its final name, and give it that once it is whole and the right one."""
+    incomplete = path.with_name(f"{path.name}.incomplete")
+    head = soon(partial(hub.get_session().head, url, follow_redirects=True))
+    hub.utils.hf_raise_for_status(head)
+    offered = int(head.headers.get("Content-Length") or 0)
+    if size and offered and offered != size:
+        raise CheckpointError(f"{_another(path, page)}: it has {offered} bytes, not {size}")
+    before()
+    expected = size or offered
+    with incomplete.open("ab") as file:
+        if not expected or file.tell() > expected:  # What is there is no part of this file, or nobody knows.
+            file.truncate(0)
+            file.seek(0)
+        hub.file_download.http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            expected_size=expected or None,
+            displayed_filename=path.name,
+            tqdm_class=bar(hub),
+        )
+    received = sha256(incomplete)
+    if digest and received != digest:
+        incomplete.unlink()
+        raise CheckpointError(f"{_another(path, page)}: its SHA-256 is {received}, not {digest}")
+    record.write_text(f"{received}  {path.name}\n", encoding="ascii")
+    incomplete.replace(path)
+
+
+def _another(path: Path, page: str) -> str:
+    return f"{printable(path.name)} of {printable(page)} is not the file of the catalogue"
