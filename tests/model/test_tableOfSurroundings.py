@@ -201,7 +201,15 @@ def _bfloat16(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return with_formulas(listen, model.bfloat16(), x)
 
 
-@row("half module", tolerance=0.02, is_lossy=True)
+FEW_PIXELS = "instance norms over a few pixels amplify rounding a thousandfold: no digit of a half would be left"
+
+
+@row(
+    "half module",
+    tolerance=0.02,
+    is_lossy=True,
+    cannot={"HyperACE v1": FEW_PIXELS, "HyperACE v2": FEW_PIXELS},
+)
 def _half(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return with_formulas(listen, model.half(), x)
 
@@ -327,7 +335,11 @@ def _copies(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return both(pickle.loads(pickle.dumps(torch.load(file, weights_only=False))), x, y)
 
 
-@row("weights written by safetensors")
+STAYS_ONE = "layers share what is trained, and the state dict has no copies of it"
+SHARES_TRAINED = {"PoPE": STAYS_ONE, "RoFormer with shared biases": STAYS_ONE}
+
+
+@row("weights written by safetensors", cannot=SHARES_TRAINED)
 def _safetensors(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     from safetensors.torch import load_file, save_file
 
@@ -387,7 +399,7 @@ def _halves(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
 # ---- other packages
 
 
-@row("quantize_dynamic", pytest.mark.filterwarnings("ignore"), tolerance=1e-3)
+@row("quantize_dynamic", pytest.mark.filterwarnings("ignore"), tolerance=1e-3, is_lossy=True)
 def _quantised(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}).to("cpu")
     return with_formulas(listen, quantised, x)
@@ -488,7 +500,7 @@ def _lightning(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return dict(model.named_parameters()), expected
 
 
-@row("Trainer of Hugging Face", pytest.mark.filterwarnings("ignore"), needs="transformers")
+@row("Trainer of Hugging Face", pytest.mark.filterwarnings("ignore"), needs="transformers", cannot=SHARES_TRAINED)
 def _trainer(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import transformers
     from safetensors.torch import load_file
