@@ -72,7 +72,11 @@ def copy(tmp_path: Path) -> Copy:
         (["train", "songs"], "lora,train", "-m hunterFormsBS train songs"),
         (["--extras", "train,losses", "doctor"], "hub,listen,separation,tags,train,losses", "-m hunterFormsBS doctor"),
         (["test", "-k", "name"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -k name"),
-        (["test", "all", "-x"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -m  -x"),
+        (
+            ["test", "all", "-x"],
+            "testing,bench",
+            "-m pytest -n logical --maxprocesses 8 --dist worksteal -m not exhaustive -x",
+        ),
         (["é song.mp3", "--tta"], "hub,listen,separation,tags", "-m hunterFormsBS é song.mp3 --tta"),
     ],
 )
