@@ -157,6 +157,7 @@ def test_adapters_are_merged(dtype: str, own: Path, model: BandSplitRotator, tmp
     assert {str(one.dtype) for key, one in tensors.items() if "rotary" in key} <= {"torch.float32"}
 
 
+@pytest.mark.process
 def test_its_former_name_runs_and_warns_in_one_line(model: BandSplitRotator, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "bare.ckpt")
     command = [sys.executable, "-m", "hunterFormsBS.checkpoint", "bare.ckpt", "--output", "whole.ckpt"]
