@@ -1148,15 +1148,57 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
     assert states(tmp_path) == [2, 3]
     damage(tmp_path / "resume" / "000000003")
     run = in_this_process(tmp_path)
-    with pytest.warns(UserWarning, match=r"000000003 is damaged, so the state before it is tried"):
+    with pytest.warns(UserWarning, match=r"000000003 cannot be read, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 2
     damage(tmp_path / "resume" / "000000002")
     message = r"no state in .*resume can be read: start again from the weights, with --checkpoint .*last\.ckpt"
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(StoppedError, match=message):
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(StoppedError, match=message):
         in_this_process(tmp_path).resume()
     # What the message proposes works.
     assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
+
+
+@pytest.mark.parametrize("lost", ["missing", "older"])
+def test_a_run_killed_between_its_state_and_its_checkpoint_has_both_when_it_goes_on(
+    lost: str, songs: Path, tmp_path: Path
+) -> None:
+    run = in_this_process(tmp_path)
+    updated_and_saved(run, songs, 1)
+    older = (tmp_path / "last.ckpt").read_bytes()
+    updated_and_saved(run, songs, 1)
+    (tmp_path / "last.ckpt").unlink()
+    if lost == "older":
+        (tmp_path / "last.ckpt").write_bytes(older)
+    assert in_this_process(tmp_path).resume()
+    saved, average = from_checkpoint(tmp_path / "last.ckpt").state_dict(), run.average.gather()
+    for name, weights in average.items():
+        torch.testing.assert_close(saved[name], weights, rtol=0, atol=0)
+
+
+def test_a_checkpoint_newer_than_all_states_that_can_be_read_stays(songs: Path, tmp_path: Path) -> None:
+    updated_and_saved(in_this_process(tmp_path), songs, 2)
+    newest = (tmp_path / "last.ckpt").read_bytes()
+    cut_off(tmp_path / "resume" / "000000002")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert in_this_process(tmp_path).resume()
+    assert (tmp_path / "last.ckpt").read_bytes() == newest
+
+
+def test_what_stands_in_the_way_of_the_checkpoint_is_named_and_the_state_is_not_blamed(
+    songs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(StoppedError, match=r"last\.ckpt cannot be written: .*Is a directory"):
+        updated_and_saved(in_this_process(tmp_path), songs, 1)
+    assert states(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "rmsprop"), ("rmsprop", "adamw"), ("adam", "adamw")])
+def test_a_state_of_another_optimizer_is_refused(before: str, after: str, songs: Path, tmp_path: Path) -> None:
+    updated_and_saved(in_this_process(tmp_path, optimizer=before), songs, 1)
+    with pytest.raises(ValueError, match=r"the state is that of another optimizer.*say training\.optimizer as it was"):
+        in_this_process(tmp_path, optimizer=after).resume()
 
 
 class Gadget:
@@ -1185,7 +1227,7 @@ def test_nothing_in_a_state_runs(put: Callable[[Path, Path], None], songs: Path,
     updated_and_saved(in_this_process(tmp_path), songs, 2)
     put(tmp_path / "resume" / "000000002", tmp_path / "proof")
     run = in_this_process(tmp_path)
-    with pytest.warns(UserWarning, match=r"000000002 is damaged, so the state before it is tried"):
+    with pytest.warns(UserWarning, match=r"000000002 cannot be read, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 1
     assert not (tmp_path / "proof").exists()
@@ -1201,6 +1243,7 @@ def test_states_are_written_in_the_folder_of_the_run_alone(
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(songs: Path, tmp_path: Path) -> None:
     ours = ["resume/000000003.unfinished", ".last.ckpt.4711.unfinished", "scores/000000003.csv.unfinished"]
+    ours += ["rehearsal.unfinished/resume/000000001"]
     others = ["notes.unfinished", "resume/000000003", "last.ckpt", "best.lora/adapter_config.json"]
     (tmp_path / "last.lora.unfinished").mkdir()
     for name in (*ours, *others, "last.lora.unfinished/adapter_config.json"):
