@@ -23,9 +23,18 @@ def main() -> None:
     parser.add_argument("--configuration", type=Path, help="of the checkpoint, if it does not hold its own")
     parser.add_argument("--lora", type=Path, required=True, help="what peft saved, a folder, or MSST's file of loralib")
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
+    help_stems = "keep the checkpoint's stems that the adapters lack, before new ones (default: the adapters' stems)"
+    parser.add_argument("--keep-stems", action="store_true", help=help_stems)
     arguments = parser.parse_args()
-    merge_adapters(arguments.checkpoint, arguments.lora, arguments.output, arguments.configuration)
-    print(f"{arguments.output}: {arguments.checkpoint} with {arguments.lora} merged into it")
+    stems = merge_adapters(
+        arguments.checkpoint,
+        arguments.lora,
+        arguments.output,
+        arguments.configuration,
+        keep_stems=arguments.keep_stems,
+    )
+    named = f" ({', '.join(stems)})" if stems else ""
+    print(f"{arguments.output}{named}: {arguments.checkpoint} with {arguments.lora} merged into it")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 
 NUMBERS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
-"""Signals that ask a program to end: SIGUSR1 and SIGUSR2 are what clusters send some time before they end a job. Windows
-knows SIGINT, SIGTERM and SIGBREAK, the others all but the last."""
+"""Signals that ask a program to end. Clusters send SIGUSR1 or SIGUSR2 some time before they end a job. Windows knows
+SIGINT, SIGTERM and SIGBREAK, other systems all but the last."""
 
 _asked: list[int] = []
 """The signal that asked this program to end."""

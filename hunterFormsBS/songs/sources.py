@@ -59,7 +59,8 @@ def find_sources(options: Options, console: Console) -> tuple[list[Source], list
         file, used, content = find_configuration(checkpoint, configuration)
         if options.lora is not None:
             adapters = read_adapters(options.lora, content)
-            used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
+            content = adapters.configuration_of(content)
+            used = None if used is None else content
         settings, warnings = read_settings(content, **options.separation())
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))

@@ -91,7 +91,7 @@ def _refuse_another_kind(saved: Saved, now: Saved, optimizer: Optimizer) -> None
     """
     missing, unknown = now.keys() - saved.keys(), saved.keys() - now.keys()
     kind = "decoupled_weight_decay"
-    if saved and (missing and unknown or saved.get(kind, now.get(kind)) != now.get(kind)):
+    if saved and ((missing and unknown) or saved.get(kind, now.get(kind)) != now.get(kind)):
         raise ValueError(
             f"the state is that of another optimizer, of one with the options {', '.join(sorted(saved))}, and not of "
             f"{type(optimizer).__name__}: say training.optimizer as it was, or start another run from the weights, "

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.songs.signals import ignore_signals
-from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.adapters import add_adapters, save_adapters, settings_of_adapters
 from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.cache import Cache, files_of
 from hunterFormsBS.training.checking import check_songs, refuse
@@ -130,7 +130,7 @@ class Run:
         self.best = -math.inf
         self.pending = False
         self.logged: dict[str, float] = {}
-        self._batches: Generator[Batch] | None = None
+        self._loading = _closable(iter(()))
 
     def resume(self) -> bool:
         """Continue from the newest state in the folder that can be read, if there is any.
@@ -273,7 +273,7 @@ class Run:
             folder = self.folder / f"{name}.lora"
             unfinished = folder.with_suffix(".unfinished")
             remove(unfinished)
-            self.with_adapters(weights).save_pretrained(str(unfinished))
+            save_adapters(self.with_adapters(weights), unfinished, self.settings)
             replace_files(unfinished, folder)
             return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
@@ -291,7 +291,7 @@ class Run:
     def with_adapters(self, weights: Mapping[str, Tensor]) -> Any:
         """Return a peft model on the CPU with these weights."""
         model = BandSplitRotator(**self.arguments)
-        adapted = add_adapters(model, self.settings.lora or {})
+        adapted = add_adapters(model, settings_of_adapters(self.settings))
         copy_weights(weights, model)
         return adapted
 
@@ -369,13 +369,13 @@ class Run:
             worker_init_fn=_leave_signals_to_the_run,
         )
         self.close()
-        self._batches = _batches_of(loader)
-        return self._batches
+        # Begun at once: it draws a random number, which must not be one of an update's.
+        self._loading = _closable(iter(loader))
+        return self._loading
 
     def close(self) -> None:
         """End the processes that read songs."""
-        if self._batches is not None:
-            self._batches.close()
+        self._loading.close()
 
     def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Update the weights once, and return what to log, averaged over what this process saw."""
@@ -513,16 +513,13 @@ class Run:
         log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
 
 
-def _batches_of(loader: DataLoader[Batch]) -> Generator[Batch]:
-    batches = iter(loader)
-    try:
-        yield from batches
-    finally:
-        del batches  # which ends its processes
+def _closable(batches: Iterator[Batch]) -> Generator[Batch]:
+    """Return a generator, which forgets the loader's iterator when it is closed: that ends the workers."""
+    yield from batches
 
 
 def _leave_signals_to_the_run(_worker: int) -> None:
-    """A worker that ended by itself would end the run in the middle of an update."""
+    """Have a worker ignore signals: if it ended by itself, so would the run, in the middle of an update."""
     ignore_signals()
 
 

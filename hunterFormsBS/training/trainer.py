@@ -20,7 +20,7 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 from hunterFormsBS.console import Console
 from hunterFormsBS.songs.signals import Waiting, uninterrupted
-from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.training.adapters import add_adapters, settings_of_adapters
 from hunterFormsBS.training.datasets import find_data
 from hunterFormsBS.training.engine import largest_of_processes, launched, make_fabric, mean_of_processes
 from hunterFormsBS.training.msst import read_last
@@ -157,7 +157,7 @@ def _build(
     model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
     adapted: Any = None
     if settings.lora is not None:
-        adapted = add_adapters(model, settings.lora)
+        adapted = add_adapters(model, settings_of_adapters(settings))
     elif settings.freeze:
         freeze(model, settings.freeze, settings.train)
     return model, adapted, describe(model, origin)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.adapters import read_adapters
 from hunterFormsBS.choices import PRECISIONS
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.separation import separate
@@ -50,6 +51,7 @@ def validate(
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: str = "auto",
+    lora: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure how well a checkpoint separates songs whose stems are known.
 
@@ -74,6 +76,8 @@ def validate(
         `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
         See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
+    lora : Path, optional
+        Adapters for the checkpoint, as `read_adapters` reads them. Their stems are measured.
 
     Returns
     -------
@@ -86,6 +90,10 @@ def validate(
         If a file or an argument cannot be used.
     """
     path, found, content = find_configuration(checkpoint, configuration)
+    adapters = None if lora is None else read_adapters(lora, content)
+    if adapters is not None:
+        content = adapters.configuration_of(content)
+        found = None if found is None else content
     sections: list[Mapping[str, Any]] = [content.get(name) or {} for name in ("training", "audio", "inference")]
     training, audio, inference = sections
     settings = Settings(
@@ -100,6 +108,8 @@ def validate(
     )
     listed = find_songs(songs, settings.instruments, settings.sample_rate)
     model = from_checkpoint(path, found)
+    if adapters is not None:
+        model = adapters.merge_into(model)
     if model.num_stems != len(settings.instruments):
         raise ValueError(
             f"--stems names {len(settings.instruments)} stems, and the model has {model.num_stems}: name each of them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import multiprocessing
+import os
 import pickle
 import re
 import resource
@@ -533,6 +534,29 @@ run()
         assert state is not None
         return int(state.name)
 
+    def signal_all(self, number: int) -> tuple[int | None, list[int]]:
+        """Signal a process and its workers after an update, as terminals and clusters do.
+
+        Returns
+        -------
+        status : int
+            Its exit status.
+        living : list of int
+            Workers that live on.
+        """
+        process = self.processes[0]
+        deadline = time.monotonic() + 300
+        while not (self.log.exists() and "loss=" in self.log.read_text()):
+            assert process.is_alive(), self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        for each in (*workers, process.pid):
+            assert each is not None
+            os.kill(each, number)
+        process.join(300)
+        return process.exitcode, [each for each in workers if Path(f"/proc/{each}").exists()]
+
 
 def command(configuration: Path, songs: Path, output: Path, *options: str) -> list[str]:
     program = [sys.executable, "-m", "hunterFormsBS", "train", "--accelerator", "cpu", *options]
@@ -682,6 +706,35 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
     for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     assert list(curve(tmp_path)) == list(range(1, 13))
+    weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
+    torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_a_run_ended_by_every_signal_in_turn_is_the_run_that_was_not(
+    whole_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+    # No state of its own comes before the first validation.
+    configuration["training"] |= {"num_workers": 1, "checkpoint_every": 1000}
+    path = tmp_path / "signals.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    before = 0
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        launched = Launched(path, songs, tmp_path)
+        status, living = launched.signal_all(number)
+        printed = launched.log.read_text()
+        assert status == 128 + number, printed[-3000:]
+        assert not living
+        state = newest_state(tmp_path)
+        assert state is not None
+        assert before < int(state.name) < 12
+        assert f"{number.name}: saved after update {int(state.name)} of 12; give the same command" in printed
+        before = int(state.name)
+    Launched(path, songs, tmp_path).finish()
+    for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
+        assert curve(tmp_path, tag) == curve(whole_run, tag)
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
 
@@ -1290,8 +1343,6 @@ def test_a_full_disk_leaves_the_states_before(share: float, songs: Path, tmp_pat
 def test_a_state_is_on_the_disk_before_it_gets_its_name(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     done: list[tuple[str, str]] = []
     sync, replace = os.fsync, Path.replace
 
