@@ -75,6 +75,10 @@ def _is_mapping(value: object, of: Callable[[object], bool]) -> bool:
     )
 
 
+def _is_head(value: object) -> bool:
+    return value is None or _is_whole(value, 0)
+
+
 _RANK: Final = Kind(_is_whole, "a whole number from 1")
 _NUMBER: Final = Kind(_is_number, "a finite number")
 _SWITCH: Final = Kind(lambda value: type(value) is bool, "true or false")
@@ -88,7 +92,7 @@ _LAYERS: Final = Kind(
 _RANKS: Final = Kind(lambda value: _is_mapping(value, _is_whole), "whole numbers from 1 by names of layers")
 _NUMBERS: Final = Kind(lambda value: _is_mapping(value, _is_number), "finite numbers by names of layers")
 _HEADS: Final = Kind(
-    lambda value: _is_mapping(value, lambda each: each is None or _is_whole(each, 0)) and 0 < len(value) <= MOST_STEMS,
+    lambda value: _is_mapping(value, _is_head) and 0 < len(cast("dict[str, object]", value)) <= MOST_STEMS,
     f"numbers of heads by names of at most {MOST_STEMS} stems",
 )
 _BIAS: Final = Kind(lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only")

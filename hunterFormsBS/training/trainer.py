@@ -9,6 +9,7 @@ too: all transformers of an axis share a position embedding, which automatic wra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
@@ -103,10 +104,13 @@ def train(
         precision=settings.precision,
         use_amp=settings.use_amp,
     )
-    with launched(fabric):
+    with launched(fabric), ExitStack() as ends:
         lock = claim(fabric, output)
+        if lock is not None:
+            ends.callback(lock.close)
         model, adapted, description = _build(content, settings, checkpoint)
         run = Run(fabric, model, settings, content, output, adapted)
+        ends.callback(run.close)
         resumed = run.resume()
         if load_optimizer and checkpoint is not None and not resumed:
             run.take_over(read_last(checkpoint, model))
@@ -123,14 +127,9 @@ def train(
             _report(remarks, output / "check.txt", console)
         if checkpoint is not None and not resumed:
             _validate(run, to_validate_on, writer, "before", console)
-        try:
-            _update(run, to_train_on, to_validate_on, writer, console)
-        finally:
-            run.close()
+        _update(run, to_train_on, to_validate_on, writer, console)
         if writer is not None:
             writer.close()
-        if lock is not None:
-            lock.close()
 
 
 def _songs(

@@ -214,7 +214,7 @@ def test_a_new_head_goes_with_its_adapters_and_leaves_the_old_ones_alone(
 def test_validation_measures_the_stems_of_adapters(
     with_a_new_head: tuple[Path, Path, BandSplitRotator], tmp_path: Path
 ) -> None:
-    path, folder, model = with_a_new_head
+    path, folder, _ = with_a_new_head
     random = np.random.default_rng(0)
     (tmp_path / "songs" / "one").mkdir(parents=True)
     for stem in ("bass", "choir", "vocals"):

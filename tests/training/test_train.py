@@ -42,6 +42,7 @@ from hunterFormsBS.training.segments import Positions, Segments, find_songs, rea
 from hunterFormsBS.training.settings import SECTIONS, Settings, settings_from
 from hunterFormsBS.training.states import StoppedError, claim, newest_state
 from hunterFormsBS.training.stempegSong import write_songs
+from hunterFormsBS.training.trainer import train
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -1227,6 +1228,35 @@ def test_a_run_killed_between_its_state_and_its_checkpoint_has_both_when_it_goes
     saved, average = from_checkpoint(tmp_path / "last.ckpt").state_dict(), run.average.gather()
     for name, weights in average.items():
         torch.testing.assert_close(saved[name], weights, rtol=0, atol=0)
+
+
+def test_a_run_that_ends_in_a_validation_begins_with_it_again_and_logs_it_once(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hunterFormsBS.training.run
+
+    monkeypatch.setattr(hunterFormsBS.training.run, "log_excerpt", lambda *_: None)
+    training = {"num_steps": 8, "batch_size": 1, "checkpoint_every": 1000}
+    configuration = configured(tmp_path, training=training, validation={"every": 2})
+    validate = Run.validate
+
+    def validate_and_fail(run: Run, *arguments: Any) -> dict[str, float]:
+        validate(run, *arguments)
+        raise RuntimeError("no such metric")
+
+    monkeypatch.setattr(Run, "validate", validate_and_fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such metric"):
+            train(configuration, tmp_path, songs=songs, accelerator="cpu")
+        assert states(tmp_path) == [2]
+    monkeypatch.setattr(Run, "validate", validate)
+    train(configuration, tmp_path, songs=songs, accelerator="cpu")
+    assert list(curve(tmp_path)) == [1, 2, 3, 4]
+    assert list(curve(tmp_path, "sdr/mean")) == [2, 4]
+    before = (tmp_path / "best.ckpt").stat().st_mtime_ns
+    train(configuration, tmp_path, songs=songs, accelerator="cpu")
+    assert (tmp_path / "best.ckpt").stat().st_mtime_ns == before
+    assert list(curve(tmp_path, "sdr/mean")) == [2, 4]
 
 
 def test_a_checkpoint_newer_than_all_states_that_can_be_read_stays(songs: Path, tmp_path: Path) -> None:
