@@ -31,7 +31,7 @@ from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
 from hunterFormsBS.operations.norm import vector_norm
 from hunterFormsBS.printable import list_some, printable
 
-__all__ = ["Adapters", "read_adapters"]
+__all__ = ["Adapters", "read_adapters", "without_adapters"]
 
 CONFIGURATION: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -64,10 +64,12 @@ class Adapters(ABC):
 
     def configuration_of(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """Return the checkpoint's configuration with the stems of the adapters, and without the section `lora`."""
-        content = {name: section for name, section in configuration.items() if name != "lora"}
+        content = without_adapters(configuration)
         if self.heads:
             training: Mapping[str, Any] = content.get("training") or {}
             content["training"] = {**training, "instruments": list(self.heads), "target_instrument": None}
+            model: Mapping[str, Any] = content.get("model") or {}
+            content["model"] = {**model, "num_stems": len(self.heads)}
         return content
 
     def merge_into(self, model: BandSplitRotator) -> BandSplitRotator:
@@ -116,6 +118,11 @@ class Adapters(ABC):
     @abstractmethod
     def _merge(self, merging: _Merging) -> None:
         """Compute the new weights of the model."""
+
+
+def without_adapters(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of the checkpoint alone: without the section `lora`."""
+    return {name: section for name, section in configuration.items() if name != "lora"}
 
 
 class _PeftAdapters(Adapters):

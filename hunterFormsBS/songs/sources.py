@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
+from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters, without_adapters
 from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
@@ -59,8 +59,8 @@ def find_sources(options: Options, console: Console) -> tuple[list[Source], list
         file, used, content = find_configuration(checkpoint, configuration)
         if options.lora is not None:
             adapters = read_adapters(options.lora, content)
+            used = None if used is None else without_adapters(content)
             content = adapters.configuration_of(content)
-            used = None if used is None else content
         settings, warnings = read_settings(content, **options.separation())
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))

@@ -20,7 +20,7 @@ from torch import nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.adapters import CONFIGURATION, read_adapters
+from hunterFormsBS.checkpoint.adapters import CONFIGURATION, read_adapters, without_adapters
 from hunterFormsBS.checkpoint.heads import HEAD, model_with_heads, with_heads
 from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.songs.settings import find_configuration
@@ -140,7 +140,7 @@ def merge_adapters(
     pathFilename, found, content = find_configuration(checkpoint, configuration)
     merging = read_adapters(adapters, content)
     stated = merging.configuration_of(content)
-    base = from_checkpoint(pathFilename, None if found is None else stated)
+    base = from_checkpoint(pathFilename, None if found is None else without_adapters(content))
     merged = merging.merge_into(base)
     if merging.heads and keep_stems:
         names = _stems_of(content)

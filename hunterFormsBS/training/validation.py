@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import read_adapters
+from hunterFormsBS.checkpoint.adapters import read_adapters, without_adapters
 from hunterFormsBS.choices import PRECISIONS
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.separation import separate
@@ -92,8 +92,8 @@ def validate(
     path, found, content = find_configuration(checkpoint, configuration)
     adapters = None if lora is None else read_adapters(lora, content)
     if adapters is not None:
+        found = None if found is None else without_adapters(content)
         content = adapters.configuration_of(content)
-        found = None if found is None else content
     sections: list[Mapping[str, Any]] = [content.get(name) or {} for name in ("training", "audio", "inference")]
     training, audio, inference = sections
     settings = Settings(

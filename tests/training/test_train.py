@@ -1230,6 +1230,7 @@ def test_a_run_killed_between_its_state_and_its_checkpoint_has_both_when_it_goes
         torch.testing.assert_close(saved[name], weights, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_in_a_validation_begins_with_it_again_and_logs_it_once(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
