@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+import wave
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -49,6 +51,35 @@ def import_seconds(module: str) -> float:
     return min(seconds)
 
 
+def check_program() -> None:
+    """Ask the installed program about this environment, in which every extra is missing, and about a checkpoint."""
+    import json
+
+    import hunterFormsBS
+
+    program = [sys.executable, "-m", "hunterFormsBS"]
+    told = subprocess.run([*program, "doctor", "--json"], capture_output=True, text=True, check=True)
+    groups = json.loads(told.stdout)
+    extras = groups["extras"]
+    if "separation" not in extras or any(command is None for command in extras.values()):
+        raise SystemExit(f"this environment should lack every extra: {extras}")
+    model = hunterFormsBS.BandSplitRotator(8, depth=1, freqs_per_bands=(25, 1000), heads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, song = Path(folder, "model.ckpt"), Path(folder, "song.wav")
+        hunterFormsBS.save_checkpoint(checkpoint, model)
+        with wave.open(str(song), "wb") as file:
+            file.setparams((2, 2, 44100, 0, "NONE", ""))
+            file.writeframes(bytes(4 * 44100))
+        subprocess.run([*program, "info", str(checkpoint)], check=True, stdout=subprocess.DEVNULL)
+        command = [*program, str(song), "--checkpoint", str(checkpoint), "--output", folder]
+        refused = subprocess.run(command, capture_output=True, text=True)
+    # PyTorch warns that it has no NumPy, before.
+    last = refused.stderr.strip().rpartition("\n")[2]
+    if refused.returncode != 1 or "pip install" not in last:
+        raise SystemExit(f"without its packages, separate ended with {refused.returncode} and said: {refused.stderr}")
+    print(f"doctor names a command for {len(extras)} extras; separate without its packages: {last}")
+
+
 def check_installed() -> None:
     """Build a model from the installed wheel, train one step, and look for the files that must come with it."""
     import torch
@@ -86,6 +117,7 @@ def check_installed() -> None:
         f"hunterFormsBS {distribution('hunterFormsBS').version} with torch {torch.__version__}: separated and trained"
     )
 
+    check_program()
     alone, together = import_seconds("torch"), import_seconds("hunterFormsBS")
     print(f"import torch {alone:.2f} s, import hunterFormsBS {together:.2f} s, {together - alone:.2f} s more")
 

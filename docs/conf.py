@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import tomllib
 from contextlib import chdir
@@ -12,8 +13,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
-import summaries
 from codeBlocks import run_python
+from summaries import linked, with_summary
 
 project = "hunterFormsBS"
 author = "Hunter Hogan, Phil Wang, Roman Solovyev (ZFTurbo)"
@@ -118,20 +119,19 @@ def draw_pictures(app: Sphinx) -> None:
         run_python(Path(app.srcdir) / "layouts.md")
 
 
-def add_summary(_app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the tables that are made from the package on the pages where they belong."""
-    if docname == "commandLine":
-        source[0] = source[0].replace("<!-- options -->", summaries.options())
-    if docname == "catalogue":
-        for name in ("variants", "catalogue", "scores", "stated_scores", "presets"):
-            source[0] = source[0].replace(f"<!-- {name} -->", getattr(summaries, name)())
+def complete(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give pages what only the site has: summaries, links to the reference, sortable tables, the changelog in full."""
     if docname.startswith("reference/"):
-        source[0] = summaries.with_summary(source[0])
+        source[0] = with_summary(source[0])
+    elif docname == "changelog":
+        source[0] = "```{include} ../CHANGELOG.md\n:relative-docs: docs/\n```\n"
+    else:
+        source[0] = re.sub(r"^(?=\| Name \|)", "{.sortable}\n", linked(source[0]), flags=re.MULTILINE)
 
 
 def setup(app: Sphinx) -> None:
     """Have the pictures drawn before anything is read, and signatures and members shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
-    app.connect("source-read", add_summary)
+    app.connect("source-read", complete)
     app.connect("autodoc-before-process-signature", show_defaults)
     app.connect("autodoc-skip-member", is_left_out)

@@ -1,4 +1,10 @@
-"""The tables at the top of reference pages: a line for each function and class, or module, of the page."""
+"""What pages have from the package: tables, and links to the reference.
+
+    python docs/summaries.py
+
+writes the tables that pages have between `<!-- NAME -->` and `<!-- /NAME -->` anew. They are committed, so that pages
+are complete wherever they are read, and a test compares them with the package.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +13,10 @@ import importlib
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+DOCS = Path(__file__).parent
 AUTOMODULE = re.compile(r"^\.\. automodule:: (?P<module>[\w.]+)(?:\n   :members:(?P<members>[^\n]*))?", re.MULTILINE)
 
 
@@ -43,12 +51,11 @@ def with_summary(page: str) -> str:
 
 
 def catalogue() -> str:
-    """Return the table of the checkpoints that have names, which a script makes sortable."""
+    """Return the table of the checkpoints that have names."""
     from hunterFormsBS.catalogue import entries
     from hunterFormsBS.program.tables import gigabytes, gigaflops, megabytes
 
     rows = [
-        "{.sortable}",
         "| Name | Stems | Purpose | By | Date | MB | GFLOP | GB |",
         "|---|---|---|---|---|---:|---:|---:|",
     ]
@@ -72,7 +79,7 @@ def scores() -> str:
     lines: list[str] = []
     for (stem, key), rows in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
         if len(rows) > 1:
-            lines += [f"**{stem}**: {score_source(key).name}", "", "{.sortable}"]
+            lines += [f"**{stem}**: {score_source(key).name}", ""]
             lines += ["| Name | SDR | SIR | SAR | ISR |", "|---|---:|---:|---:|---:|"]
             for name, values in sorted(rows, key=lambda row: -row[1]["sdr"]):
                 lines.append(f"| `{name}` | {_cells(values, metrics)} |")
@@ -84,7 +91,7 @@ def stated_scores() -> str:
     """Return the table of scores that do not compare with one another."""
     from hunterFormsBS.catalogue import score_source
 
-    rows = ["{.sortable}", "| Name | Stem | SDR | Bleedless | Fullness | From |", "|---|---|---:|---:|---:|---|"]
+    rows = ["| Name | Stem | SDR | Bleedless | Fullness | From |", "|---|---|---:|---:|---:|---|"]
     for name, key, stem, values in _published():
         source = score_source(key)
         where = f"[MVSEP]({source.source})" if source.source.startswith("https:") else source.source
@@ -155,3 +162,76 @@ def options() -> str:
             lines.append(f"| {name}{shown} | {action.help} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def arguments() -> str:
+    """Return the table of the model's arguments, made from its signature and its docstring."""
+    from hunterFormsBS import BandSplitRotator
+
+    defaults = inspect.signature(BandSplitRotator).parameters
+    rows = ["| Argument | Default | Effect |", "|---|---|---|"]
+    for names, text in described(BandSplitRotator):
+        shown = [str(defaults[name]).rpartition(" = ")[2] if " = " in str(defaults[name]) else "" for name in names]
+        default = "<br>".join(f"`{one}`" if one else "required" for one in shown)
+        rows.append(f"| {'<br>'.join(f'`{name}`' for name in names)} | {default} | {text} |")
+    return "\n".join(rows)
+
+
+def described(documented: type) -> list[tuple[list[str], str]]:
+    """Return the parameters that a docstring describes, those described together together, and the descriptions."""
+    text = (inspect.getdoc(documented) or "").partition("Parameters\n---")[2].partition("Attributes\n---")[0]
+    found = re.findall(r"^(\w[\w, ]*?)(?: : .*)?\n((?: {4}.*\n)+)", text, re.MULTILINE)
+    return [(names.split(", "), " ".join(effect.split()).replace("|", "\\|")) for names, effect in found]
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "arguments": ("options.md", arguments),
+    "catalogue": ("catalogue.md", catalogue),
+    "options": ("commandLine.md", options),
+    "presets": ("catalogue.md", presets),
+    "scores": ("catalogue.md", scores),
+    "stated_scores": ("catalogue.md", stated_scores),
+    "variants": ("catalogue.md", variants),
+}
+"""The page of each table, and what makes it."""
+
+
+def with_tables(page: str, text: str) -> str:
+    """Return a page with its tables as they are now."""
+    for name, (where, make) in TABLES.items():
+        if where == page:
+            pattern = rf"<!-- {name} -->\n(?:.*?<!-- /{name} -->\n)?"
+            table = f"<!-- {name} -->\n{make().strip()}\n\n<!-- /{name} -->\n"
+            text, count = re.subn(pattern, lambda _, table=table: table, text, flags=re.DOTALL)
+            if count != 1:
+                raise ValueError(f"{page} has {count} places for the table {name}, and not one: <!-- {name} -->")
+    return text
+
+
+def linked(text: str) -> str:
+    """Return a page in which full names of what the reference documents lead there. Blocks of code stay as they are."""
+    known = documented_names()
+
+    def link(match: re.Match[str]) -> str:
+        name = match["name"] or ""
+        return f"{{py:obj}}`{name}`" if name in known or name.rpartition(".")[0] in known else match[0]
+
+    return re.sub(r"^```.*?^```$|`(?P<name>hunterFormsBS(?:\.\w+)+)`", link, text, flags=re.DOTALL | re.MULTILINE)
+
+
+def documented_names() -> set[str]:
+    """Return the full names of modules, functions and classes that pages of the reference document."""
+    pages = [page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.rst")]
+    modules = {directive["module"] for page in pages for directive in AUTOMODULE.finditer(page)}
+    return modules.union(*map(names_of, pages))
+
+
+def main() -> None:
+    """Write all tables."""
+    for page in {where for where, _ in TABLES.values()}:
+        path = DOCS / page
+        path.write_text(with_tables(page, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -32,9 +32,10 @@ from hunterFormsBS.choices import Format
 from hunterFormsBS.failures import FAILURES
 from hunterFormsBS.songs.encodings import DEPTHS, Encoding
 from hunterFormsBS.songs.finding import AUDIO_SUFFIXES
+from hunterFormsBS.songs.graph import Graph, Separator
 from hunterFormsBS.songs.names import key_of, song_name
 from hunterFormsBS.songs.reading import probe_audio
-from hunterFormsBS.songs.separating import Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 from hunterFormsBS.songs.writing import writing_together
 
@@ -64,7 +65,7 @@ class SeparateSong:
         )
         settings, _ = read_settings(content)
         model = from_checkpoint(file, used, device="cuda" if torch.cuda.is_available() else "cpu")
-        self.separator = Separator(model, settings)
+        self.graph = Graph.of([Separator(model, settings)])
         self.names = settings.names
         if len(self.names) != model.num_stems:
             self.names = [f"stem_{number}" for number in range(1, model.num_stems + 1)]
@@ -99,7 +100,7 @@ class SeparateSong:
             files = {stem: folder / "stems" / f"{stem}.{self.encoding.format}" for stem in self.names}
             with writing_together(folder / "stems", files, audio.sample_rate, self.encoding) as written:
                 opened = written.open(audio.channels)
-                for block in separate_song([self.separator], audio):
+                for block in separate_song(self.graph, audio):
                     for file, stem in zip(opened, block, strict=True):
                         file.write(stem)
             target, root = fsspec.core.url_to_fs(self.output)

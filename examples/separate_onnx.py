@@ -2,8 +2,8 @@
 
     python examples/separate_onnx.py model.onnx song.wav --output stems
 
-The model is a file that `examples/export_onnx.py` wrote. Axis letters: b batch, n stem, s audio channel, f frequency
-bin, t time frame (of audio: sample), c real and imaginary part.
+The model is a file that `hunterforms convert model.ckpt --output model.onnx` wrote. Axis letters: b batch, n stem,
+s audio channel, f frequency bin, t time frame (of audio: sample), c real and imaginary part.
 
 Needs `pip install numpy onnxruntime`.
 """
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description = "Separate a WAV file with an exported model: separate_onnx.py MODEL MIXTURE"
     # Without a usage, errors take one line.
     parser = argparse.ArgumentParser("separate_onnx.py", usage=argparse.SUPPRESS, description=description)
-    parser.add_argument("model", type=Path, help="what examples/export_onnx.py wrote")
+    parser.add_argument("model", type=Path, help="what hunterforms convert wrote")
     parser.add_argument("mixture", type=Path, help="WAV file")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the stems")
     parser.add_argument("--chunk-size", type=int, help="samples at a time")

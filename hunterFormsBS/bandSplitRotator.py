@@ -17,13 +17,13 @@ from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
 from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.blocks.loss import lossComputation
 from hunterFormsBS.blocks.norm import RMSNorm
-from hunterFormsBS.blocks.positions import complex_product
+from hunterFormsBS.blocks.positions import PositionEmbedding, complex_product
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.sharedBias import SharedBias, share
 from hunterFormsBS.blocks.siamese import run_siamese
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.checks import check_audio, check_length, check_stem_ids, check_target, explain_misfit
-from hunterFormsBS.containers import nested
+from hunterFormsBS.containers import folded_repr, nested
 from hunterFormsBS.heads import head_of
 from hunterFormsBS.heads.mlp import masks_of_stems
 from hunterFormsBS.kernels.recompute import checkpointed
@@ -54,12 +54,32 @@ class BandSplitRotator(nn.Module):
     letters: b batch, n stem, s audio channel, f frequency bin, t time frame (of audio: sample), c real and imaginary
     part, d feature, h head.
 
+    The first ten arguments are those that most models need. The others select variants, and how a model computes;
+    https://hunterhogan.github.io/hunterFormsBS/options.html has them in a table.
+
     Parameters
     ----------
     dim : int
         Features of a token.
     depth : int
         Layer groups, each a linear (if any), a time and a frequency transformer.
+    num_stems : int
+        Stems to estimate.
+    stereo : bool
+        Two audio channels instead of one.
+    dim_head, heads : int
+        Features of an attention head, and heads.
+    freqs_per_bands : sequence of int
+        Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
+    num_bands : int, optional
+        Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
+    sample_rate : float, optional
+        Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
+    mask_estimator_depth : int, optional
+        Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
+
+    Other Parameters
+    ----------------
     attn_dropout, ff_dropout : float
         Dropout probabilities of attention and feedforward, in [0, 1).
     conv_expansion_factor, conv_kernel_size : int
@@ -67,8 +87,6 @@ class BandSplitRotator(nn.Module):
     dim_freqs_in : int
         Frequency bins as older configurations state them. `stft_n_fft // 2 + 1` is used, and a warning says so when
         they differ.
-    dim_head, heads : int
-        Features of an attention head, and heads.
     ff_mult : int, optional
         Hidden features of the feedforward, in multiples of `dim`; 4 by default.
     final_norm, norm_output, zero_dc : bool, optional
@@ -81,8 +99,6 @@ class BandSplitRotator(nn.Module):
         depth of that, see `hunterFormsBS.blocks.conformer`.
     freq_range : (int, int), optional
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
-    freqs_per_bands : sequence of int
-        Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
     learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
         True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
         mix them in softmax attention (see `hunterFormsBS.operations.valueResidual.mix_values`);
@@ -91,8 +107,6 @@ class BandSplitRotator(nn.Module):
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
         at once and may be 0 deep, the others where a Conformer takes their place.
-    mask_estimator_depth : int, optional
-        Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
     mask_filter_bank : Tensor, optional
         Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
     mask_fno_depth, mask_fno_modes : int
@@ -114,12 +128,8 @@ class BandSplitRotator(nn.Module):
         Factor on the spectral term of the loss.
     multi_stft_resolutions_window_sizes : sequence of int
         Samples in the windows of the spectral term, one spectrum for each; frames have at least `stft_n_fft`.
-    num_bands : int, optional
-        Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
     num_residual_fracs, num_residual_streams : int
         Hyper-connections: pieces that features are divided into, and copies of the residual stream; 1 each: neither.
-    num_stems : int
-        Stems to estimate.
     n_wsa_sinks, wsa_window_len : int, optional
         Before the first frame that many learned ones, to which all frames attend; apart from these a frame attends,
         along time, to those at most half a window away.
@@ -129,8 +139,6 @@ class BandSplitRotator(nn.Module):
         were trained with them need.
     sage_attention : bool
         SageAttention on CUDA in half precision, without gradients; elsewhere as `flash_attn` says, after a warning.
-    sample_rate : float, optional
-        Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
     scale : float, optional
         Factor on attention scores; `dim_head ** -0.5` by default.
     segm_backbone_channels, segm_base_depth
@@ -144,8 +152,6 @@ class BandSplitRotator(nn.Module):
         Two streams of tokens that share their layers; see `hunterFormsBS.blocks.siamese`.
     skip_connection : bool
         Add the outputs of all earlier layer groups before a group's time transformer.
-    stereo : bool
-        Two audio channels instead of one.
     stft_hop_length, stft_n_fft, stft_win_length : int
         Samples between frames, in a frame, and in the window, which is centred in the frame.
     stft_normalized, stft_window_fn
@@ -371,6 +377,10 @@ class BandSplitRotator(nn.Module):
             f"parameters={sum(parameter.numel() for parameter in self.parameters()):,}"
         )
 
+    def __repr__(self) -> str:
+        """Describe the model in one screen: layers that differ in their sizes alone are shown once."""
+        return folded_repr(self)
+
     @overload
     def forward(
         self,
@@ -553,6 +563,25 @@ class BandSplitRotator(nn.Module):
         if self.zero_dc:
             spectra[..., 0, :] = 0
         return rearrange(spectra, "b n s t f c -> b n s f t c")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state dict, in which frequencies that layers share are copies under all names but the first.
+
+        So it can be written by `safetensors.torch.save_file`, which refuses tensors that share memory. All that is
+        trained shares memory with the parameters under each of its names, as in every module of PyTorch: a state dict
+        that is kept while the model learns stays the model's. With `keep_vars=True` frequencies do as well.
+        """
+        state = cast("dict[str, Tensor]", super().state_dict(*args, **kwargs))
+        if not kwargs.get("keep_vars", False):
+            seen: set[nn.Module] = set()
+            prefix = kwargs.get("prefix", "").removesuffix(".")
+            for name, module in self.named_modules(prefix=prefix, remove_duplicate=False):
+                if isinstance(module, PositionEmbedding):
+                    key = f"{name}.{module.frequencies}"
+                    if module in seen and key in state:
+                        state[key] = state[key].clone()
+                    seen.add(module)
+        return state
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

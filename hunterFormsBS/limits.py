@@ -76,3 +76,6 @@ LARGEST_TAGS: Final = 64 * 2**20
 
 LARGEST_PICTURES: Final = 32 * 2**20
 """Bytes of all pictures of a song together."""
+
+MOST_STEPS: Final = 50
+"""Steps of a recipe."""

@@ -209,7 +209,7 @@ class _ChunksOfAudioSeparator(Chunks):
         return _Window(self.start(index), ())
 
     @staticmethod
-    def window(size: int, *_shape: int) -> Tensor:
+    def window(size: int, rise: int = 0, fall: int = 0) -> Tensor:  # noqa: ARG004  # one shape for all
         """Return `(t)`: a symmetric Hamming window, which does not reach zero."""
         return torch.hamming_window(size, periodic=False, dtype=torch.float64, device="cpu")
 
@@ -354,8 +354,8 @@ class OverlapAdd:
                 return summed[..., :final][..., wanted].contiguous()
 
 
-def aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
-    """Yield the next samples of all streams, float32 or better, equally many of each."""
+def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Iterator[list[Tensor]]:
+    """Yield the next samples of all streams, float32 or better, equally many of each; `alike` in all other axes."""
     iterators = [iter(stream) for stream in streams]
     held: list[Tensor | None] = [None] * len(streams)
     read = [0] * len(streams)
@@ -376,7 +376,7 @@ def aligned(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
             raise ValueError(message)
         blocks = cast("list[Tensor]", held)
         shapes = {tuple(block.shape[:-1]) for block in blocks}
-        if len(shapes) > 1:
+        if alike and len(shapes) > 1:
             message = (
                 f"all streams must have the same stems and channels: received {sorted(shapes)}. "
                 "Choose stems with `block[ids]`."

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.kernels import linear, seam, transformer
-from hunterFormsBS.kernels.seam import KERNELS, Where
+from hunterFormsBS.kernels.seam import Where, noting_kernels
 
 # 33 bins in 6 bands: a forward pass takes milliseconds, and no two axes have the same length.
 TINY: dict[str, Any] = {
@@ -57,7 +57,7 @@ def pytest_configure() -> None:
 # ---- markers: what a test needs and what it costs; pyproject.toml says what each stands for
 
 GIVEN_BY_FIXTURES = {"chromium": "browser", "starts_processes": "process"}
-COSTS = {"browser", "compile", "export", "process", "slow"}
+COSTS = {"browser", "compile", "exhaustive", "export", "process", "slow"}
 PROGRAMS_OF_OURS = (
     "benchmarks",
     *(f"hunterFormsBS.{name}" for name in ("catalogue", "checkpoint.programs", "program", "songs", "training")),
@@ -238,20 +238,7 @@ def bytes_saved_for_backward() -> Callable[[], AbstractContextManager[dict[int, 
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[list[str]]:
-    ran: list[str] = []
-
-    def noted(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def noted_run(*args: Any, **kwargs: Any) -> Any:
-            result = run(*args, **kwargs)
-            if result is not None:
-                ran.append(name)
-            return result
-
-        return noted_run
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, kernel in KERNELS.items():
-            patch.setattr(kernel, "run", noted(name, kernel.run))
+    with pytest.MonkeyPatch.context() as patch, noting_kernels() as ran:
         patch.setattr(seam, "where_of", lambda _tensors: Where.DEVICE)
         patch.setattr(transformer, "TOKENS_PER_BLOCK", 10**9)
         patch.setattr(linear, "onednn", lambda: None)

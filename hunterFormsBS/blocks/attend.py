@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.scaledDotProduct import by_heads, by_sequences, fused, sage
+from hunterFormsBS.kernels.scaledDotProduct import by_heads, by_sequences, fused, fused_twice, sage
 from hunterFormsBS.kernels.seam import Layer, served_by
-from hunterFormsBS.operations.norm import at_least_float32
+from hunterFormsBS.operations.attentionWeights import attention_weights
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
 
@@ -61,15 +61,14 @@ class Attend(Layer):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from `q` to `k`, both `(b, h, n, e)`; mix `v`, `(b, h, n, e')` with e' ≤ e, to its own shape."""
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        seen = None
         if self.wsa_window_len is not None:
             seen = windowed_sinks(q.shape[-2], self.wsa_window_len, self.n_wsa_sinks, q)
-            dropout = self.attn_dropout.p if self.training else 0.0
-            return nn.functional.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scale)
         if self.flash_attn:
             dropout = self.attn_dropout.p if self.training else 0.0
             parameters = ParametersScaledDotProduct(scale, dropout, self.flash_attn, self.sage_attention)
-            return scaled_dot_product(q, k, v, parameters)
-        return self.attn_dropout(_weights(q, k, scale).to(v.dtype)) @ v
+            return scaled_dot_product(q, k, v, parameters, seen)
+        return self.attn_dropout(attention_weights(q, k, scale, seen).to(v.dtype)) @ v
 
 
 def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor:
@@ -79,14 +78,10 @@ def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor
     return (queries < sinks) | (keys < sinks) | ((queries - keys).abs() <= window // 2)
 
 
-@served_by(sage, by_heads, by_sequences, fused)
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor:
-    """Return `softmax(scale · q kᵀ) v`, with dropout of weights."""
-    weights = nn.functional.dropout(_weights(q, k, parameters.scale), parameters.dropout)
+@served_by(sage, by_heads, by_sequences, fused_twice, fused)
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor:
+    """Return `softmax(scale · q kᵀ) v`, with dropout of weights; `seen` is that of `attention_weights`."""
+    weights = nn.functional.dropout(attention_weights(q, k, parameters.scale, seen), parameters.dropout)
     return weights.to(v.dtype) @ v
-
-
-def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Return attention weights, `(b, h, queries, keys)`, float32 or better."""
-    scores = q @ k.mT * scale
-    return scores.softmax(dim=-1, dtype=at_least_float32(scores.dtype))

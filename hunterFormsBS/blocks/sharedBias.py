@@ -28,10 +28,15 @@ def share(layers: nn.Module, bias: SharedBias) -> None:
     """Let every softmax attention in `layers` use these parameters."""
     for module in layers.modules():
         if getattr(module, "has_shared_bias", False):
-            _linear_in(cast(nn.Module, module.to_qkv)).bias = bias.qkv
-            _linear_in(cast(nn.Sequential, module.to_out)[0]).bias = bias.out
+            _give(cast(nn.Module, module.to_qkv), bias.qkv)
+            _give(cast(nn.Sequential, module.to_out)[0], bias.out)
 
 
-def _linear_in(module: nn.Module) -> nn.Linear:
-    """Return a linear layer, itself or what adapters surround."""
-    return next(each for each in module.modules() if isinstance(each, nn.Linear))
+def _give(module: nn.Module, bias: nn.Parameter) -> None:
+    """Give a linear layer its bias: the module itself, or the one that adapters surround.
+
+    A quantised layer has a copy of the bias among its packed weights, and nothing to share.
+    """
+    linear = next((each for each in module.modules() if isinstance(each, nn.Linear)), None)
+    if linear is not None:
+        linear.bias = bias

@@ -182,9 +182,10 @@ def _remarks(evidence: Evidence, undetermined: Sequence[str], arguments: Mapping
     if undetermined:
         chosen = {**DEFAULTS, **arguments}
         values = ", ".join(f"{name}={to_plain_values(chosen[name])!r}" for name in undetermined)
+        remedy = "State them in the configuration" if evidence.configuration.arguments else "Pass its configuration"
         yield (
             f"nothing determines these arguments for {printable(path)}, so those of {evidence.recognition.family.name} "
-            f"are taken: {values}. Pass the configuration of the checkpoint, or the arguments that differ"
+            f"are taken: {values}. {remedy}, or pass the arguments that differ"
         )
     if "experimental" in path.stem.lower() and evidence.upstream is None:
         yield (

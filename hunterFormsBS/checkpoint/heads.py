@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 
-__all__ = ["HEAD", "model_with_heads", "with_heads"]
+__all__ = ["HEAD", "join_stems", "model_with_heads", "with_heads"]
 
 HEAD: Final = "mask_estimators."
 
@@ -49,3 +49,32 @@ def model_with_heads(model: BandSplitRotator, numbers: Sequence[int | None]) -> 
     taken = with_heads(model.state_dict(), numbers)
     other.load_state_dict({**other.state_dict(), **taken})
     return other.to(next(model.parameters())).eval(), frozenset(taken)
+
+
+def join_stems(
+    base: BandSplitRotator, names: Sequence[str], trained: BandSplitRotator, stems: Sequence[str]
+) -> tuple[BandSplitRotator, list[str]]:
+    """Build a model with the layers of one that was trained, its heads, and the heads that another has besides.
+
+    Parameters
+    ----------
+    base : BandSplitRotator
+    names : sequence of str
+        Of the stems of `base`.
+    trained : BandSplitRotator
+    stems : sequence of str
+        Of the stems of `trained`.
+
+    Returns
+    -------
+    model : BandSplitRotator
+    joined : list of str
+        Names of its stems: those of `base`, then those that only `trained` has.
+    """
+    joined = [*names, *(stem for stem in stems if stem not in names)]
+    model, _ = model_with_heads(trained, [stems.index(stem) if stem in stems else None for stem in joined])
+    kept = with_heads(base.state_dict(), [None if stem in stems else names.index(stem) for stem in joined])
+    model.load_state_dict(
+        {**model.state_dict(), **{key: tensor for key, tensor in kept.items() if key.startswith(HEAD)}}
+    )
+    return model, joined

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the state of autocast in a forward pass that of the code within."""
+
+
+def current_autocast(tensor: Tensor) -> Autocast:
+    """Return the present state of autocast on the device of `tensor`, which no backward pass has by itself."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    return partial(torch.autocast, kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
 
 def gradients_of(
@@ -14,6 +27,7 @@ def gradients_of(
     inputs: Sequence[Any],
     needs: Sequence[bool],
     grad_outputs: Sequence[Tensor],
+    autocast: Autocast,
 ) -> list[Tensor | None]:
     """Return gradients that can be differentiated again, for the backward pass of an `autograd.Function`.
 
@@ -30,6 +44,8 @@ def gradients_of(
         Which inputs need a gradient, as `ctx.needs_input_grad` has it.
     grad_outputs : sequence of Tensor
         Gradients of the outputs.
+    autocast : Callable
+        What `current_autocast` returned in the forward pass.
 
     Returns
     -------
@@ -39,6 +55,7 @@ def gradients_of(
     # Aliases: one input may be computed from another, and gradients must not flow along that path here.
     aliases = [tensor.view_as(tensor) if need else tensor for tensor, need in zip(inputs, needs, strict=True)]
     wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
-    outputs = formula(*aliases)
+    with autocast():
+        outputs = formula(*aliases)
     grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True, allow_unused=True))
     return [next(grads) if need else None for need in needs]

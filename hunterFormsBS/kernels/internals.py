@@ -8,6 +8,7 @@ not return what it should, a documented one takes its place.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -75,6 +76,32 @@ def is_recorded() -> bool:
         if any(type(mode).__name__ != "DeviceContext" for mode in stack):
             return True
     return False
+
+
+class RunningCheckpoint(NamedTuple):
+    """An activation checkpoint of `torch.utils.checkpoint` whose function is running."""
+
+    record: dict[str, Any]
+    """The attributes of PyTorch's record of it, from the forward pass until the last backward pass."""
+    repetition: dict[str, Any] | None
+    """Attributes of this repetition in a backward pass; None in the forward pass."""
+
+
+def running_checkpoint() -> RunningCheckpoint | None:
+    """Return the innermost activation checkpoint whose function is running, if it is not a reentrant one.
+
+    None also where this PyTorch lacks the parts that tell.
+    """
+    top: Callable[[bool], Any] | None = getattr(cast(Any, torch._C)._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = None if top is None else top(True)
+    pack: Any = hooks[0] if hooks else None
+    if getattr(pack, "__module__", "") != "torch.utils.checkpoint":
+        return None
+    plain: Any = inspect.unwrap(pack)
+    held: dict[str, Any] = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=False))
+    if "target_frame_ref" in held:
+        return RunningCheckpoint(held["target_frame_ref"].cell_contents().__dict__, pack.__dict__)
+    return RunningCheckpoint(held["frame"].cell_contents.__dict__, None) if "frame" in held else None
 
 
 def is_simple(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hunterFormsBS.kernels.derivatives import gradients_of
+from hunterFormsBS.kernels.derivatives import current_autocast, gradients_of
 from hunterFormsBS.kernels.int8 import WeightInt8, product, quantised
 from hunterFormsBS.kernels.internals import OneDNN, counted_as_product, multiplies_bfloat16, onednn, tanh_backward
 
@@ -200,6 +200,7 @@ class _LinearOf(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.cheap = cheap
+        ctx.autocast = current_autocast(tensors[0])
         ctx.activation = activation
         ctx.num_inputs = num_inputs
         outputs = _outputs(cheap, activation, packed, tensors[:num_inputs], tensors[num_inputs:])
@@ -220,7 +221,7 @@ class _LinearOf(torch.autograd.Function):
                 pairs = zip(weights[::2], weights[1::2], strict=True)
                 return tuple(ACTIVATIONS[ctx.activation](F.linear(hidden, *pair)) for pair in pairs)
 
-            return (None, None, None, None, *gradients_of(formula, tensors, needs, grad_outputs))
+            return (None, None, None, None, *gradients_of(formula, tensors, needs, grad_outputs, ctx.autocast))
 
         inputs, weights = tensors[: ctx.num_inputs], tensors[ctx.num_inputs :]
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=False)]

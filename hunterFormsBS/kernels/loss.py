@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hunterFormsBS.kernels.derivatives import gradients_of
+from hunterFormsBS.kernels.derivatives import current_autocast, gradients_of
 from hunterFormsBS.kernels.seam import Where, kernel
 from hunterFormsBS.operations.frames import frames_and_window, irfft, rfft, spectral_moduli
 from hunterFormsBS.theTypes import ParametersComputeLoss
@@ -35,6 +35,7 @@ class _SpectralL1(torch.autograd.Function):
                 total += term * (len(part) / len(rows))
                 grad_part.add_(grad, alpha=len(part) / len(rows))
         ctx.parameters = parameters
+        ctx.autocast = current_autocast(rows)
         ctx.save_for_backward(gradient, rows)
         return total
 
@@ -43,7 +44,7 @@ class _SpectralL1(torch.autograd.Function):
         gradient, rows = ctx.saved_tensors
         if torch.is_grad_enabled():
             formula = partial(spectral_moduli, parameters=ctx.parameters)
-            return (*gradients_of(formula, (rows,), (True,), (grad_output,)), None)
+            return (*gradients_of(formula, (rows,), (True,), (grad_output,), ctx.autocast), None)
         return gradient * grad_output, None
 
 

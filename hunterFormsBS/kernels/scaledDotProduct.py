@@ -17,10 +17,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hunterFormsBS.kernels.derivatives import gradients_of
+from hunterFormsBS.kernels.derivatives import current_autocast, gradients_of
 from hunterFormsBS.kernels.internals import softmax_backward_
 from hunterFormsBS.kernels.linear import has_faster_products, linear
 from hunterFormsBS.kernels.seam import Where, kernel
+from hunterFormsBS.operations.attentionWeights import attention_weights
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
 ROWS_OF_SCORES = 512
@@ -35,11 +36,13 @@ SHORT = 256
 
 
 @kernel(Where.EVERYWHERE)
-def sage(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+def sage(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor | None:
     """Attend by SageAttention, if asked for; where it cannot be, say why, once."""
     if not parameters.sage_attention:
         return None
-    if reason := _why_not_sage(q, k, v):
+    if reason := "its kernels know no windows" if seen is not None else _why_not_sage(q, k, v):
         if not torch.compiler.is_compiling():
             _warn_once(f"sage_attention=True has no effect here: {reason}. PyTorch's attention is used.")
         return None
@@ -67,17 +70,35 @@ def _warn_once(message: str) -> None:
 
 
 @kernel(Where.EVERYWHERE, ordinary=True)
-def fused(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor | None:
     """Attend by PyTorch's `scaled_dot_product_attention`, and the backend that it picks among those allowed."""
     q, k = q.to(v.dtype), k.to(v.dtype)
     v, width = _padded(v, q.shape[-1])
-    attend = partial(F.scaled_dot_product_attention, q, k, v, dropout_p=parameters.dropout, scale=parameters.scale)
+    keywords: dict[str, Any] = {} if seen is None else {"attn_mask": seen}
+    keywords |= {"dropout_p": parameters.dropout, "scale": parameters.scale}
+    attend = partial(F.scaled_dot_product_attention, q, k, v, **keywords)
     if not isinstance(parameters.flash_attn, FlashAttentionConfig):
         return attend()[..., :width]
     backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
     allowed = [backend for backend, enabled in zip(backends, parameters.flash_attn, strict=True) if enabled]
     with sdpa_kernel(allowed):
         return attend()[..., :width]
+
+
+@kernel(Where.EAGER)
+def fused_twice(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor | None:
+    """Attend as `fused`, with a gradient that can be differentiated again, which those of PyTorch's backends cannot.
+
+    With dropout the formula would drop other weights than PyTorch's backend did.
+    """
+    if parameters.dropout or not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))):
+        return None
+    out = fused.run(q, k, v, parameters, seen)
+    return cast(Tensor, _GradientByFormula.apply(out, q, k, v, parameters.scale, seen))  # type: ignore[no-untyped-call]
 
 
 def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
@@ -87,17 +108,16 @@ def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
 
 
 @kernel(Where.CPU)
-def by_heads(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+def by_heads(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor | None:
     """Attend one head of all sequences at a time, so that its scores stay in cache; for short sequences.
 
     Attention weights are computed again in the backward pass, never stored. In memory the result is `(b, n, h, e)`, as
     PyTorch's kernel leaves it.
     """
     if (
-        parameters.flash_attn is not True
-        or q.ndim != 4
-        or not q.shape[:2] == k.shape[:2] == v.shape[:2]
-        or parameters.dropout
+        not _are_ordinary_heads(q, k, v, parameters, seen)
         or max(q.shape[-2], k.shape[-2]) > SHORT
         or q.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
@@ -109,16 +129,15 @@ def by_heads(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotPro
 
 
 @kernel(Where.CPU)
-def by_sequences(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct) -> Tensor | None:
+def by_sequences(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
+) -> Tensor | None:
     """Attend one head of one sequence at a time by faster products, without gradient; for long sequences.
 
     In memory the result is `(b, n, h, e)`, as PyTorch's kernel leaves it.
     """
     if (
-        parameters.flash_attn is not True
-        or q.ndim != 4
-        or not q.shape[:2] == k.shape[:2] == v.shape[:2]
-        or parameters.dropout
+        not _are_ordinary_heads(q, k, v, parameters, seen)
         or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)))
         or not q.dtype == k.dtype == torch.float32
         or v.dtype not in (torch.float32, torch.bfloat16)
@@ -145,6 +164,19 @@ def by_sequences(q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDo
     return rearrange(out, "b n h e -> b h n e")
 
 
+def _are_ordinary_heads(
+    q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None
+) -> bool:
+    """Tell whether all heads attend to all positions, without dropout and by whichever backend is best."""
+    return (
+        seen is None
+        and parameters.flash_attn is True
+        and not parameters.dropout
+        and q.ndim == 4
+        and q.shape[:2] == k.shape[:2] == v.shape[:2]
+    )
+
+
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     batch, heads, length, width = *q.shape[:3], v.shape[-1]
     out, head_out = v.new_empty(batch, length, heads, width), v.new_empty(batch, length, width)
@@ -166,12 +198,38 @@ def _weights_of(q: Tensor, k: Tensor, scale: float, out: Tensor) -> None:
     torch.softmax(out, -1, out=out)
 
 
+def _formula(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, *, scale: float) -> Tensor:
+    return attention_weights(q, k, scale, seen).to(v.dtype) @ v
+
+
+class _GradientByFormula(torch.autograd.Function):
+    """Pass on what a backend of PyTorch returned, and its gradient, unless that is to be differentiated again."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None
+    ) -> Tensor:
+        ctx.scale = scale
+        ctx.autocast = current_autocast(q)
+        ctx.save_for_backward(q, k, v, seen)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not torch.is_grad_enabled():
+            return grad, None, None, None, None, None
+        formula, needs = partial(_formula, scale=ctx.scale), (*ctx.needs_input_grad[1:4], False)
+        gradients = gradients_of(formula, ctx.saved_tensors, needs, (grad,), ctx.autocast)
+        return None, *gradients[:3], None, None
+
+
 class _AttendByHeads(torch.autograd.Function):
     """Differentiable `_by_heads`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.scale = scale
+        ctx.autocast = current_autocast(q)
         ctx.save_for_backward(q, k, v)
         return _by_heads(q, k, v, scale)
 
@@ -179,12 +237,8 @@ class _AttendByHeads(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v = ctx.saved_tensors
         if torch.is_grad_enabled():
-
-            def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                weights: Tensor = (q @ k.mT * ctx.scale).softmax(-1)
-                return weights @ v
-
-            return (*gradients_of(formula, (q, k, v), ctx.needs_input_grad[:3], (grad,)), None)
+            formula = partial(_formula, scale=ctx.scale)
+            return (*gradients_of(formula, (q, k, v), ctx.needs_input_grad[:3], (grad,), ctx.autocast), None)
         # Heads first: each head's gradients are matrices by themselves.
         by_head = [t.new_empty(t.shape[1], t.shape[0], *t.shape[2:]) for t in (q, k, v)]
         weights, grad_scores = _scores(q, k), _scores(q, k)

@@ -116,6 +116,30 @@ def reference() -> Generator[None]:
         _off_here.reset(token)
 
 
+@contextmanager
+def noting_kernels() -> Generator[list[str]]:
+    """Collect the names of the kernels that take calls, in every thread, one for each call."""
+    taken: list[str] = []
+    functions = {name: one.run for name, one in KERNELS.items()}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            out = function(*args, **kwargs)
+            if out is not None:
+                taken.append(name)
+            return out
+
+        return run
+
+    for name, function in functions.items():
+        KERNELS[name].run = noting(name, function)
+    try:
+        yield taken
+    finally:
+        for name, function in functions.items():
+            KERNELS[name].run = function
+
+
 @internals.constant_when_compiled
 def is_off() -> bool:
     """Tell whether kernels are turned off, in this thread or altogether."""
@@ -126,6 +150,19 @@ def surroundings() -> Surroundings:
     """Find out what is going on around a layer, in eager mode."""
     if (repeated := _repeated.get()) is not None:
         return repeated
+    running = internals.running_checkpoint()
+    if running is None:
+        return _surroundings_now()
+    noted: list[Surroundings] = running.record.setdefault("_hunterFormsBS_surroundings", [])
+    if running.repetition is None:
+        noted.append(_surroundings_now())
+        return noted[-1]
+    # The backward pass has to store what the forward pass did, which other kernels would not.
+    to_repeat = running.repetition.setdefault("_hunterFormsBS_surroundings", iter(tuple(noted)))
+    return next(to_repeat, None) or _surroundings_now()
+
+
+def _surroundings_now() -> Surroundings:
     if is_off() or not internals.can_ask() or internals.is_transformed():
         return Surroundings(off=True, recorded=True)
     return Surroundings(off=False, recorded=internals.is_recorded())

@@ -19,10 +19,11 @@ from hunterFormsBS.listening.offers import Offer
 from hunterFormsBS.listening.work import Song
 from hunterFormsBS.parametersSeparation import KeywordsSeparation
 from hunterFormsBS.plot import plot_band_masks
+from hunterFormsBS.songs.graph import Graph, Separator
 from hunterFormsBS.songs.names import key_of
 from hunterFormsBS.songs.rates import resample
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
-from hunterFormsBS.songs.separating import Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import find_configuration, read_settings
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
@@ -100,7 +101,9 @@ class Separating:
                 mixture.write(block)
             song.say("separating")
             blocks = separate_song(
-                [Separator(model, settings)], audio, report=lambda _model, done, total: song.report(done, total)
+                Graph.of([Separator(model, settings)]),
+                audio,
+                report=lambda _model, done, total: song.report(done, total),
             )
             with Behind[Tensor](lambda block: side_by_side(StemFile.write, stems, block)) as write:
                 for block in blocks:

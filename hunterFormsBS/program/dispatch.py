@@ -15,6 +15,7 @@ import hunterFormsBS.program.commands as folder
 from hunterFormsBS.console import Console, keep_standard_streams, one_line
 from hunterFormsBS.failures import FAILED, FAILURES, INTERRUPTED, UsageError
 from hunterFormsBS.printable import say
+from hunterFormsBS.program import completion
 from hunterFormsBS.program.memory import keep_freed_memory
 from hunterFormsBS.program.parsing import EXIT_STATUS, NAME, PROGRAM, Command, Parser, near_miss, refuse, summary
 from hunterFormsBS.songs.signals import ending_on_signals
@@ -86,6 +87,8 @@ def run(*first: str) -> NoReturn:
     """
     arguments = [*first, *sys.argv[1:]]
     keep_standard_streams()
+    if completion.ASKED in os.environ:
+        completion.complete(command_names(), lambda name: _parser(name or DEFAULT))
     if arguments[:1] != ["listen"]:  # between songs a page gives memory back
         keep_freed_memory()
     with ending_on_signals():
@@ -117,8 +120,12 @@ def understand(argv: Sequence[str]) -> Call:
         if meant:
             refuse(f"{first} is neither a command nor a file{meant} (--help lists the commands)")
     name = first if is_named else DEFAULT
-    parser = Parser(name, load_command(name))
+    parser = _parser(name)
     return Call(parser, parser.parse_args(argv[is_named:]))
+
+
+def _parser(name: str) -> Parser:
+    return Parser(name, load_command(name))
 
 
 def overview() -> str:

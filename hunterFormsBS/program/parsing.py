@@ -85,9 +85,14 @@ class Parser(argparse.ArgumentParser):
         add("--version", action=ShowVersion, nargs=0, help="print the version, and exit")
         self.epilog = "--help-all explains the other options." if self.leaves_out else EXIT_STATUS
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """All arguments, those of groups too."""
+        return list(self._actions)
+
     def error(self, message: str) -> NoReturn:
         """Print the message, with options that may be meant for unknown ones, and exit with status 2."""
-        options = [option for action in self._actions for option in action.option_strings]
+        options = [option for action in self.actions for option in action.option_strings]
         unrecognized = message if message.startswith("unrecognized") else ""
         for unknown in [match[0] for match in re.finditer(r"--[a-zA-Z-]+", unrecognized)]:
             message += near_miss(unknown, options)

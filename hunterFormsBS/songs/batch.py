@@ -17,16 +17,17 @@ from hunterFormsBS.failures import FAILURES, UsageError
 from hunterFormsBS.plot import matplotlib_module, save_spectrogram
 from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song, find_songs, is_pipe
+from hunterFormsBS.songs.graph import Graph
 from hunterFormsBS.songs.levels import Energies, loudest_part, sounding_parts
-from hunterFormsBS.songs.names import check_length, safe_name
+from hunterFormsBS.songs.names import check_length
 from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.outputs import Outputs
 from hunterFormsBS.songs.parts import Part, clock
+from hunterFormsBS.songs.plan import Checkpoints, Plan
 from hunterFormsBS.songs.progress import SongProgress
 from hunterFormsBS.songs.reading import AudioFile, probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.sharing import Rank, rank_in_job, share_of, wait_for_others
-from hunterFormsBS.songs.sources import Source, find_sources, load_source, names_loaded
 from hunterFormsBS.songs.tags import read_tags, write_tags
 from hunterFormsBS.songs.threads import Behind, side_by_side
 from hunterFormsBS.songs.together import Existing, check_targets, check_writable, identity, remove_leftovers
@@ -38,8 +39,12 @@ FRAMES_PER_BYTE = 16
 """Samples of each channel for a byte of a file, at most: a guess at lengths that only reading tells."""
 
 
-def separate_all(options: Options, console: Console) -> int:
+def separate_all(
+    options: Options, console: Console, find_plan: Callable[[Options, Console], Plan] = Checkpoints
+) -> int:
     """Separate songs as the command line says, and return the exit status.
+
+    `find_plan` returns what they go through, before a model is loaded.
 
     Raises
     ------
@@ -50,7 +55,7 @@ def separate_all(options: Options, console: Console) -> int:
     """
     job = rank_in_job()
     try:
-        status = _separate_share(options, console, job)
+        status = _separate_share(options, console, job, find_plan)
     except Exception:
         wait_for_others(job, failed=True)
         raise
@@ -58,18 +63,20 @@ def separate_all(options: Options, console: Console) -> int:
     return status
 
 
-def _separate_share(options: Options, console: Console, job: Rank) -> int:
+def _separate_share(
+    options: Options, console: Console, job: Rank, find_plan: Callable[[Options, Console], Plan]
+) -> int:
     if job.size > 1 and any(map(is_pipe, options.mixtures)):
         raise UsageError("several processes cannot share the contents of a pipe: pass files, or start one process")
     encoding, part = _encoding(options), options.part()
     if options.spectrograms:
         matplotlib_module("figure", "--spectrograms")
     device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
-    sources, names = find_sources(options, console)
+    plan = find_plan(options, console)
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
-        batch = _Batch(options, console, encoding, part, sources, songs)
-        batch.outputs.name_stems(names)
+        batch = _Batch(options, console, encoding, part, plan, songs)
+        batch.outputs.name_stems(plan.names)
         lengths = [batch.seconds(song) for song in songs] if job.size > 1 else []
         share = share_of(job, songs, lengths)
         batch.remove_leftovers(share)
@@ -79,10 +86,11 @@ def _separate_share(options: Options, console: Console, job: Rank) -> int:
         if not checked:
             return int(failed)
         check_writable(options.output)
-        separators = [load_source(source, options, device) for source in sources]
-        if batch.outputs.name_stems(names_loaded(names, separators, console)):
+        graph, names = plan.load(device)
+        if batch.outputs.name_stems(names):
             checked = batch.without_existing(checked)
-        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, separators))
+        graph = graph.with_rests(batch.outputs.rests)
+        separated = batch.those_that_succeed(checked, lambda song: batch.separate(song, graph))
     return int(failed or len(separated) < len(checked))
 
 
@@ -95,7 +103,7 @@ class _Batch:
         console: Console,
         encoding: Encoding,
         part: Part | None,
-        sources: Sequence[Source],
+        plan: Plan,
         songs: Sequence[Song],
     ) -> None:
         self.options = options
@@ -107,8 +115,8 @@ class _Batch:
             encoding,
             songs,
             console,
-            model=safe_name("+".join(source.checkpoint.stem for source in sources)),
-            model_type="+".join(dict.fromkeys(source.settings.model_type for source in sources)),
+            model=plan.label,
+            model_type=plan.model_type,
         )
         self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
         self._kept = {identity(song.source) for song in songs} - {None}
@@ -148,7 +156,7 @@ class _Batch:
             check_length(file, self.options.output)
         check_targets(self.options.output, self.outputs.paths(song), existing=self._existing, kept=self._kept)
 
-    def separate(self, song: Song, separators: Sequence[Separator]) -> None:
+    def separate(self, song: Song, graph: Graph) -> None:
         """Separate one song and write its stems, block by block."""
         if not self.without_existing([song]):
             return  # Another process was faster.
@@ -161,7 +169,7 @@ class _Batch:
         part = self.part or loudest_part(audio.blocks(), audio.sample_rate)
         energies = [Energies(audio.sample_rate) for _ in files]
         with (
-            SongProgress(self.console, song.path, len(separators)) as progress,
+            SongProgress(self.console, song.path, graph.models) as progress,
             writing_together(
                 options.output,
                 files,
@@ -174,15 +182,8 @@ class _Batch:
                 draw=_draw,
             ) as folder,
         ):
-            stems = separate_song(
-                separators,
-                audio,
-                combination=Combination(options.ensemble, options.weights),
-                rests=self.outputs.rests,
-                part=part,
-                report=progress,
-            )
             opened = folder.open(audio.channels)
+            stems = separate_song(graph, audio, part=part, report=progress, scratch=folder.scratch)
             with Behind[torch.Tensor](lambda block: side_by_side(_take, opened, energies, block)) as write:
                 for block in stems:
                     write(block.roll(1, dims=0) if self.encoding.is_together else block)  # the mixture comes first

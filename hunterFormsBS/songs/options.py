@@ -23,6 +23,8 @@ class Options(argparse.Namespace):
     configuration: list[Path]
     upstream: Upstream | None
     lora: Path | None
+    recipe: str | None
+    one_model_at_a_time: bool
     ensemble: Ensemble
     weights: list[float] | None
     output: Path

@@ -11,6 +11,7 @@ from hunterFormsBS.failures import UsageError
 from hunterFormsBS.printable import list_some
 from hunterFormsBS.songs.encodings import Encoding
 from hunterFormsBS.songs.finding import Song
+from hunterFormsBS.songs.graph import REST, Rest
 from hunterFormsBS.songs.names import (
     OF_STEMS,
     TEMPLATE,
@@ -64,8 +65,8 @@ class Outputs:
     ) -> None:
         self.names: list[str] = []
         """Of what is written of each song; empty while only the model tells how many stems there are."""
-        self.rests: list[list[int]] = []
-        """The outputs after the stems, as `separate_song` takes them; the mixture, which is named first, comes last."""
+        self.rests: list[Rest] = []
+        """The outputs after the stems; the mixture, which is named first, comes last."""
         self._options = options
         self._together = encoding.is_together
         self._console = console
@@ -116,7 +117,7 @@ class Outputs:
             )
         if names == self.names:
             return False
-        self.names, self.rests = names, [*(without for _, without in further.values()), *([] for _ in mixture)]
+        self.names, self.rests = names, [*(rest for _, rest in further.values()), *(Rest(()) for _ in mixture)]
         self._tell_apart()
         return True
 
@@ -136,12 +137,12 @@ class Outputs:
         """Return the same with one stem where they have no names yet."""
         return self._paths(song, self.names or UNNAMED)
 
-    def _further(self, stems: Sequence[str]) -> dict[str, tuple[str, list[int]]]:
-        """Return what is written besides stems: the option that asked for it, and the stems that it lacks."""
+    def _further(self, stems: Sequence[str]) -> dict[str, tuple[str, Rest]]:
+        """Return what is written besides stems: the option that asked for it, and what it is."""
         options = self._options
-        further: dict[str, tuple[str, list[int]]] = {}
+        further: dict[str, tuple[str, Rest]] = {}
         if options.residual is not None:
-            further[options.residual] = "--residual", list(range(len(stems)))
+            further[options.residual] = "--residual", REST
         if options.also_rest is not None:
             keys = [key_of(name) for name in stems]
             wanted = key_of(safe_name(options.also_rest)) if options.also_rest else ""
@@ -151,7 +152,7 @@ class Outputs:
             name = "instrumental" if keys[number] == "vocals" else f"no_{stems[number]}"
             if name in further:
                 raise UsageError(f"--residual {name} and --also-rest would be written as one file: rename the first")
-            further[name] = "--also-rest", [number]
+            further[name] = "--also-rest", Rest((number,))
         return further
 
     def _files(self, song: Song, names: Sequence[str]) -> dict[str, Path]:

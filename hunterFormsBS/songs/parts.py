@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-__all__ = ["PREVIEW", "Part", "Region", "clock", "seconds"]
+__all__ = ["PREVIEW", "Part", "Region", "clock", "reach", "seconds"]
 
 PREVIEW = 30.0
 """Seconds of a preview."""
@@ -58,6 +58,27 @@ class Region(NamedTuple):
         begin = max(0, first // song - margin)
         end = None if last == math.inf else (math.ceil(last / song) + margin) * model
         return cls(begin * model, end, first - begin * song)
+
+
+def reach(first: int, last: float, song_rate: int, model_rate: int, chunk_size: int) -> tuple[int, float]:
+    """Return which samples of a song decide what a model makes of samples `first` to before `last`: all near chunks.
+
+    Parameters
+    ----------
+    first : int
+    last : float
+        Infinity at the end of the song.
+    song_rate, model_rate : int
+        In Hz.
+    chunk_size : int
+        Samples that the model sees at a time.
+    """
+    region = Region.around(first, last, song_rate, model_rate)
+    # Besides those of the chunks, samples within the filter of the conversion to the rate of the model.
+    margin = 0 if song_rate == model_rate else math.ceil(MARGIN * song_rate / min(song_rate, model_rate)) + 1
+    begin = math.floor((region.start - chunk_size) * song_rate / model_rate) - margin
+    end = math.inf if region.end is None else math.ceil((region.end + chunk_size) * song_rate / model_rate) + margin
+    return max(0, begin), end
 
 
 def seconds(text: str) -> float:

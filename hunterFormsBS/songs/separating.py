@@ -1,267 +1,244 @@
-"""One song: read, converted, separated by one model or several, and given back at its own rate, all in blocks.
+"""One song: read, converted, separated by the models of a graph of steps, and given back at its own rate, in blocks.
 
-No song is ever in memory as a whole. Axis letters: n stem, s audio channel, t sample.
+Blocks flow through all steps side by side, so no song is ever in memory as a whole. Signals that are needed again from
+their beginning are kept in temporary files. Axis letters: n stem, s audio channel, t sample.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from functools import reduce
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, TypeAlias
 
 import torch
 from torch import Tensor
 
-from hunterFormsBS.ensemble import HOP, Ensemble, combine_streams, uses_spectra
-from hunterFormsBS.separation import Progress, stems_of
-from hunterFormsBS.songs.parts import Part, Region, clock
-from hunterFormsBS.songs.rates import Resampler
+from hunterFormsBS.ensemble import combine_streams
+from hunterFormsBS.overlapAdd import aligned
+from hunterFormsBS.separation import Progress
+from hunterFormsBS.songs.graph import ALL, Graph, Rest, Signal
+from hunterFormsBS.songs.keeping import Kept
+from hunterFormsBS.songs.oneModel import Passing, separated
+from hunterFormsBS.songs.parts import Part
 from hunterFormsBS.songs.reading import AudioFile
-from hunterFormsBS.songs.settings import Settings
-from hunterFormsBS.songs.threads import side_by_side
 
-__all__ = ["Combination", "Separator", "separate_song"]
+__all__ = ["separate_song"]
 
-Report = Callable[[int, int, int], object]
-
-
-class Separator(NamedTuple):
-    """A model, and how songs are separated with it.
-
-    Parameters
-    ----------
-    model : Callable[[Tensor], Tensor]
-        `(b, s, t)` to `(b, n, s, t)`.
-    settings : Settings
-    order : Sequence[int] | None
-        Which of its stems, in which order. None: all.
-    """
-
-    model: Callable[[Tensor], Tensor]
-    settings: Settings
-    order: Sequence[int] | None = None
-
-
-class Combination(NamedTuple):
-    """How the stems of several models become one; see `hunterFormsBS.ensemble.combine`."""
-
-    kind: Ensemble = "avg_wave"
-    weights: Sequence[float] | None = None
+Report: TypeAlias = Callable[[int, int, int], object]
 
 
 def separate_song(
-    separators: Sequence[Separator],
+    graph: Graph,
     audio: AudioFile,
     *,
-    combination: Combination = Combination(),  # noqa: B008  # it cannot change
-    rests: Sequence[Sequence[int]] = (),
     part: Part = Part(),  # noqa: B008  # it cannot change
     report: Report | None = None,
+    scratch: Callable[[], IO[bytes]] = TemporaryFile,
 ) -> Generator[Tensor]:
     """Separate a song block by block.
 
     Parameters
     ----------
-    separators : Sequence[Separator]
-        One, or several whose stems are the same.
+    graph : Graph
     audio : AudioFile
-    combination : Combination
-        Of several separators.
-    rests : Sequence[Sequence[int]]
-        What comes after the stems: for each of them the mixture minus the stems of these numbers.
     part : Part
         What of the song is separated. The models see what lies around it.
     report : Callable[[int, int, int], object] | None
-        Called with the number of a separator, its chunks done, and all of its chunks as far as they are known.
+        Called with the number of a separator, counted through all steps, its chunks done, and all of its chunks as far
+        as they are known.
+    scratch : Callable[[], IO[bytes]], default tempfile.TemporaryFile
+        Opens a file for signals that are kept: with `one_model_at_a_time`, and where a model that normalizes its
+        input gets it from another one.
 
     Yields
     ------
     stems : Tensor
-        `(n, s, t)`, at the rate, with the channels and, altogether, with the length of the song or its part.
+        `(n, s, t)`, the outputs in their order, at the rate, with the channels and, altogether, with the length of the
+        song or its part.
 
     Raises
     ------
     ValueError
         If the song ends before the part begins.
     """
-    first, last = part.samples(audio.sample_rate)
-    wide = _whole_frames(first, last) if len(separators) > 1 and uses_spectra(combination.kind) else (first, last)
-    passing = [
-        _Passing(audio, *wide, begin=first, keep=bool(rests) and not number) for number in range(len(separators))
-    ]
-    stems = _separated_by_all(separators, audio, combination, passing, report, rests)
-    skip, left = first - wide[0], last - first
-    for block in stems:
+    with ExitStack() as files:
+        run = _Run(graph, audio, part, report, lambda: files.enter_context(scratch()))
+        for blocks in aligned(run.outputs(), alike=False):
+            yield blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+class _Run:
+    """The streams of one song through a graph.
+
+    A stream with several readers is read once and held between the first reader and the last one, who go side by side.
+    If there are signals in files, the steps before them run one after the other: these keep what they give in files,
+    too, and each reader reads the song anew.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        audio: AudioFile,
+        part: Part,
+        report: Report | None,
+        scratch: Callable[[], IO[bytes]],
+    ) -> None:
+        self._graph = graph
+        self._audio = audio
+        self._report = report
+        self._part = part.samples(audio.sample_rate)
+        self._regions = self._needed()
+        self._rests = self._find_rests()
+        self._readers = self._count_readers()
+        self._branches: dict[int | None, list[Iterator[Tensor]]] = {}
+        self._kept: dict[int, list[Kept]] = {}
+        self._side_by_side = not (before := self._before_files())
+        for number in before:  # in order, so that each finds its input
+            streams = self._estimates(number) if graph.one_model_at_a_time else [self._combined(number)]
+            self._kept[number] = [Kept(stream, scratch) for stream in streams]
+
+    def outputs(self) -> list[Generator[Tensor]]:
+        """Return the streams `(n, s, t)` of the outputs."""
+        return [self._signal(signal, *self._part) for signal in self._graph.outputs]
+
+    def _needed(self) -> list[tuple[int, float]]:
+        """Return which samples of its signals each step has to give."""
+        needed: list[list[tuple[int, float]]] = [[] for _ in self._graph.steps]
+        for signal in self._graph.outputs:
+            needed[signal.step].append(self._part)
+        for number, step in reversed([*enumerate(self._graph.steps)]):
+            first, last = zip(*needed[number], strict=True)
+            needed[number] = [(min(first), max(last))]
+            if step.source is not None:
+                needed[step.source.step].append(step.reach(*needed[number][0], self._audio.sample_rate))
+        return [region for (region,) in needed]
+
+    def _find_rests(self) -> dict[int, list[Rest]]:
+        """Return the rests of each step that has any, each once."""
+        rests: dict[int, list[Rest]] = {}
+        for signal in (*self._graph.outputs, *(source for _, _, source in self._graph.steps if source is not None)):
+            if isinstance(signal.stem, Rest) and signal.stem not in rests.setdefault(signal.step, []):
+                rests[signal.step].append(signal.stem)
+        return rests
+
+    def _count_readers(self) -> dict[int | None, int]:
+        """Return how many read each step, and, as None, the mixture."""
+        graph = self._graph
+        readers: dict[int | None, int] = dict.fromkeys([None, *range(len(graph.steps))], 0)
+        for signal in graph.outputs:
+            readers[signal.step] += 1
+        for number, step in enumerate(graph.steps):
+            source = None if step.source is None else step.source.step
+            readers[source] += len(step.separators) + (number in self._rests)
+        return readers
+
+    def _before_files(self) -> list[int]:
+        """Return the steps that are kept in files: all, or those before a step that normalizes its input."""
+        steps = self._graph.steps
+        if self._graph.one_model_at_a_time:
+            return [*range(len(steps))]
+        before: set[int] = set()
+        for number, step in reversed([*enumerate(steps)]):
+            if step.source is not None and (step.normalizes or number in before):
+                before.add(step.source.step)
+        return sorted(before)
+
+    def _signal(self, signal: Signal, first: int, last: float) -> Generator[Tensor]:
+        """Yield these samples of a signal, `(n, s, t)`."""
+        stem, rests = signal.stem, self._rests.get(signal.step, [])
+        for block in _cut(self._read(signal.step), first - self._regions[signal.step][0], last - first):
+            stems = len(block) - len(rests)
+            first_row = stems + rests.index(stem) if isinstance(stem, Rest) else 0 if stem == ALL else stem
+            yield block[first_row : stems if stem == ALL else first_row + 1]
+
+    def _read(self, number: int | None) -> Iterator[Tensor]:
+        """Return a stream of all that a step gives, `(n, s, t)`, or of the mixture, `(s, t)`."""
+        if number in self._kept and not self._graph.one_model_at_a_time:
+            return self._kept[number][0].blocks()
+
+        def begin() -> Iterator[Tensor]:
+            return self._audio.blocks() if number is None else self._combined(number)
+
+        if not self._side_by_side and (number is None or number in self._kept):
+            return begin()
+        if number not in self._branches:
+            self._branches[number] = [*itertools.tee(begin(), self._readers[number])]
+        return self._branches[number].pop()
+
+    def _song(self, source: Signal | None) -> Iterator[Tensor]:
+        """Return the input of a step, `(s, t)`, from the first sample of the song, silent where none is needed."""
+        if source is None:
+            return self._read(None)
+        region = self._regions[source.step]
+        blocks = (block[0] for block in self._signal(source, *region))
+        return blocks if region == (0, math.inf) else _within_silence(blocks, *region, self._audio.blocks())
+
+    def _combined(self, number: int) -> Generator[Tensor]:
+        """Yield what a step gives: its stems, and then the rests of its input that anybody reads."""
+        first, last = self._regions[number]
+        step = self._graph.steps[number]
+        estimates = [kept.blocks() for kept in self._kept.get(number, ())] or self._estimates(number)
+        combined: Iterable[Tensor] = estimates[0]
+        if len(estimates) > 1:
+            combined = combine_streams(estimates, *step.combination)
+        stems = _cut(combined, first - step.whole(first, last)[0], last - first)
+        if number not in self._rests:
+            yield from stems
+            return
+        for block, song in aligned([stems, _cut(self._song(step.source), first, last - first)], alike=False):
+            without = [range(len(block)) if rest.without is None else rest.without for rest in self._rests[number]]
+            rests = [reduce(torch.sub, [block[stem] for stem in each], song) for each in without]
+            yield torch.cat([block, torch.stack(rests)])
+
+    def _estimates(self, number: int) -> list[Iterator[Tensor]]:
+        """Return the streams of a step's models, `(n, s, t)`."""
+        step = self._graph.steps[number]
+        whole = step.whole(*self._regions[number])
+        before = sum(len(step.separators) for step in self._graph.steps[:number])
+        return [
+            separated(
+                separator,
+                self._audio,
+                Passing(self._song(step.source), self._audio.sample_rate, *whole, begin=self._part[0]),
+                lambda: self._audio.blocks() if step.source is None else self._song(step.source),
+                self._reporter(index),
+            )
+            for index, separator in enumerate(step.separators, before)
+        ]
+
+    def _reporter(self, number: int) -> bool | Progress:
+        report = self._report
+        return False if report is None else lambda done, total, /: report(number, done, total)
+
+
+def _cut(blocks: Iterable[Tensor], skip: int, left: float) -> Generator[Tensor]:
+    """Leave out samples at the beginning, and end after so many more."""
+    for block in blocks:
         wanted = block[..., skip : skip + int(min(left, block.shape[-1]))]
         skip = max(0, skip - block.shape[-1])
         left -= wanted.shape[-1]
         if wanted.shape[-1]:
             yield wanted
+        if left <= 0:
+            return
 
 
-def _whole_frames(first: int, last: float) -> tuple[int, float]:
-    """Return a part that begins and ends with frames of the ensemble's spectra, one more at either end."""
-    end = last if last == math.inf else (math.ceil(last / HOP) + 1) * HOP
-    return max(0, first // HOP - 1) * HOP, end
-
-
-def _separated_by_all(
-    separators: Sequence[Separator],
-    audio: AudioFile,
-    combination: Combination,
-    passing: Sequence[_Passing],
-    report: Report | None,
-    rests: Sequence[Sequence[int]],
-) -> Generator[Tensor]:
-    """Yield the combined stems of samples of a song, and what they leave of it."""
-    streams = [
-        _separated(separator, audio, blocks, False if report is None else _reporter(report, number))
-        for number, (separator, blocks) in enumerate(zip(separators, passing, strict=True))
-    ]
-    combined: Iterable[Tensor] = streams[0]
-    if len(streams) > 1:
-        combined = combine_streams(streams, combination.kind, combination.weights)
-    for stems in combined:
-        if rests:
-            mixture = passing[0].take(stems.shape[-1])
-            left = [reduce(torch.sub, [stems[number] for number in without], mixture) for without in rests]
-            yield torch.cat([stems, torch.stack(left)])
-        else:
-            yield stems
-
-
-def _reporter(report: Report, number: int) -> Progress:
-    return lambda done, total, /: report(number, done, total)
-
-
-class _Passing:
-    """The blocks of a song on their way to a model, counted, and kept where they are asked for again.
-
-    Stems are those of samples `first` to before `last`, which the part of the song begins within, at `begin`.
-    """
-
-    def __init__(self, audio: AudioFile, first: int, last: float, *, begin: int, keep: bool) -> None:
-        self.begin = begin
-        self.first = first
-        self.last = last
-        self.length = 0
-        self._audio = audio
-        self._keep = keep
-        self._kept: deque[Tensor] = deque()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for block in self._audio.blocks():
-            begun, self.length = self.length, self.length + block.shape[-1]
-            if self._keep and self.length > self.first:
-                self._kept.append(block[:, max(0, self.first - begun) :])
-            yield block
-        if self.begin and self.length <= self.begin:
-            rate = self._audio.sample_rate
-            raise ValueError(
-                f"the part begins at {clock(self.begin / rate)}, but the song ends at {clock(self.length / rate)}: "
-                "begin earlier"
-            )
-
-    def take(self, count: int) -> Tensor:
-        """Return the next samples."""
-        taken: list[Tensor] = []
-        while count:
-            block = self._kept.popleft()
-            if block.shape[-1] > count:
-                self._kept.appendleft(block[:, count:])
-            taken.append(block[:, :count])
-            count -= taken[-1].shape[-1]
-        return torch.cat(taken, dim=-1)
-
-
-class _Level(NamedTuple):
-    mean: float
-    deviation: float
-
-
-def _separated(
-    separator: Separator, audio: AudioFile, blocks: _Passing, progress: bool | Progress
-) -> Generator[Tensor]:
-    """Yield the stems of one model at the rate, with the channels and the length of the song."""
-    settings = separator.settings
-    level = _level(_resampled(audio.blocks(), audio, settings.sample_rate)) if settings.normalize else None
-    resampled = _resampled(blocks, audio, settings.sample_rate)
-    if level is not None:
-        resampled = ((block - level.mean) / level.deviation for block in resampled)
-    length = None if audio.length is None else math.ceil(audio.length * settings.sample_rate / audio.sample_rate)
-    region = Region.around(blocks.first, blocks.last, audio.sample_rate, settings.sample_rate)
-    parameters = replace(settings.parameters, start=region.start, end=region.end)
-    stems: Iterable[Tensor] = stems_of(separator.model, resampled, parameters, length=length, progress=progress)
-    if separator.order is not None:
-        stems = (block[list(separator.order)] for block in stems)
-    if audio.channels == 1:
-        stems = (block.mean(dim=1, keepdim=True) for block in stems)  # A stereo model returns two channels for mono.
-    for block in _of_part(_resampled_stems(stems, audio, settings.sample_rate), blocks, region.skip):
-        yield block if level is None else block.mul_(level.deviation).add_(level.mean)
-
-
-def _resampled(blocks: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:
-    """Give blocks of the song the sample rate of a model, in which it has at least one sample."""
-    convert = Resampler(audio.sample_rate, sample_rate)
-    given = 0
-    for block in map(convert, blocks):
-        given += block.shape[-1]
-        yield block
-    rest = convert(torch.zeros(audio.channels, 0), last=True)
-    yield rest if given or rest.shape[-1] else torch.zeros(audio.channels, 1)
-
-
-def _resampled_stems(stems: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:
-    """Give stems `(n, s, t)` of a model the sample rate of the song."""
-    if sample_rate == audio.sample_rate:
-        yield from stems
-        return
-    converters: list[Resampler] = []
-    for block in stems:
-        converters = converters or [Resampler(sample_rate, audio.sample_rate) for _ in block]
-        yield torch.stack(side_by_side(_converted, converters, block))
-    yield torch.stack(side_by_side(_ended, converters, [audio.channels] * len(converters)))
-
-
-def _converted(convert: Resampler, stem: Tensor) -> Tensor:
-    return convert(stem)
-
-
-def _ended(convert: Resampler, channels: int) -> Tensor:
-    return convert(torch.zeros(channels, 0), last=True)
-
-
-def _of_part(stems: Iterable[Tensor], blocks: _Passing, skip: int) -> Generator[Tensor]:
-    """Leave out samples before the part, and cut off or fill up its end where conversions add or lose a few."""
-    given, shape = 0, torch.Size((0, 0))
-    for block in stems:
-        begun = block[..., skip:]
-        skip = max(0, skip - block.shape[-1])
-        shape, wanted = block.shape[:-1], int(min(blocks.last, blocks.length)) - blocks.first
-        ready = begun[..., : max(0, wanted - given)]
-        given += ready.shape[-1]
-        if ready.shape[-1]:
-            yield ready
-    missing = int(min(blocks.last, blocks.length)) - blocks.first - given
-    if missing > 0:
-        yield torch.zeros(*shape, missing)
-
-
-def _level(blocks: Iterable[Tensor]) -> _Level | None:
-    """Return mean and standard deviation of the mono mix of a song, or None for silence."""
-    count, mean, squares = 0, 0.0, 0.0
-    for block in blocks:
-        mono = block.double().mean(dim=0)
-        if not len(mono):
-            continue
-        # Means and squares of two parts make those of both.
-        step = float(mono.mean()) - mean
-        share = len(mono) / (count + len(mono))
-        squares += float((mono - mono.mean()).square().sum()) + step * step * count * share
-        mean += step * share
-        count += len(mono)
-    level = _Level(mean, math.sqrt(squares / max(1, count)))
-    return level if level.deviation > 1e-8 else None
+def _within_silence(blocks: Iterator[Tensor], first: int, last: float, song: Iterable[Tensor]) -> Generator[Tensor]:
+    """Put samples `first` to before `last`, `(s, t)`, where they are in a song that is silent elsewhere."""
+    position = 0
+    held: Tensor | None = None
+    for around in song:
+        silent = torch.zeros_like(around)
+        begin, end = (int(max(0, min(each - position, around.shape[-1]))) for each in (first, last))
+        while begin < end:
+            held = next(blocks) if held is None else held
+            count = min(end - begin, held.shape[-1])
+            silent[:, begin : begin + count] = held[:, :count]
+            held = held[:, count:] if count < held.shape[-1] else None
+            begin += count
+        position += around.shape[-1]
+        yield silent

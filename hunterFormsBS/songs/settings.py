@@ -106,8 +106,8 @@ def stated_separation(configuration: Mapping[str, Any]) -> KeywordsSeparation:
     return cast("KeywordsSeparation", {name: size for name, size in sizes.items() if size is not None})
 
 
-def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int] | None:
-    """Return the numbers of the stems that were asked for; None stands for all.
+def stem_indices(wanted: Sequence[str] | None, known: Sequence[str], option: str = "--stems") -> list[int] | None:
+    """Return the numbers of the stems that were asked for by an option; None stands for all.
 
     Raises
     ------
@@ -122,12 +122,12 @@ def stem_indices(wanted: Sequence[str] | None, known: Sequence[str]) -> list[int
         if unknown:
             near = difflib.get_close_matches(key_of(unknown[0]), numbers_of, n=1)
             hint = f"; is {known[numbers_of[near[0]]]} meant?" if near else ""
-            raise UsageError(f"--stems: the model has no stem {', '.join(unknown)}, but {', '.join(known)}{hint}")
+            raise UsageError(f"{option}: the model has no stem {', '.join(unknown)}, but {', '.join(known)}{hint}")
         return [numbers_of[key_of(safe_name(name))] for name in wanted]
     numbers = [re.fullmatch(r"stem_([1-9]\d*)", name) for name in wanted]
     if not all(numbers):
         raise UsageError(
-            f"--stems {','.join(wanted)}: no configuration names the stems of this checkpoint. "
+            f"{option} {','.join(wanted)}: no configuration names the stems of this checkpoint. "
             "Pass --configuration, or call them stem_1, stem_2, ..."
         )
     return [int(number[1]) - 1 for number in numbers if number]

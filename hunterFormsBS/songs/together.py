@@ -18,7 +18,8 @@ from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Literal, Self
+from tempfile import TemporaryFile
+from typing import IO, Literal, Self
 
 from hunterFormsBS.printable import printable
 from hunterFormsBS.songs.names import key_of
@@ -33,6 +34,7 @@ __all__ = [
     "check_writable",
     "identity",
     "remove_leftovers",
+    "scratch_file",
 ]
 
 Existing = Literal["refuse", "keep", "replace"]
@@ -173,6 +175,16 @@ def called(path: Path) -> Generator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def scratch_file(folder: Path) -> IO[bytes]:
+    """Open a file that has no name and goes when it is closed, however the process ends.
+
+    Where a system cannot make files without names, it has a hidden one for an instant, and what a kill leaves of it is
+    taken for left as all other files of such names are.
+    """
+    with called(folder):
+        return TemporaryFile(dir=folder, prefix=f"{_hidden_name(folder / 'scratch')}.")
 
 
 class _Made(list[Callable[[], object]]):

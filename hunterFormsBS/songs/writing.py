@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from types import MappingProxyType, TracebackType
 from typing import IO, NamedTuple, Self
 
@@ -19,7 +18,7 @@ from hunterFormsBS.songs.levels import loudness
 from hunterFormsBS.songs.rates import Resampler
 from hunterFormsBS.songs.signals import uninterrupted
 from hunterFormsBS.songs.threads import side_by_side
-from hunterFormsBS.songs.together import Existing, appearing_together, called
+from hunterFormsBS.songs.together import Existing, appearing_together, called, scratch_file
 
 __all__ = ["FULL", "AudioFolder", "Level", "StemFile", "WritingError", "writing_together"]
 
@@ -201,6 +200,10 @@ class AudioFolder:
             for blocks in zip(*stems(), strict=True):
                 side_by_side(StemFile.write, final, [block * self.factor for block in blocks])
 
+    def scratch(self) -> IO[bytes]:
+        """Open a temporary file beside the others, as `scratch_file` does."""
+        return scratch_file(Path(str(self._files[0].name)).parent)
+
     def _encoders(self, channels: int) -> list[Encoder]:
         return open_encoders(self._files, self._names, self._encoding, self._rates[1], channels)
 
@@ -271,8 +274,7 @@ def writing_together(
         if level != Level():
             with uninterrupted():
                 scratch = [
-                    scratches.enter_context(TemporaryFile(dir=Path(str(new[path].name)).parent))
-                    for path in files.values()
+                    scratches.enter_context(scratch_file(Path(str(new[path].name)).parent)) for path in files.values()
                 ]
         rates = sample_rate, encoding.rate(sample_rate)
         folder = AudioFolder(

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: put into a model, saved beside it, and merged into its weights.
+"""Low-rank adapters by peft: put into a model, and saved beside it. `hunterforms convert --lora` merges them.
 
     adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
     …train `model`, whose layers now have adapters…
@@ -18,21 +18,12 @@ from typing import Any
 
 from torch import nn
 
-from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
-from hunterFormsBS.checkpoint.adapters import CONFIGURATION, read_adapters, without_adapters
-from hunterFormsBS.checkpoint.heads import HEAD, model_with_heads, with_heads
+from hunterFormsBS.checkpoint.adapters import CONFIGURATION
+from hunterFormsBS.checkpoint.heads import HEAD
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.songs.settings import find_configuration
 from hunterFormsBS.training.settings import Settings
 
-__all__ = [
-    "add_adapters",
-    "linear_layers_of_transformers",
-    "merge_adapters",
-    "save_adapters",
-    "settings_of_adapters",
-]
+__all__ = ["add_adapters", "linear_layers_of_transformers", "save_adapters", "settings_of_adapters"]
 
 # peft takes seconds to import: it is loaded where it is used.
 
@@ -98,77 +89,3 @@ def save_adapters(adapted: Any, folder: Path, settings: Settings) -> None:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     content["stem_heads"] = {stem: settings.heads[stem] for stem in settings.stems}
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def merge_adapters(
-    checkpoint: Path,
-    adapters: Path,
-    output: Path,
-    configuration: Path | Mapping[str, Any] | None = None,
-    *,
-    keep_stems: bool = False,
-) -> list[str]:
-    """Write a checkpoint with low-rank adapters merged into its weights, which needs no other file.
-
-    Parameters
-    ----------
-    checkpoint : Path
-        What the adapters were trained on: a file, or a name that `from_checkpoint` knows.
-    adapters : Path
-        The folder that peft saved, or Music-Source-Separation-Training's file of loralib.
-    output : Path
-        The checkpoint to write.
-    configuration : Path or mapping, optional
-        Of the checkpoint, if that does not hold its own.
-    keep_stems : bool, default False
-        Where the adapters were trained with other stems: keep those of the checkpoint that they lack, with their own
-        heads behind layers that have changed, and put new stems after them. Without it the stems are those of the
-        adapters.
-
-    Returns
-    -------
-    stems : list of str
-        In the order of the heads; empty if no configuration names them.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If a file cannot be read, or the adapters are those of another model.
-    ValueError
-        If stems are to be kept whose names no configuration states.
-    """
-    pathFilename, found, content = find_configuration(checkpoint, configuration)
-    merging = read_adapters(adapters, content)
-    stated = merging.configuration_of(content)
-    base = from_checkpoint(pathFilename, None if found is None else without_adapters(content))
-    merged = merging.merge_into(base)
-    if merging.heads and keep_stems:
-        names = _stems_of(content)
-        if len(names) != base.num_stems:
-            raise ValueError(
-                f"{checkpoint} has {base.num_stems} stems, and its configuration names {len(names)} in "
-                "training.instruments: pass a configuration that names each, or leave out --keep-stems"
-            )
-        merged, names = _joined(base, names, merged, list(merging.heads))
-        stated["training"]["instruments"] = names
-    sections = {name: section for name, section in stated.items() if name not in ("model", "upstream")}
-    save_checkpoint(output, merged, configuration=sections)
-    return _stems_of(stated)
-
-
-def _stems_of(configuration: Mapping[str, Any]) -> list[str]:
-    training: Mapping[str, Any] = configuration.get("training") or {}
-    target = training.get("target_instrument")
-    return [str(target)] if target else [str(name) for name in training.get("instruments") or ()]
-
-
-def _joined(
-    base: BandSplitRotator, names: list[str], merged: BandSplitRotator, trained: list[str]
-) -> tuple[BandSplitRotator, list[str]]:
-    """Return a model with the layers of one model, its heads, and the heads of another whose stems it lacks."""
-    joined = [*names, *(stem for stem in trained if stem not in names)]
-    model, _ = model_with_heads(merged, [trained.index(stem) if stem in trained else None for stem in joined])
-    kept = with_heads(base.state_dict(), [None if stem in trained else names.index(stem) for stem in joined])
-    heads = {key: tensor for key, tensor in kept.items() if key.startswith(HEAD)}
-    model.load_state_dict({**model.state_dict(), **heads})
-    return model, joined

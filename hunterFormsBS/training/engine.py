@@ -112,7 +112,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     All transformers of an axis share one position embedding, and FSDP2 refuses a parameter with two owners. It cannot
     belong to the first transformer, which gathers it for its own use only, nor be left out: the learned bias of PoPE
     would get another gradient in each process. So each embedding is a unit by itself, gathered when a transformer
-    asks it for its table, and then until the backward pass is over: it is a few hundred numbers.
+    asks it for its table, and then until the backward pass is over: it is a few hundred numbers. Shared biases are
+    parts of all transformers, so that a model with them is one unit.
     """
     try:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -129,7 +130,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for embedding in embeddings:
         fully_shard(embedding, mesh=data_parallel, reshard_after_forward=False)
         register_fsdp_forward_method(embedding, "table")
-    for transformer in transformers:
+    for transformer in transformers if getattr(model, "shared_qkv_bias", None) is None else ():
         fully_shard(transformer, mesh=data_parallel)
     fully_shard(model, mesh=data_parallel)
     return model

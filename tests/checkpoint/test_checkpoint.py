@@ -117,8 +117,11 @@ def test_one_warning_names_what_nothing_determined(tmp_path: Path) -> None:
     arguments = {"stft_win_length": 64, "stft_normalized": False, "stft_window_fn": torch.hann_window, "zero_dc": True}
     complete = from_checkpoint(path, stft_hop_length=16, skip_connection=False, **arguments)
     assert torch.equal(estimate(complete), estimate(from_checkpoint(path, SMALL_BS)))
+    assert "Pass its configuration, or pass the arguments that differ" in str(warning.message)
     with pytest.warns(
-        UserWarning, match="those of Music-Source-Separation-Training, BS-RoFormer are taken: stft_hop_length=16."
+        UserWarning,
+        match="those of Music-Source-Separation-Training, BS-RoFormer are taken: stft_hop_length=16. "
+        "State them in the configuration, or pass",
     ):
         from_checkpoint(path, {"dim": 8})
 

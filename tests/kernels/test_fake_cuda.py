@@ -6,7 +6,7 @@ values, is stubbed. It needs a PyTorch that was built with CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.blocks import spectrum
-from hunterFormsBS.kernels.seam import KERNELS
+from hunterFormsBS.kernels.seam import noting_kernels
 from hunterFormsBS.theTypes import FlashAttentionConfig
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this PyTorch was built without CUDA")
@@ -65,31 +65,19 @@ def move(model: nn.Module) -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    names: set[str] = set()
-
-    def noting(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def run_noted(*args: Any, **kwargs: Any) -> Any:
-            out = run(*args, **kwargs)
-            if out is not None:
-                names.add(name)
-            return out
-
-        return run_noted
-
-    for name, kernel in KERNELS.items():
-        monkeypatch.setattr(kernel, "run", noting(name, kernel.run))
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(spectrum, "istft", fake_istft)
     # Autocast asks whether there is a device.
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_args: True)
-    return names
+    with noting_kernels() as names:
+        yield names
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_stays_on_the_device_and_in_its_dtype(
-    options: dict[str, Any], precision: str, tiny_model: Build, served: set[str]
+    options: dict[str, Any], precision: str, tiny_model: Build, served: list[str]
 ) -> None:
     model = tiny_model(**options)
     if precision == "bfloat16":
@@ -113,15 +101,15 @@ def test_every_option_stays_on_the_device_and_in_its_dtype(
         for scalar in (loss, waveform_loss):
             assert (scalar.device.type, scalar.dtype) == ("cuda", torch.float32)
         assert waveform_loss.requires_grad
-    missing = SERVING - served
+    missing = SERVING - set(served)
     if options.get("ff_dropout"):
         missing -= {"feed_forward"}
     assert not missing
 
 
-def test_compared_with_a_cpu_only_kernels_of_devices_serve(tiny_model: Build, served: set[str]) -> None:
+def test_compared_with_a_cpu_only_kernels_of_devices_serve(tiny_model: Build, served: list[str]) -> None:
     model = tiny_model(overlapping=True).eval()
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         move(model)
         model(torch.randn(1, 1, 500))
-    assert not served & {"by_heads", "masks_by_bands", "gather_runs", "average_runs"}
+    assert not set(served) & {"by_heads", "masks_by_bands", "gather_runs", "average_runs"}

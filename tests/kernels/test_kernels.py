@@ -27,13 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hunterFormsBS.attend import Attention, FeedForward, Transformer
 from hunterFormsBS.bandSplit import BandSplit, MaskEstimator, masks_of_stems
-from hunterFormsBS.blocks.attend import scaled_dot_product
+from hunterFormsBS.blocks.attend import scaled_dot_product, windowed_sinks
 from hunterFormsBS.blocks.bins import Bins
 from hunterFormsBS.blocks.loss import spectral_l1
 from hunterFormsBS.blocks.positions import PolarEmbedding, RotaryEmbedding, complex_product
 from hunterFormsBS.heads.hyperACE.convolutions import Conv, DSConv, TimeFreqConvolutions, shuffle
 from hunterFormsBS.kernels import convolutions, scaledDotProduct, seam, transformer
-from hunterFormsBS.kernels.seam import KERNELS, Where, reference
+from hunterFormsBS.kernels.seam import KERNELS, Where, noting_kernels, reference
 from hunterFormsBS.theTypes import (
     ParametersAttention,
     ParametersComputeLoss,
@@ -149,6 +149,11 @@ CASES: dict[str, Case] = {
     "by_heads": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV),
     "by_sequences": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV, prepare=make_all_long),
     "fused": Case(partial(Function, scaled_dot_product, SOFTMAX), QKV, place=Where.DEVICE),
+    "fused_twice": Case(
+        partial(Function, scaled_dot_product, SOFTMAX, windowed_sinks(7, 3, 1, torch.empty(0))),
+        QKV,
+        place=Where.DEVICE,
+    ),
     "attention": Case(lambda: Attention(6, ATTENTION, positions=RotaryEmbedding(4)), ((3, 7, 6),)),
     "feed_forward": Case(partial(FeedForward, 6), ((3, 7, 6),)),
     "by_blocks": Case(
@@ -198,24 +203,13 @@ def _products(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def ran(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ran(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Prepare the case, and collect the names of the kernels that serve calls."""
-    case, served = CASES[name], []
-
-    def noting(one: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def run_noted(*args: Any, **kwargs: Any) -> Any:
-            out = run(*args, **kwargs)
-            if out is not None:
-                served.append(one)
-            return out
-
-        return run_noted
-
-    for one, kernel in KERNELS.items():
-        monkeypatch.setattr(kernel, "run", noting(one, kernel.run))
-    case.prepare(monkeypatch)
-    monkeypatch.setattr(seam, "where_of", lambda _tensors: case.place)
-    return served
+    case = CASES[name]
+    with noting_kernels() as served:
+        case.prepare(monkeypatch)
+        monkeypatch.setattr(seam, "where_of", lambda _tensors: case.place)
+        yield served
 
 
 def first(out: Any) -> Tensor:
@@ -354,8 +348,7 @@ def test_kernel_keeps_no_more_for_the_backward_pass_than_the_formula(
     assert sizes[1] <= sizes[0] * (2.0 if "groups" in name else 1.0) + 1.5 * copies
 
 
-# PyTorch's own attention backends have no second derivative: `reference` is for that.
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("fused", *WITHOUT_GRADIENT)])
+@each_kernel
 def test_graph_made_by_a_kernel_can_be_differentiated_again(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module(), CASES[name].inputs()
 
@@ -369,12 +362,11 @@ def test_graph_made_by_a_kernel_can_be_differentiated_again(name: str, ran: list
         close(second, gradients(module, inputs, penalty), 1e-3)
 
 
-@pytest.mark.parametrize("name", ["fused"])
-def test_reference_differentiates_attention_of_any_length_twice(name: str, ran: list[str]) -> None:
+@pytest.mark.parametrize("name", ["fused_twice"])
+def test_second_derivatives_of_attention_are_those_of_differences(name: str, ran: list[str]) -> None:
     module, inputs = CASES[name].module().double(), CASES[name].inputs(dtype=torch.float64, requires_grad=True)
-    with reference():
-        assert torch.autograd.gradgradcheck(module, inputs)
-    assert ran == []
+    assert torch.autograd.gradgradcheck(module, inputs)
+    assert name in ran
 
 
 @each_kernel
@@ -457,6 +449,36 @@ def test_gradients_survive_selective_activation_checkpointing(name: str, ran: li
     ran.clear()
     close(gradients(module, inputs, whole), gradients(module, inputs), 1e-4)
     assert name in ran
+
+
+def test_a_checkpoint_computes_again_as_in_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "by_blocks"
+    module, inputs = CASES[name].module(), CASES[name].inputs()
+
+    def in_checkpoint(within: Callable[[], AbstractContextManager[object]]) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        with within():
+            out = checkpoint(partial(scalar, module), *leaves, use_reentrant=False)
+        first_time = torch.autograd.grad(out, [*leaves, *trained(module)], retain_graph=True)
+        again = torch.autograd.grad(out, [*leaves, *trained(module)])
+        close(first_time, again, 0)
+        return list(again)
+
+    def partly(module: nn.Module, *leaves: Tensor) -> Tensor:
+        with reference():
+            out = first(module(*leaves))
+        return scalar(module, out)
+
+    expected = gradients(module, inputs)
+    for within in (reference, partial(FlopCounterMode, display=False), torch.enable_grad):
+        close(in_checkpoint(within), expected, 1e-4)
+    whole = partial(checkpoint, partly, use_reentrant=False)
+    close(gradients(module, inputs, whole), gradients(module, inputs, partly), 1e-5)
+    # Where PyTorch does not tell of checkpoints, all is as in any other program: what differs is an error.
+    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+    close(in_checkpoint(torch.enable_grad), expected, 1e-4)
+    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+        in_checkpoint(reference)
 
 
 @each_kernel

@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.blocks.spectrum import SpectralTransform
-from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.checkpoint import onnxFile, save_checkpoint
 from hunterFormsBS.separation import separate
 from hunterFormsBS.theTypes import ParametersSTFT
 
@@ -84,7 +84,7 @@ def example(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def export() -> ModuleType:
-    return example("export_onnx")
+    return onnxFile
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,18 @@ def test_docstring_describes_the_argument(name: str) -> None:
     assert name in described, "write a line in the docstring of BandSplitRotator"
 
 
+FIRST = "dim depth num_stems stereo dim_head heads freqs_per_bands num_bands sample_rate mask_estimator_depth"
+
+
+def test_the_docstring_begins_with_what_most_models_need_and_says_where_the_rest_is() -> None:
+    screen = "\n".join(inspect.getdoc(BandSplitRotator).splitlines()[:40])
+    start, found, _ = screen.partition("Other Parameters\n---")
+    assert found
+    described = re.findall(r"^(\w+(?:, \w+)*) : ", start, re.MULTILINE)
+    assert ", ".join(described).split(", ") == FIRST.split()
+    assert "/options.html" in start
+
+
 def test_each_argument_reaches_one_record_or_one_head_or_the_model_itself() -> None:
     takers: dict[str, list[str]] = {name: [] for name in OPTIONS}
     for record in RECORDS:

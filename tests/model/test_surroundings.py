@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import random
 from collections.abc import Callable
 from math import pi
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.attend import Attention, FeedForward
 from hunterFormsBS.blocks.positions import PolarEmbedding
+from hunterFormsBS.containers import folded_repr
 from hunterFormsBS.kernels.seam import KERNELS, reference
 
 Build = Callable[..., BandSplitRotator]
@@ -62,64 +62,6 @@ def loss_and_gradients(model: BandSplitRotator, x: Tensor, y: Tensor) -> tuple[T
 
 def target_for(model: BandSplitRotator, x: Tensor) -> Tensor:
     return torch.randn(x.shape[0], model.num_stems, *x.shape[1:], dtype=x.dtype)
-
-
-# Both modes
-
-
-def random_arguments(seed: int) -> dict[str, Any]:
-    draw = random.Random(seed).choice
-    streams, fracs, values, pope = draw([1, 1, 2, 3]), draw([1, 1, 2]), draw([False, True]), draw([False, True])
-    return {
-        "dim": 8,
-        "depth": 2,
-        "heads": draw([1, 2]),
-        "dim_head": draw([2, 4, 6]),
-        "ff_mult": draw([1, 4]),
-        "flash_attn": draw([True, True, False]),
-        "final_norm": draw([None, True, False]),
-        "norm_output": draw([None, True, False]),
-        "freq_transformer_depth": draw([1, 2]),
-        "time_transformer_depth": draw([1, 2]),
-        "linear_transformer_depth": draw([0, 0, 1]),
-        "mask_estimator_depth": draw([0, 1, 2]),
-        "mlp_expansion_factor": draw([1, 2]),
-        "num_residual_streams": streams,
-        "num_residual_fracs": fracs,
-        "mc_hyper_conn_sinkhorn_iters": draw([None, 2]) if streams * fracs > 1 else None,
-        "num_stems": draw([1, 2, 3]),
-        "scale": draw([None, 0.3]),
-        "skip_connection": draw([False, True]),
-        "stereo": draw([False, True]),
-        "use_pope": pope,
-        "use_torch_checkpoint": draw([False, True]),
-        "use_value_residual_learning": values,
-        "learned_value_residual_mix": draw([None, False, "swapped", "swapped_everywhere"]) if values else None,
-        "zero_dc": draw([None, True, False]),
-        "overlapping": draw([False, True]),
-    }
-
-
-@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 200))])
-def test_reference_and_kernels_agree_for_any_configuration(seed: int, tiny_model: Build, randomise: Any) -> None:
-    model = tiny_model(**random_arguments(seed)).eval()
-    randomise(model)
-    torch.manual_seed(seed)
-    x = audio_for(model)
-    y = target_for(model, x)
-    loss, grads = loss_and_gradients(model, x, y)
-    with torch.no_grad():
-        out = model(x)
-    with reference():
-        expected_loss, expected_grads = loss_and_gradients(model, x, y)
-        with torch.no_grad():
-            expected = model(x)
-    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-6
-    assert torch.isclose(loss, expected_loss, rtol=1e-5)
-    assert grads.keys() == expected_grads.keys()
-    scale = max(grad.abs().max() for grad in expected_grads.values())
-    for name, grad in grads.items():
-        assert (grad - expected_grads[name]).abs().max() <= 1e-4 * scale, name
 
 
 # Averages and copies
@@ -298,27 +240,43 @@ def test_tangents_pass_through_the_model(kind: str, tiny_model: Build) -> None:
     assert (tangent - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-@each_kind
-def test_gradient_penalty_is_that_of_the_formula(kind: str, tiny_model: Build, randomise: Any) -> None:
-    model = tiny_model(**KINDS[kind]).eval()
+def gradients_of_penalty(model: BandSplitRotator, x: Tensor, y: Tensor, *, autocast: bool) -> dict[str, Tensor]:
+    model.zero_grad()
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(leaf, y)
+    (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    (1e3 * grad).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+PENALISED = {
+    **KINDS,
+    "windows": {"n_wsa_sinks": 3, "wsa_window_len": 5},
+    "checkpointing": {"use_torch_checkpoint": True},
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("frames", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", PENALISED)
+def test_gradient_penalty_is_that_of_the_formula_in_double_precision(
+    kind: str, frames: int, autocast: bool, tiny_model: Build, randomise: Any
+) -> None:
+    model = tiny_model(**PENALISED[kind], depth=1 if "values" not in kind else 2).eval()
     randomise(model)
-    x = audio_for(model)
+    x = torch.randn(1, model.audio_channels, 16 * frames)
     y = target_for(model, x)
-
-    def penalised() -> dict[str, Tensor]:
-        model.zero_grad()
-        leaf = x.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(model(leaf, y), leaf, create_graph=True)
-        (1e3 * grad).square().sum().backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    ours = penalised()
+    ours = gradients_of_penalty(model, x, y, autocast=autocast)
     with reference():
-        expected = penalised()
-    scale = max(grad.abs().max() for grad in expected.values())
-    assert ours.keys() == expected.keys()
+        by_formula = gradients_of_penalty(model, x, y, autocast=autocast)
+        exact = gradients_of_penalty(model.double(), x.double(), y.double(), autocast=False)
+    scale = max(float(grad.abs().max()) for grad in exact.values())
+    assert ours.keys() == exact.keys()
+    # bfloat16 has three digits, and the formula is not exact either.
+    error = max(float((by_formula[name] - exact[name]).abs().max()) for name in exact)
     for name, grad in ours.items():
-        assert (grad - expected[name]).abs().max() <= 1e-3 * scale, name
+        assert float((grad - exact[name]).abs().max()) <= max(1e-5 * scale, 3 * error), name
 
 
 def test_bias_of_polar_embedding_learns_from_its_first_step_and_stays_within_its_bounds() -> None:
@@ -448,6 +406,20 @@ def test_configuration_is_a_copy(tiny_model: Build) -> None:
     assert type(model)(**model.configuration).mask_filter_bank.equal(model.mask_filter_bank)
 
 
+@each_kind
+def test_state_dict_has_memory_of_its_own_for_every_key_but_the_parameters_themselves(
+    kind: str, tiny_model: Build
+) -> None:
+    model = tiny_model(**KINDS[kind])
+    state = model.state_dict(prefix="model.")
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    named = dict(model.named_parameters())
+    assert all(state[f"model.{name}"].data_ptr() == parameter.data_ptr() for name, parameter in named.items())
+    kept = model.state_dict(keep_vars=True)
+    assert kept.keys() == {name.removeprefix("model.") for name in state}
+    assert all(kept[name] is parameter for name, parameter in model.named_parameters(remove_duplicate=False))
+
+
 def test_model_describes_itself(tiny_model: Build) -> None:
     model = tiny_model(num_stems=3, stereo=True)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -467,3 +439,30 @@ def test_no_kernel_runs_in_reference_mode(tiny_model: Build, monkeypatch: pytest
         model(audio_for(model), torch.randn(2, 1, 1, SAMPLES)).backward()
     with pytest.raises(AssertionError):
         model(audio_for(model))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_stems": 4, "stereo": True}, {"sample_rate": 44100, "num_bands": 60}])
+def test_a_model_is_shown_on_one_screen(arguments: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = BandSplitRotator(48, depth=12, **arguments)
+    lines = repr(model).splitlines()
+    assert len(lines) < 60
+    assert sum(line.strip() == "(0-11): 12 x ModuleList(" for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+def test_neighbours_that_differ_in_numbers_alone_are_shown_once_with_the_range() -> None:
+    class Loud(nn.Linear):
+        def __repr__(self) -> str:
+            return "LOUD"
+
+    tower = nn.ModuleList([nn.Linear(4, 8), nn.Linear(24, 8), nn.Linear(7, 8, bias=False), Loud(1, 1), nn.Sequential()])
+    assert folded_repr(tower).splitlines() == [
+        "ModuleList(",
+        "  (0-1): 2 x Linear(in_features=4..24, out_features=8, bias=True)",
+        "  (2): Linear(in_features=7, out_features=8, bias=False)",
+        "  (3): LOUD",
+        "  (4): Sequential()",
+        ")",
+    ]
+    assert folded_repr(nn.Sequential(nn.Tanh())) == "Sequential((0): Tanh())"

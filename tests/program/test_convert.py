@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import yaml
@@ -102,6 +104,13 @@ def test_nothing_is_replaced_unless_asked(
         (["hub:a", "--output", "b.ckpt"], 1, "neither a name of the catalogue nor hub:"),
         (["own.ckpt", "--output", "b.yaml"], 2, "is the name of a configuration"),
         (["own.ckpt"], 2, "--output"),
+        (["own.ckpt", "--output", "b.onnx", "--layout", "msst"], 2, "--layout and --dtype are for checkpoints"),
+        (["own.ckpt", "--output", "b.ckpt", "--lora", "text.ckpt"], 1, "text.ckpt"),
+        (["own.ckpt", "--output", "b.ckpt", "--lora", "nowhere"], 1, "nowhere"),
+        ([".", "--output", "b.ckpt"], 2, "is a folder: name one of its checkpoints, or pass --layout msst"),
+        ([".", "--output", "b.ckpt", "--layout", "msst"], 1, "has no state: choose the folder of another run"),
+        ([".", "--output", "b.ckpt", "--layout", "msst", "--lora", "x"], 2, "--lora is for checkpoints"),
+        ([".", "--output", "b.ckpt", "--layout", "msst", "--dtype", "float16"], 2, "--dtype is for checkpoints"),
         (["own.ckpt", "--output", "b.ckpt", "--layout", "uvr"], 2, "invalid choice"),
         (["own.ckpt", "--output", "b.ckpt", "--stems", "a,,b"], 2, "names with commas between them"),
     ],
@@ -129,6 +138,23 @@ def test_what_fails_is_one_line(
     assert error.count("\n") == 1
     assert named in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_adapters_are_merged(dtype: str, own: Path, model: BandSplitRotator, tmp_path: Path) -> None:
+    settings = peft.LoraConfig(r=2, target_modules=["to_qkv", "net.1"], init_lora_weights=False)
+    adapted: Any = peft.get_peft_model(copy.deepcopy(model), settings).eval()
+    adapted.save_pretrained(str(tmp_path / "lora"))
+    command = [str(own), "--lora", str(tmp_path / "lora"), "--dtype", dtype, "--output", str(tmp_path / "merged.ckpt")]
+    assert main(["convert", *command]) == 0
+    merged = from_checkpoint(tmp_path / "merged.ckpt")
+    expected = adapted.merge_and_unload().state_dict()
+    tolerance = {"float32": 1e-6, "float16": 1e-3}[dtype]
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(tensor.float(), expected[name].float(), rtol=tolerance, atol=tolerance)
+    tensors = torch.load(tmp_path / "merged.ckpt", weights_only=True)["state_dict"]
+    assert {str(one.dtype) for key, one in tensors.items() if "rotary" not in key} == {f"torch.{dtype}"}
+    assert {str(one.dtype) for key, one in tensors.items() if "rotary" in key} <= {"torch.float32"}
 
 
 def test_its_former_name_runs_and_warns_in_one_line(model: BandSplitRotator, tmp_path: Path) -> None:

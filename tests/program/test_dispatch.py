@@ -63,7 +63,8 @@ def one(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_every_module_of_the_folder_is_a_command() -> None:
     files = {path.stem for path in Path(folder.__path__[0]).glob("*.py")} - {"__init__"}
-    assert {"convert", "info", "listen", "models", "presets", "separate"} <= files == set(command_names())
+    known = {"completion", "convert", "doctor", "info", "listen", "models", "presets", "recipe", "separate"}
+    assert known <= files == set(command_names())
 
 
 @every_command
@@ -149,7 +150,14 @@ def test_a_command_that_nearly_exists_is_answered_with_the_one_that_does(
 def test_options_that_nearly_exist_are_answered_in_one_line_by_every_command(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    required = {"convert": ["x", "--output", "y"], "info": ["x"]}.get(name, [])
+    required = {
+        "train": ["--configuration", "a.yaml", "--songs", "b", "--output", "c"],
+        "validate": ["--checkpoint", "a.ckpt", "--songs", "b"],
+        "completion": ["bash"],
+        "convert": ["x", "--output", "y"],
+        "info": ["x"],
+        "recipe": ["list"],
+    }.get(name, [])
     with pytest.raises(SystemExit, match=r"^2$"):
         main([name, *required, "--versoin"])
     assert capsys.readouterr().err == (

@@ -201,7 +201,11 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "operations",
         "training",
     }
-    behind |= {module for module in modules if module.startswith(("checkpoint.", "listening.", "program.", "songs."))}
+    behind |= {
+        module
+        for module in modules
+        if module.startswith(("checkpoint.", "listening.", "program.", "recipes.", "songs."))
+    }
     behind |= {f"training.{name}" for name in ("pictures", "schedules", "sharding", "stempegSong", "unread")}
     assert documented == modules - behind
 
@@ -273,6 +277,28 @@ def test_choosing_names_checkpoints_with_scores_that_they_have() -> None:
     assert {name for name in presets() if f"`{name}`" in table} == set(presets())
 
 
+def test_tables_that_pages_hold_are_those_of_the_package() -> None:
+    summaries = load(ROOT / "docs" / "summaries.py")
+    pages = sorted({page for page, _ in summaries.TABLES.values()})
+    texts = {page: (ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages}
+    stale = [page for page, text in texts.items() if summaries.with_tables(page, text) != text]
+    assert stale == [], "run: python docs/summaries.py"
+
+
+def test_pages_have_nothing_that_only_sphinx_shows() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = re.compile(r"\{\w+:\w+\}`|^```\{(?!toctree)", re.MULTILINE)
+    assert [page.name for page in pages if shown.search(page.read_text(encoding="utf-8"))] == []
+
+
+def test_full_names_lead_to_the_reference_on_the_site() -> None:
+    linked = load(ROOT / "docs" / "summaries.py").linked
+    name, method = "hunterFormsBS.checkpoint.from_checkpoint", "hunterFormsBS.bandSplitRotator.BandSplitRotator.forward"
+    assert linked(f"`{name}` and `{method}`") == f"{{py:obj}}`{name}` and {{py:obj}}`{method}`"
+    for kept in ("`hunterFormsBS.songs.names`", "`hunterFormsBS`", f"```python\n`{name}`\n```"):
+        assert linked(kept) == kept
+
+
 PROGRAMS_PAGES = {
     "from-msst": ["MSST", "a fork of MSST"],
     "from-uvr": ["UVR", "audio-separator"],
@@ -292,7 +318,6 @@ def test_pages_name_every_variant_program_and_checkpoint() -> None:
     rows = [line.split("`")[1] for line in tables["catalogue"].splitlines() if line.startswith("| `")]
     assert rows == list(entries())
     page = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
-    assert [name for name in tables if f"<!-- {name} -->" not in page] == []
     assert [word for word in (*AUDIBLE, *SWITCHES, *ROFORMERS) if f"`{word}`" not in page] == []
     for program in (name for names in PROGRAMS_PAGES.values() for name in names):
         assert page.count(f"\n| {program} |") == 2

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import hunterFormsBS
 
 ROOT = Path(hunterFormsBS.__file__).parent
@@ -38,6 +40,7 @@ FLOORS = (
     ("separation", "overlapAdd", "estimates", "devices"),
     ("ensemble",),
     ("songs",),
+    ("recipes",),
     ("listening", "training"),
     ("program",),
     ("__main__",),
@@ -46,6 +49,15 @@ FLOORS = (
 
 FACES = ("hunterFormsBS", "hunterFormsBS.checkpoint.__main__", "hunterFormsBS.formerNames")
 """They hand on names of all floors, and nothing imports them."""
+
+IMPORTING = ("import_module", "__import__")
+"""Functions that import a module by its name."""
+
+UPWARD = {
+    # A classmethod of this name is where users of the Hugging Face Hub look for it, and it has to read a checkpoint.
+    ("hunterFormsBS.bandSplitRotator", "hunterFormsBS.checkpoint.byName"): "BandSplitRotator.from_pretrained",
+}
+"""Imports that go up all the same, by a call within the function named."""
 
 
 def modules() -> dict[str, Path]:
@@ -69,11 +81,19 @@ def imports_of(path: Path, names: set[str]) -> Iterator[str]:
                     yield inner
                 elif node.module in names:
                     yield node.module
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in IMPORTING:
+                yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in names)
 
 
 def arrows() -> dict[str, set[str]]:
     found = modules()
-    return {name: {*imports_of(path, set(found))} - {name} for name, path in found.items() if name not in FACES}
+    return {
+        name: {other for other in imports_of(path, set(found)) if other != name and (name, other) not in UPWARD}
+        for name, path in found.items()
+        if name not in FACES
+    }
 
 
 def floor_of(name: str) -> int:
@@ -110,3 +130,38 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         TopologicalSorter(arrows()).prepare()
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import hunterFormsBS.songs.names",
+        "from hunterFormsBS.songs import names",
+        "from hunterFormsBS.songs.names import safe_name",
+        "def late():\n    from hunterFormsBS.songs.names import safe_name",
+        "import_module('hunterFormsBS.songs.names')",
+        "importlib.import_module('hunterFormsBS.songs.names').safe_name",
+        "__import__('hunterFormsBS.songs.names')",
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(source: str, tmp_path: Path) -> None:
+    (tmp_path / "any.py").write_text(source, encoding="utf-8")
+    assert list(imports_of(tmp_path / "any.py", set(modules()))) == ["hunterFormsBS.songs.names"]
+
+
+@pytest.mark.parametrize(("name", "other"), UPWARD)
+def test_an_exception_is_still_one(name: str, other: str) -> None:
+    """Each stands in the function that it is made for, and goes up."""
+    found = modules()
+    kind, _, method = UPWARD[name, other].partition(".")
+    tree = ast.parse(found[name].read_text(encoding="utf-8"))
+    (function,) = (
+        inner
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == kind
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef) and inner.name == method
+    )
+    source = ast.unparse(function)
+    assert source.count(other) == found[name].read_text(encoding="utf-8").count(f'"{other}"') == 1
+    assert floor_of(other) > floor_of(name)

@@ -133,8 +133,13 @@ def test_one_version_everywhere(metadata: dict[str, Any], citation_file: dict[st
 def test_links_in_the_metadata_and_the_citation_file_lead_to_one_repository(
     metadata: dict[str, Any], citation_file: dict[str, Any]
 ) -> None:
+    metadata = {**metadata, "urls": dict(metadata["urls"])}
     repository = citation_file["repository-code"]
     assert {"Homepage", "Documentation", "Changelog", "Issues", "Repository"} == set(metadata["urls"])
+    owner, name = repository.split("/")[-2:]
+    site = metadata["urls"].pop("Documentation")
+    assert site == f"https://{owner}.github.io/{name}/"
+    assert site in read("README.md")
     for link in metadata["urls"].values():
         assert link.startswith(repository)
         _, found, file = link.partition("/blob/main/")

@@ -28,7 +28,7 @@ from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.ensemble import ENSEMBLES, combine
 from hunterFormsBS.program.commands import separate as command
 from hunterFormsBS.separation import separate
-from hunterFormsBS.songs import batch, progress, sources
+from hunterFormsBS.songs import batch, plan, progress
 from hunterFormsBS.songs.levels import loudness, sounding_parts
 from hunterFormsBS.songs.reading import probe_audio, read_audio
 
@@ -498,7 +498,7 @@ def test_options_that_cannot_work_together_are_status_2_before_a_model_is_loaded
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr(sources, "from_checkpoint", None)
+    monkeypatch.setattr(plan, "from_checkpoint", None)
     song = write_song(tmp_path / "a.wav")
     known = [models / f"{one}.ckpt" if one in ("solo", "other", "nameless") else one for one in arguments]
     with pytest.raises(SystemExit, match="2"):
@@ -542,7 +542,7 @@ def test_adapters_are_merged_before_the_separation(run: Callable[..., int], mode
 def test_a_folder_without_adapters_is_one_line(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(batch, "load_source")  # Which would take long.
+    monkeypatch.delattr(plan.Source, "load")  # Which would take long.
     assert run(write_song(tmp_path / "a.wav"), "--lora", tmp_path) == 1
     assert "holds no adapters: choose a folder with adapter_config.json" in capsys.readouterr().err
 
@@ -595,7 +595,7 @@ def test_the_folder_of_a_song_that_is_a_link_out_of_the_output_is_refused_before
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere" / leftover).touch()
     (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(sources, "from_checkpoint", None)
+    monkeypatch.setattr(plan, "from_checkpoint", None)
     assert run(write_song(tmp_path / "a.wav"), "--overwrite") == 1
     assert f"{tmp_path / 'out' / 'a'} is, or is below, a link that leads out of" in capsys.readouterr().err
     assert written(tmp_path / "elsewhere") == [leftover]
@@ -686,7 +686,7 @@ def test_a_process_that_fails_as_a_whole_waits_for_the_others(
     waited: list[bool] = []
     monkeypatch.setattr(batch, "wait_for_others", lambda _place, *, failed: waited.append(failed))
     if fails:
-        monkeypatch.setattr(batch, "load_source", load)
+        monkeypatch.setattr(plan.Source, "load", load)
     assert run(write_song(tmp_path / "a.wav")) == int(fails)
     assert waited == [fails]
 

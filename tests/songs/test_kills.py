@@ -28,10 +28,15 @@ import pytest
 
 SONGS, STEMS = ("a", "b"), ("voice", "band")
 NAMES = [f"{song}/{stem}.flac" for song in SONGS for stem in STEMS]
+RECIPE = """
+steps: {first: {models: model.ckpt}, second: {models: model.ckpt, input: first.voice}}
+outputs: {voice: second.band, band: first.rest}
+"""
 MODES: dict[str, tuple[str, ...]] = {"plain": (), "overwrite": ("--overwrite",), "skip": ("--skip-existing",)}
 HIDDEN = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.hunterFormsBS(\.flac)?")
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-TRACED = re.compile(r"hunterFormsBS/songs/(batch|together|writing|threads|signals)\.py$|/contextlib\.py$")
+ROOMS = "batch|together|writing|threads|signals|separating|keeping"
+TRACED = re.compile(rf"hunterFormsBS/songs/({ROOMS})\.py$|/contextlib\.py$")
 OPERATIONS = frozenset({"open", "os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir"})
 
 Moment = Callable[[], object]
@@ -119,9 +124,9 @@ NOTHING = Hit("nothing")
 
 
 class Bench:
-    """Songs, a small model, and what it makes of them."""
+    """Songs, a small model, and what it makes of them, alone or twice in a recipe that keeps stems in files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, recipe: bool) -> None:
         import mutagen
         import numpy as np
         import soundfile
@@ -135,6 +140,10 @@ class Bench:
         sizes |= {"stft_n_fft": 64, "stft_win_length": 64, "stft_hop_length": 32, "freqs_per_bands": (3, 10, 20)}
         model = BandSplitRotator(8, depth=1, heads=1, dim_head=8, num_stems=2, stereo=True, **sizes)
         self.checkpoint = folder / "model.ckpt"
+        self.models: list[Any] = ["--checkpoint", self.checkpoint]
+        if recipe:
+            (folder / "recipe.yaml").write_text(RECIPE)
+            self.models = ["--recipe", folder / "recipe.yaml", "--one-model-at-a-time"]
         self.output, self.errors = folder / "out", folder / "errors"
         save_checkpoint(
             self.checkpoint,
@@ -159,7 +168,7 @@ class Bench:
 
     def run(self, mode: str, hit: Hit = NOTHING, *, after: float | None = None) -> tuple[int, int]:
         """Run the program on all songs in a process of its own, and return its status and how many moments it had."""
-        arguments = [*self.songs, "--checkpoint", self.checkpoint, "--output", self.output, "--format", "flac"]
+        arguments = [*self.songs, *self.models, "--output", self.output, "--format", "flac"]
         arguments += ["--quiet", *MODES[mode]]
         reading, told = os.pipe()
         process = os.fork()
@@ -238,10 +247,10 @@ def check_end(bench: Bench, mode: str, old: dict[str, bytes], folders: set[str])
     return f"{complete} songs complete"
 
 
-def rounds(count: int, seed: int, folder: Path) -> Counter[str]:
+def rounds(count: int, seed: int, folder: Path, *, recipe: bool = False) -> Counter[str]:
     """Hit so many runs of each mode in each way, and return how often each outcome was."""
     chance = random.Random(seed)
-    bench = Bench(folder)
+    bench = Bench(folder, recipe=recipe)
     outcomes: Counter[str] = Counter()
     for mode in MODES:
         bench.begin()
@@ -276,9 +285,12 @@ def rounds(count: int, seed: int, folder: Path) -> Counter[str]:
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere a fork of a process that holds PyTorch may crash, or not be"
 )
-def test_a_batch_that_ends_at_any_moment_leaves_nothing_half_written_and_the_next_run_completes_it() -> None:
+@pytest.mark.parametrize("options", [(), ("--recipe",)], ids=str)
+def test_a_batch_that_ends_at_any_moment_leaves_nothing_half_written_and_the_next_run_completes_it(
+    options: tuple[str, ...],
+) -> None:
     done = subprocess.run(
-        [sys.executable, __file__, "--rounds", "2"],
+        [sys.executable, __file__, "--rounds", "2", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -292,9 +304,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="of each kind in each mode")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", action="store_true", help="two steps, one model at a time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = rounds(arguments.rounds, arguments.seed, Path(os.path.realpath(folder)))
+        outcomes = rounds(arguments.rounds, arguments.seed, Path(os.path.realpath(folder)), recipe=arguments.recipe)
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:6} {outcome}")
 

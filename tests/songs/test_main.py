@@ -24,7 +24,7 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main
 from hunterFormsBS.checkpoint import save_checkpoint
-from hunterFormsBS.songs import sources as program
+from hunterFormsBS.songs import plan as program
 from hunterFormsBS.songs import together
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.together import appearing_together

@@ -18,11 +18,12 @@ from torch import Tensor
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.program.dispatch import understand
+from hunterFormsBS.songs.graph import REST, Combination, Graph, Separator
 from hunterFormsBS.songs.levels import loudest_part
 from hunterFormsBS.songs.options import Options
 from hunterFormsBS.songs.parts import Part, Region, clock, seconds
 from hunterFormsBS.songs.reading import probe_audio
-from hunterFormsBS.songs.separating import Combination, Separator, separate_song
+from hunterFormsBS.songs.separating import separate_song
 from hunterFormsBS.songs.settings import Settings
 
 SECONDS = 6
@@ -37,7 +38,7 @@ def stems_of(song: Path, part: Part, *, rates: tuple[int, ...], kind: Any = "avg
     normalize = keywords.pop("normalize", False)
     parameters = ParametersSeparation(chunk_size=4000, num_overlap=2, **keywords)
     separators = [Separator(model, Settings(rate, parameters, ["a", "b"], normalize)) for rate in rates]
-    blocks = separate_song(separators, probe_audio(song), combination=Combination(kind), rests=[(0, 1)], part=part)
+    blocks = separate_song(Graph.of(separators, Combination(kind)).with_rests([REST]), probe_audio(song), part=part)
     return torch.cat(list(blocks), dim=-1)
 
 

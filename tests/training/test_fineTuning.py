@@ -20,14 +20,14 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.adapters import read_adapters
 from hunterFormsBS.checkpoint.heads import with_heads
+from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.training.adapters import (
     add_adapters,
     linear_layers_of_transformers,
-    merge_adapters,
     save_adapters,
     settings_of_adapters,
 )
-from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.sections import settings_from
 from hunterFormsBS.training.starting import describe, freeze, start_from, summary
 from hunterFormsBS.training.validation import validate
 
@@ -187,6 +187,13 @@ def with_a_new_head(tiny_model: Callable[..., BandSplitRotator], tmp_path: Path)
     return path, folder, model.eval()
 
 
+def converted(path: Path, folder: Path, output: Path, *options: str) -> list[str]:
+    """Merge adapters as `hunterforms convert` does, and return the stems that the checkpoint names."""
+    assert main(["convert", str(path), "--lora", str(folder), "--output", str(output), *options]) == 0
+    stems: list[str] = torch.load(output, weights_only=True)["configuration"]["training"]["instruments"]
+    return stems
+
+
 def test_a_new_head_goes_with_its_adapters_and_leaves_the_old_ones_alone(
     with_a_new_head: tuple[Path, Path, BandSplitRotator], tmp_path: Path
 ) -> None:
@@ -198,14 +205,12 @@ def test_a_new_head_goes_with_its_adapters_and_leaves_the_old_ones_alone(
     torch.testing.assert_close(read_adapters(folder).merge_into(base)(audio), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(dict(base.state_dict()), before, rtol=0, atol=0)
 
-    assert merge_adapters(path, folder, tmp_path / "run.ckpt") == ["bass", "choir", "vocals"]
+    assert converted(path, folder, tmp_path / "run.ckpt") == ["bass", "choir", "vocals"]
     torch.testing.assert_close(from_checkpoint(tmp_path / "run.ckpt")(audio), expected, rtol=1e-4, atol=1e-5)
 
-    stems = merge_adapters(path, folder, tmp_path / "all.ckpt", keep_stems=True)
+    stems = converted(path, folder, tmp_path / "all.ckpt", "--keep-stems")
     assert stems == ["vocals", "drums", "bass", "choir"]
     everything = from_checkpoint(tmp_path / "all.ckpt")
-    stated = torch.load(tmp_path / "all.ckpt", weights_only=True)["configuration"]["training"]
-    assert stated["instruments"] == stems
     torch.testing.assert_close(everything(audio)[:, [2, 3, 0]], expected, rtol=1e-4, atol=1e-5)
     drums = {key: tensor for key, tensor in everything.state_dict().items() if key.startswith("mask_estimators.1.")}
     torch.testing.assert_close(drums, {key: before[key] for key in drums}, rtol=0, atol=0)
@@ -220,7 +225,7 @@ def test_validation_measures_the_stems_of_adapters(
     for stem in ("bass", "choir", "vocals"):
         audio = random.uniform(-0.3, 0.3, (4000, 2))
         soundfile.write(str(tmp_path / "songs" / "one" / f"{stem}.wav"), audio, 8000)
-    merge_adapters(path, folder, tmp_path / "merged.ckpt")
+    converted(path, folder, tmp_path / "merged.ckpt")
     given: dict[str, Any] = {"sample_rate": 8000, "chunk_size": 1000, "accelerator": "cpu"}
     measured = validate(path, tmp_path / "songs", lora=folder, **given)
     assert [*measured["sdr"]] == ["bass", "choir", "vocals"]

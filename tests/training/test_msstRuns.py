@@ -153,14 +153,14 @@ def test_a_run_goes_there_and_comes_back(
         [
             "set -e",
             f"{train} --configuration msst.yaml --output first",
-            f"python {EXAMPLES / 'to_msst.py'} --run first --output last_bs_roformer.ckpt",
+            "hunterforms convert first --layout msst --output last_bs_roformer.ckpt",
             "python there.py",
             f"{train} --configuration longer.yaml --output second --checkpoint last_bs_roformer.ckpt --load-optimizer",
         ],
         tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "last_bs_roformer.ckpt: the state after 6 updates, which are 2 whole epochs" in done.stdout
+    assert "the state after 6 updates, which are 2 whole epochs" in done.stderr
     assert re.search(r"; continuing after update 9 of 12$", done.stdout, re.MULTILINE)
     assert re.search(r"^SDR before: vocals .* dB, other .* dB$", done.stdout, re.MULTILINE)
     assert "warning" not in done.stderr

@@ -42,6 +42,9 @@ EXAMPLES = """\
   hunterforms song.mp3 --checkpoint model.ckpt --output separated --num-overlap 4 --dtype bfloat16
       more overlap for smoother results, at twice the time of --num-overlap 2; bfloat16 saves time on a GPU
 
+  hunterforms album/ --recipe dry-lead --output separated
+      lead vocals without reverberation: three models in one run; `hunterforms recipe list` shows other recipes
+
   hunterforms song.flac --checkpoint model.ckpt --output separated --start 1:20 --duration 30
       half a minute of the song, the same samples as in the stems of all of it; --preview takes the loudest half minute
 
@@ -84,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="several checkpoints for one purpose, and how their stems become one: see `hunterforms presets`",
     )
+    add(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="several models in one run, in place of --checkpoint: a name that `hunterforms recipe list` prints, or a "
+        "file of YAML",
+    )
     add("--output", type=Path, metavar="DIR", help="folder for the results, DIR/SONG/STEM.wav; it is made")
     add(
         "--configuration",
@@ -122,14 +131,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
         configuration = next(iter(options.configuration), None)
         return show_information(options.info, console, configuration=configuration, upstream=options.upstream)
     options = _with_ensemble(options)
-    given = {"MIXTURE": options.mixtures, "--checkpoint or --preset": options.checkpoint, "--output": options.output}
+    checkpoints = options.checkpoint or options.recipe
+    given = {"MIXTURE": options.mixtures, "--checkpoint, --preset or --recipe": checkpoints, "--output": options.output}
     missing = [name for name, value in given.items() if not value]
     if missing:
         raise UsageError(f"the following arguments are required: {', '.join(missing)}")
     from hunterFormsBS.songs.batch import separate_all
     from hunterFormsBS.songs.options import Options
 
-    return separate_all(Options(**vars(options)), console)
+    given_options = Options(**vars(options))
+    if options.recipe is None:
+        if options.one_model_at_a_time:
+            raise UsageError("--one-model-at-a-time is for --recipe: leave it out")
+        return separate_all(given_options, console)
+    from hunterFormsBS.recipes.commandLine import plan_of_options
+
+    return separate_all(given_options, console, plan_of_options)
 
 
 def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
@@ -303,6 +320,12 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES_COMPUTED,
         default="float32",
         help="precision of the computation; int8 is for a CPU (default: float32)",
+    )
+    add(
+        "--one-model-at-a-time",
+        action="store_true",
+        help="of a recipe, where the device cannot hold all models: each is loaded when its turn comes, and its stems "
+        "wait in temporary files in DIR",
     )
 
 

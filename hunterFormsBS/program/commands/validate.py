@@ -1,4 +1,4 @@
-"""Measure how well a checkpoint separates songs whose stems are known.
+"""Measure how well a checkpoint separates songs of known stems.
 
 A song is a folder with a file for each stem. What is not stated comes from the configuration: of `--configuration`, or
 within the checkpoint.
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             accelerator=options.accelerator,
             devices=options.devices,
             lora=options.lora,
+            console=console,
         )
     for metric, by_stem in scores.items():
         console.show(f"{metric}: " + ", ".join(f"{stem} {score:.2f}" for stem, score in by_stem.items()))

@@ -1,31 +1,27 @@
-"""Export a model to ONNX, for runtimes that are not PyTorch.
-
-    python examples/export_onnx.py model.ckpt model.onnx [--configuration model.yaml]
-    python examples/separate_onnx.py model.onnx song.wav --output stems
+"""Models as ONNX files, for runtimes that are not PyTorch.
 
 ONNX has no complex numbers and no inverse short-time Fourier transform to speak of, so the file holds what is between
 the two transforms: `spectrum`, `(b, s, f, t, c)`, goes in and `spectra`, `(b, n, s, f, t, c)`, come out, any number of
 items and frames. What the transforms need to know is in the file's metadata.
-
-Needs `python -m pip install -e ".[export,separation]"`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from hunterFormsBS import BandSplitRotator
-from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.bandSplitRotator import BandSplitRotator
+from hunterFormsBS.installation import how_to_install
 from hunterFormsBS.parametersSeparation import ParametersSeparation
+
+__all__ = ["METADATA", "MaskSpectrum", "export_onnx", "export_program", "random_spectrum", "relative_error"]
 
 METADATA = "hunterFormsBS"
 """The key of the file's metadata; the value is JSON."""
@@ -69,7 +65,9 @@ def export_onnx(
     chunk_size: int = ParametersSeparation.chunk_size,
     stem_names: Sequence[str] = (),
 ) -> None:
-    """Write mask estimation and what separation needs to know beside it to one ONNX file.
+    """Write mask estimation, and what separation needs to know besides, to one ONNX file.
+
+    It appears once it is complete.
 
     Parameters
     ----------
@@ -81,10 +79,17 @@ def export_onnx(
         Samples per second that the model was trained on.
     chunk_size : int
         Samples to separate at a time.
-    stem_names : sequence of str
+    stem_names : Sequence[str]
         One for each stem; numbers by default.
+
+    Raises
+    ------
+    ImportError
+        If the packages of the extra `export` are not installed.
     """
-    program = torch.onnx.export(
+    _imported("onnxscript")
+    exporter: Any = torch.onnx  # whose types are partly unknown
+    program: Any = exporter.export(
         export_program(model),
         input_names=["spectrum"],
         output_names=["spectra"],
@@ -114,55 +119,25 @@ def export_onnx(
         "stft_window": window.tolist(),
     }
     program.model.metadata_props[METADATA] = json.dumps(settings)
-    program.save(str(pathFilename))
+    with TemporaryDirectory(dir=pathFilename.parent, prefix=".onnx-") as folder:
+        program.save(str(Path(folder) / pathFilename.name))
+        for written in Path(folder).iterdir():
+            written.replace(pathFilename.with_name(written.name))
 
 
 def relative_error(pathFilename: Path, model: BandSplitRotator, *, batch: int = 1, frames: int = 50) -> float:
     """Return how far onnxruntime is from the model: the largest difference, relative to the largest value."""
     spectrum = random_spectrum(model, batch=batch, frames=frames)
+    onnxruntime: Any = _imported("onnxruntime")
     session = onnxruntime.InferenceSession(pathFilename, providers=["CPUExecutionProvider"])
     (received,) = session.run(["spectra"], {"spectrum": spectrum.cpu().numpy()})
     with torch.no_grad():
         expected = model.mask_spectrum(spectrum).cpu()
-    return float((torch.from_numpy(received) - expected).abs().max() / expected.abs().max())
+    return float((torch.as_tensor(received) - expected).abs().max() / expected.abs().max())
 
 
-def names_of_stems(configuration: Mapping[str, Any], num_stems: int) -> Sequence[str]:
-    """Return the instruments of the model's stems, as configurations of Music-Source-Separation-Training name them."""
-    training: Mapping[str, Any] = configuration.get("training") or {}
-    target = training.get("target_instrument")
-    names = [target] if target else list(training.get("instruments") or ())
-    return names if len(names) == num_stems else ()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Export a model to ONNX, for runtimes that are not PyTorch.")
-    parser.add_argument("checkpoint", type=Path, help="what hunterFormsBS.checkpoint.from_checkpoint loads")
-    parser.add_argument("output", type=Path, help="the ONNX file to write")
-    parser.add_argument("--configuration", type=Path, help="YAML or JSON file, unless it is within the checkpoint")
-    options = parser.parse_args(arguments)
-
-    checkpoint, stated, configuration = find_configuration(options.checkpoint, options.configuration)
-    model = from_checkpoint(checkpoint, stated)
-    audio: Mapping[str, Any] = configuration.get("audio") or {}
-    export_onnx(
-        model,
-        options.output,
-        sample_rate=audio.get("sample_rate") or 44100,
-        chunk_size=audio.get("chunk_size") or ParametersSeparation.chunk_size,
-        stem_names=names_of_stems(configuration, model.num_stems),
-    )
-    size = options.output.stat().st_size / 2**20
-    error = relative_error(options.output, model)
-    print(f"{options.output}: {size:.1f} MiB, {error:.1e} from the model in onnxruntime")
-
-
-if __name__ == "__main__":
-    import logging
-
-    from endings import run
-
-    # It says which packages it does without.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    run(main)
+def _imported(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"exporting needs more packages: {how_to_install('export')} ({error})") from error

@@ -1,0 +1,31 @@
+"""Print what makes a shell complete command lines of this program."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hunterFormsBS.console import Console
+from hunterFormsBS.program.completion import SHELLS, script
+
+EXAMPLES = """\
+  eval "$(hunterforms completion bash)"
+      for bash, in ~/.bashrc; for zsh the same with zsh in ~/.zshrc, after compinit
+
+  hunterforms completion fish > ~/.config/fish/completions/hunterforms.fish
+      for fish, once
+
+  hunterforms completion powershell | Out-String | Invoke-Expression
+      for PowerShell, in the file that $PROFILE names
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("shell", choices=SHELLS, help="what the script is for")
+
+
+def run(options: argparse.Namespace, _console: Console) -> int:
+    """Print the script."""
+    sys.stdout.write(script(options.shell))
+    return 0
