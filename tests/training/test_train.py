@@ -1290,7 +1290,7 @@ def test_a_run_that_ends_in_a_validation_begins_with_it_again_and_logs_it_once(
     import hunterFormsBS.training.run
 
     monkeypatch.setattr(hunterFormsBS.training.run, "log_excerpt", lambda *_: None)
-    training = {"num_steps": 8, "batch_size": 1, "checkpoint_every": 1000}
+    training = {"num_steps": 8, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1000}
     configuration = configured(tmp_path, training=training, validation={"every": 2})
     validate = Run.validate
 
