@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import torch
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint.configurationFile import PathFilename, parse_mapping, read_text
 from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.heads import HEAD, model_with_heads
 from hunterFormsBS.checkpoint.kinds import kind_of_weights, refuse_unless_file
 from hunterFormsBS.checkpoint.lora import LoraConfiguration, LoralibSection
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile, unwrap
 from hunterFormsBS.operations.norm import vector_norm
 from hunterFormsBS.printable import list_some, printable
 
-__all__ = ["Adapters", "read_adapters"]
+__all__ = ["Adapters", "read_adapters", "without_adapters"]
 
 CONFIGURATION: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -48,11 +50,27 @@ class Adapters(ABC):
     path : Path
         Where they are from, for messages.
     weights : mapping
+    heads : mapping, default {}
+        For each stem of the model that had the adapters the number of the checkpoint's head that its own started from,
+        None for a new one, whose weights are among those of the adapters. Empty if it had the heads of the checkpoint.
     """
 
-    def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, path: Path, weights: Mapping[str, Tensor], heads: Mapping[str, int | None] = MappingProxyType({})
+    ) -> None:
         self.path = path
         self.weights = weights
+        self.heads = heads
+
+    def configuration_of(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the checkpoint's configuration with the stems of the adapters, and without the section `lora`."""
+        content = without_adapters(configuration)
+        if self.heads:
+            training: Mapping[str, Any] = content.get("training") or {}
+            content["training"] = {**training, "instruments": list(self.heads), "target_instrument": None}
+            model: Mapping[str, Any] = content.get("model") or {}
+            content["model"] = {**model, "num_stems": len(self.heads)}
+        return content
 
     def merge_into(self, model: BandSplitRotator) -> BandSplitRotator:
         """Add the adapters to the weights of the model that they were trained on.
@@ -60,12 +78,13 @@ class Adapters(ABC):
         Parameters
         ----------
         model : BandSplitRotator
-            Its weights are changed, in their own dtype: all of them, or none where adapters are refused.
+            Its weights are changed, in their own dtype: all of them, or none where adapters are refused. Where the
+            adapters have heads of their own, it stays as it is.
 
         Returns
         -------
         model : BandSplitRotator
-            The same, in eval mode.
+            The same, or one with the stems of `heads`, in eval mode.
 
         Raises
         ------
@@ -74,8 +93,10 @@ class Adapters(ABC):
         ImportError
             If a package is needed for their regular expressions, and not installed.
         """
-        merging = _Merging(model, self.weights)
         try:
+            if self.heads:
+                model = self._with_heads(model)
+            merging = _Merging(model, self.weights)
             with torch.no_grad():
                 self._merge(merging)
                 merging.finish()
@@ -86,9 +107,22 @@ class Adapters(ABC):
             ) from error
         return model.eval()
 
+    def _with_heads(self, model: BandSplitRotator) -> BandSplitRotator:
+        for stem, number in self.heads.items():
+            if number is not None and number >= model.num_stems:
+                raise CheckpointError(
+                    f"{printable(stem, 60)} started from head {number}, and it has the heads 0 to {model.num_stems - 1}"
+                )
+        return model_with_heads(model, list(self.heads.values()))[0]
+
     @abstractmethod
     def _merge(self, merging: _Merging) -> None:
         """Compute the new weights of the model."""
+
+
+def without_adapters(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of the checkpoint alone: without the section `lora`."""
+    return {name: section for name, section in configuration.items() if name != "lora"}
 
 
 class _PeftAdapters(Adapters):
@@ -97,12 +131,16 @@ class _PeftAdapters(Adapters):
     def __init__(self, path: Path, weights: Mapping[str, Tensor], lora: LoraConfiguration) -> None:
         plain = {key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()}
         copies = {key for key in plain if lora.bias == "all" and _COPY.search(key) and _COPY.sub("", key) in plain}
-        super().__init__(path, {key: tensor for key, tensor in plain.items() if key not in copies})
+        weights_of_all = {key: tensor for key, tensor in plain.items() if key not in copies}
+        super().__init__(path, weights_of_all, lora.stem_heads or {})
         self.lora = lora
 
     def _merge(self, merging: _Merging) -> None:
         layers = self.lora.scales(merging.model)
         whole = tuple(f"{name}." for name in self.lora.whole(merging.model))
+        for number, (stem, head) in enumerate(self.heads.items()):
+            if head is None and f"{HEAD}{number}." not in whole:
+                raise CheckpointError(f"the head of {printable(stem, 60)} is new, and modules_to_save lacks it")
         for key, tensor in merging.state.items():
             if whole and key.startswith(whole):
                 merging.put(key, merging.take(key, tensor.shape))

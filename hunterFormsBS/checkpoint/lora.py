@@ -23,6 +23,9 @@ from hunterFormsBS.printable import printable, short_repr
 
 __all__ = ["HARMLESS", "LoraConfiguration", "LoralibSection"]
 
+MOST_STEMS: Final = 256
+"""As many as `num_stems` may say."""
+
 T = TypeVar("T")
 
 
@@ -72,6 +75,10 @@ def _is_mapping(value: object, of: Callable[[object], bool]) -> bool:
     )
 
 
+def _is_head(value: object) -> bool:
+    return value is None or _is_whole(value, 0)
+
+
 _RANK: Final = Kind(_is_whole, "a whole number from 1")
 _NUMBER: Final = Kind(_is_number, "a finite number")
 _SWITCH: Final = Kind(lambda value: type(value) is bool, "true or false")
@@ -84,6 +91,10 @@ _LAYERS: Final = Kind(
 )
 _RANKS: Final = Kind(lambda value: _is_mapping(value, _is_whole), "whole numbers from 1 by names of layers")
 _NUMBERS: Final = Kind(lambda value: _is_mapping(value, _is_number), "finite numbers by names of layers")
+_HEADS: Final = Kind(
+    lambda value: _is_mapping(value, _is_head) and 0 < len(cast("dict[str, object]", value)) <= MOST_STEMS,
+    f"numbers of heads by names of at most {MOST_STEMS} stems",
+)
 _BIAS: Final = Kind(lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only")
 _START: Final = Kind(
     lambda value: isinstance(value, (bool, str)) and value in (True, False, "gaussian", "eva", "orthogonal", "mica"),
@@ -135,6 +146,9 @@ class LoraConfiguration:
     modules_to_save: Annotated[list[str] | None, _NAMES] = None
     layers_to_transform: Annotated[list[int] | int | None, _LAYERS] = None
     layers_pattern: Annotated[list[str] | str | None, _PATTERN] = None
+    stem_heads: Annotated[Mapping[str, int | None] | None, _HEADS] = None
+    """Of this package, not of peft: the stems of the model that had the adapters, and for each the number of the
+    checkpoint's head that its own started from, None for a new one."""
 
     @classmethod
     def of(cls, content: Mapping[str, object], what: str) -> Self:

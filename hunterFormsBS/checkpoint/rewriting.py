@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
-from hunterFormsBS.checkpoint.adapters import read_adapters
+from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters, without_adapters
 from hunterFormsBS.checkpoint.byName import find_configuration, from_checkpoint
 from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.heads import join_stems
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.choices import CHUNK_SIZE, Dtype, Layout, Upstream, dtype_of
 
@@ -35,6 +36,7 @@ class Options(argparse.Namespace):
     stems: list[str] | None
     dtype: Dtype
     lora: Path | None
+    keep_stems: bool
     overwrite: bool
 
 
@@ -72,8 +74,10 @@ def _read(options: Options) -> tuple[BandSplitRotator, dict[str, Any]]:
     else:
         merging = read_adapters(options.lora, whole)
         if configuration is not None:  # The section `lora` says what adapters are; the checkpoint has none.
-            configuration = {name: section for name, section in whole.items() if name != "lora"}
-        model = merging.merge_into(from_checkpoint(path, configuration, upstream=options.upstream)).to(dtype)
+            configuration = without_adapters(whole)
+        base = from_checkpoint(path, configuration, upstream=options.upstream)
+        model, whole = _merged(base, merging, whole, keep_stems=options.keep_stems)
+        model = model.to(dtype)
     named = ("audio", "training", "inference")
     sections = {name: whole[name] for name in named if isinstance(cast("object", whole.get(name)), Mapping)}
     if options.stems:
@@ -83,6 +87,26 @@ def _read(options: Options) -> tuple[BandSplitRotator, dict[str, Any]]:
         training.pop("target_instrument", None)
         sections["training"] = training
     return model, sections
+
+
+def _merged(
+    base: BandSplitRotator, merging: Adapters, configuration: Mapping[str, Any], *, keep_stems: bool
+) -> tuple[BandSplitRotator, dict[str, Any]]:
+    """Merge adapters into a model, and return its configuration too, with the names of the stems that it then has."""
+    merged, stated = merging.merge_into(base), merging.configuration_of(configuration)
+    if not merging.heads or not keep_stems:
+        return merged, stated
+    training: Mapping[str, Any] = configuration.get("training") or {}
+    target = training.get("target_instrument")
+    names: list[str] = [target] if target else list(training.get("instruments") or ())
+    if len(names) != base.num_stems:
+        raise CheckpointError(
+            f"the checkpoint has {base.num_stems} stems, and its configuration names {len(names)} in "
+            "training.instruments: pass a --configuration that names each, or leave out --keep-stems"
+        )
+    model, joined = join_stems(base, names, merged, list(merging.heads))
+    stated["training"] = {**training, "instruments": joined, "target_instrument": None}
+    return model, stated
 
 
 def _export(output: Path, model: BandSplitRotator, sections: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from hunterFormsBS.checkpoint import from_checkpoint
-from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters
+from hunterFormsBS.checkpoint.adapters import Adapters, read_adapters, without_adapters
 from hunterFormsBS.checkpoint.configuration import Configuration
 from hunterFormsBS.choices import Upstream
 from hunterFormsBS.console import Console
@@ -161,7 +161,8 @@ def _sources(options: Options, console: Console) -> tuple[list[Source], list[str
         file, used, content = find_configuration(checkpoint, configuration)
         if options.lora is not None:
             adapters = read_adapters(options.lora, content)
-            used = None if used is None else {name: value for name, value in content.items() if name != "lora"}
+            used = None if used is None else without_adapters(content)
+            content = adapters.configuration_of(content)
         settings, warnings = read_settings(content, **options.separation())
         remarks |= dict.fromkeys(warnings)
         found.append((file, used, settings))

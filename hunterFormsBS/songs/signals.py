@@ -8,11 +8,13 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-NUMBERS = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
-)
-"""Signals that ask a program to end; SIGHUP is unknown to Windows, SIGBREAK to the others."""
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+
+NUMBERS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+"""Signals that ask a program to end. Clusters send SIGUSR1 or SIGUSR2 some time before they end a job. Windows knows
+SIGINT, SIGTERM and SIGBREAK, other systems all but the last."""
 
 _asked: list[int] = []
 """The signal that asked this program to end."""
@@ -56,24 +58,60 @@ def end_if_asked() -> None:
         sys.exit(128 + _asked[0])
 
 
-@contextmanager
-def uninterrupted() -> Generator[None]:
-    """Have signals that ask the program to end wait for the end of the with statement."""
-    if not _handles_signals():
-        yield
-        return
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in NUMBERS}
-    taken = {number: handler for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
-    for number in taken:
-        signal.signal(number, lambda number, _frame: received.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in taken.items():
+class Waiting:
+    """Signals that ask the program to end, received while they have to wait.
+
+    Attributes
+    ----------
+    received : list[int]
+        Their numbers, in order.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._handlers: dict[int, Any] = {}
+
+    def begin(self) -> None:
+        """Have signals wait from here on."""
+        if _handles_signals():
+            previous = {number: signal.getsignal(number) for number in NUMBERS}
+            self._handlers = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
+        for number in self._handlers:
+            signal.signal(number, lambda number, _frame: self.received.append(number))
+
+    def end(self) -> None:
+        """Have signals do what they did before, the first one that has waited at once."""
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])
+        if self._handlers and self.received:
+            first, self.received[:] = self.received[0], []
+            signal.raise_signal(first)
+
+    @contextmanager
+    def interruptible(self) -> Generator[None]:
+        """Have no signal wait within this with statement."""
+        self.end()
+        try:
+            yield
+        finally:
+            self.begin()
+
+
+@contextmanager
+def uninterrupted() -> Generator[Waiting]:
+    """Have signals that ask the program to end wait for the end of the with statement."""
+    waiting = Waiting()
+    waiting.begin()
+    try:
+        yield waiting
+    finally:
+        waiting.end()
+
+
+def ignore_signals() -> None:
+    """Leave it to the process that started this one to end it: a terminal and a cluster signal all of them."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _handles_signals() -> bool:

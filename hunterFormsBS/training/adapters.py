@@ -11,14 +11,19 @@ arXiv 2106.09685.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hunterFormsBS.checkpoint.adapters import CONFIGURATION
+from hunterFormsBS.checkpoint.heads import HEAD
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.training.settings import Settings
 
-__all__ = ["add_adapters", "linear_layers_of_transformers"]
+__all__ = ["add_adapters", "linear_layers_of_transformers", "save_adapters", "settings_of_adapters"]
 
 # peft takes seconds to import: it is loaded where it is used.
 
@@ -58,3 +63,29 @@ def linear_layers_of_transformers(model: nn.Module) -> list[str]:
     modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return [name for name in linear if name.startswith("layers.")]
+
+
+def settings_of_adapters(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of a run's adapters, with new heads among what is trained as a whole."""
+    arguments = dict(settings.lora or {})
+    saved: list[str] = list(arguments.get("modules_to_save") or ())
+    for number, stem in enumerate(settings.stems):
+        name = f"{HEAD}{number}"
+        covered = any(name.endswith(each) or name.startswith(f"{each}.") for each in saved)
+        if (settings.heads or {}).get(stem, number) is None and not covered:
+            saved.append(name)
+    return {**arguments, "modules_to_save": saved} if saved else arguments
+
+
+def save_adapters(adapted: Any, folder: Path, settings: Settings) -> None:
+    """Save adapters as peft does, and with them which stems the model had, and from which heads.
+
+    peft ignores that, with a warning; nothing else tells a new head from one of the checkpoint.
+    """
+    adapted.save_pretrained(str(folder))
+    if settings.heads is None:
+        return
+    path = folder / CONFIGURATION
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content["stem_heads"] = {stem: settings.heads[stem] for stem in settings.stems}
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")

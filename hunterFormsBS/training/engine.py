@@ -151,6 +151,14 @@ def mean_of_processes(fabric: Fabric, values: Tensor) -> Tensor:
     return cast("Tensor", fabric.all_reduce(values, reduce_op="mean"))  # pyright: ignore[reportUnknownMemberType]
 
 
+def largest_of_processes(fabric: Fabric, number: int) -> int:
+    """Return the largest of the numbers that the processes have."""
+    if fabric.world_size == 1:
+        return number
+    mine = torch.tensor(number, device=fabric.device)
+    return int(cast("Tensor", fabric.all_reduce(mine, reduce_op="max")))  # pyright: ignore[reportUnknownMemberType]
+
+
 def compile_transformers(model: nn.Module, backend: bool | str) -> None:
     """Compile each transformer in place: keys of the state dict stay as they are, and all strategies allow it."""
     if not backend:

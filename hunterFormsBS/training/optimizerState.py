@@ -57,7 +57,7 @@ def load_named_state(
     Raises
     ------
     ValueError
-        If a moment has another shape than its parameter.
+        If a moment has another shape than its parameter, or the state is that of another kind of optimizer.
     """
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
@@ -75,6 +75,7 @@ def load_named_state(
     for group, numbered in zip(optimizer.param_groups, now["param_groups"], strict=True):
         ordered = [names[parameter] for parameter in group["params"]]
         found = next((group_of[name] for name in ordered if name in group_of), cast("Saved", {}))
+        _refuse_another_kind(found, numbered, optimizer)
         groups.append({**numbered, **{key: value for key, value in found.items() if key not in but}})
         for number, name in zip(numbered["params"], ordered, strict=True):
             if name in saved["state"]:
@@ -83,6 +84,21 @@ def load_named_state(
                     for key, value in saved["state"][name].items()
                 }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _refuse_another_kind(saved: Saved, now: Saved, optimizer: Optimizer) -> None:
+    """Compare the options of two groups: versions of an optimizer add some, another kind has some and lacks others.
+
+    Adam and AdamW have the same, one of which says how weights decay, and which of the two it is.
+    """
+    missing, unknown = now.keys() - saved.keys(), saved.keys() - now.keys()
+    kind = "decoupled_weight_decay"
+    if saved and ((missing and unknown) or saved.get(kind, now.get(kind)) != now.get(kind)):
+        raise ValueError(
+            f"the state is that of another optimizer, of one with the options {', '.join(sorted(saved))}, and not of "
+            f"{type(optimizer).__name__}: say training.optimizer as it was, or start another run from the weights, "
+            "with --checkpoint and another --output"
+        )
 
 
 def names_in_older_order(parameter_names: Iterable[str], model: nn.Module) -> list[str]:

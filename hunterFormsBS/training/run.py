@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import save_checkpoint
-from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.songs.signals import ignore_signals
+from hunterFormsBS.training.adapters import add_adapters, save_adapters, settings_of_adapters
 from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.cache import Cache, files_of
 from hunterFormsBS.training.checking import check_shared, refuse
@@ -73,6 +74,15 @@ class Run:
         `tensorboard` the log, `scores` a table of each validation.
     adapted : peft.PeftModel, optional
         What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
+
+    Attributes
+    ----------
+    updates : int
+        Those that were made.
+    pending : bool
+        Whether the weights are to be validated before the next update.
+    logged : dict of str to float
+        What was last logged of an update.
     """
 
     def __init__(
@@ -121,24 +131,34 @@ class Run:
         self.updates = 0
         self.skipped = 0
         self.best = -math.inf
+        self.pending = False
+        self.logged: dict[str, float] = {}
+        self._loading = _closable(iter(()))
 
     def resume(self) -> bool:
         """Continue from the newest state in the folder that can be read, if there is any.
 
+        `last.ckpt` is made again from the newest state: a process can be killed, and a disk be full, between the two.
+
         Raises
         ------
         StoppedError
-            If there are states, and all are damaged.
+            If there are states, and none can be read, or `last.ckpt` cannot be written.
+        ValueError
+            If the state is of another run.
         """
         states = complete_states(self.folder)
         for path in states:
             try:
-                self._load(path)
+                state = self._read(path)
             except DAMAGES as error:
                 reason = str(error).partition("\n")[0]
-                warnings.warn(f"{path} is damaged, so the state before it is tried: {reason}", stacklevel=2)
-            else:
-                return True
+                warnings.warn(f"{path} cannot be read, so the state before it is tried: {reason}", stacklevel=2)
+                continue
+            self._take(state, path)
+            if path == states[0]:
+                self._write_last(self.average.gather())
+            return True
         if states:
             raise StoppedError(
                 f"no state in {self.folder / 'resume'} can be read: start again from the weights, with "
@@ -146,10 +166,15 @@ class Run:
             )
         return False
 
-    def _load(self, path: Path) -> None:
+    def _read(self, path: Path) -> Mapping[str, Any]:
         refuse_damaged(path)
         # Processes that shard a model share the pages of one file, and take their parts of it.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=self.sharded)
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=self.sharded)
+        if missing := {"model", "optimizer", "progress"} - state.keys():
+            raise KeyError(f"{sorted(missing)[0]} is missing")
+        return state
+
+    def _take(self, state: Mapping[str, Any], path: Path) -> None:
         progress = state["progress"]
         if progress["model"] != dict(self.configuration.get("model") or {}):
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
@@ -168,6 +193,8 @@ class Run:
         self.updates = progress["updates"]
         self.best = progress["best"]
         self.skipped = progress.get("skipped", 0)
+        self.pending = progress.get("pending", False)
+        self.logged = progress.get("logged", {})
         if "plateau" in progress:
             self.plateau.load_state_dict(progress["plateau"])
 
@@ -190,7 +217,7 @@ class Run:
         self.plateau.start_at(last.lr / self.rates[0])
 
     def save(self) -> None:
-        """Write what a killed run continues from, and the averaged weights. A file appears when it is complete."""
+        """Write what a run continues from, and the averaged weights. A file appears when it is complete."""
         average = self.average.gather()
         first = self.fabric.is_global_zero
         state = {
@@ -205,15 +232,25 @@ class Run:
                 "updates": self.updates,
                 "skipped": self.skipped,
                 "best": self.best,
+                "pending": self.pending,
+                "logged": self.logged,
                 "plateau": self.plateau.state_dict(),
             },
         }
         path = self.folder / "resume" / f"{self.updates:09}"
+        self._write(path, lambda: self._write_state(path, state))
+        self._write_last(average)
+
+    def _write_last(self, average: Mapping[str, Tensor]) -> None:
+        name = "last.ckpt" if self.adapted is None else "last.lora"
+        self._write(self.folder / name, lambda: self.write_checkpoint("last", average))
+
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        """Have the first process write a file, and end all of them if it cannot."""
         wrong = ""
-        if first:
+        if self.fabric.is_global_zero:
             try:
-                self._write_state(path, state)
-                self.write_checkpoint("last", average)
+                write()
             except (OSError, RuntimeError) as error:
                 wrong = str(error).partition("\n")[0] or type(error).__name__
         if wrong := self.fabric.broadcast(wrong):
@@ -241,7 +278,7 @@ class Run:
             folder = self.folder / f"{name}.lora"
             unfinished = folder.with_suffix(".unfinished")
             remove(unfinished)
-            self.with_adapters(weights).save_pretrained(str(unfinished))
+            save_adapters(self.with_adapters(weights), unfinished, self.settings)
             replace_files(unfinished, folder)
             return
         sections = {key: value for key, value in self.configuration.items() if key not in ("model", "upstream")}
@@ -259,7 +296,7 @@ class Run:
     def with_adapters(self, weights: Mapping[str, Tensor]) -> Any:
         """Return a peft model on the CPU with these weights."""
         model = BandSplitRotator(**self.arguments)
-        adapted = add_adapters(model, self.settings.lora or {})
+        adapted = add_adapters(model, settings_of_adapters(self.settings))
         copy_weights(weights, model)
         return adapted
 
@@ -331,8 +368,16 @@ class Run:
             batch_sampler=positions,
             num_workers=settings.num_workers,
             pin_memory=self.fabric.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_run,
         )
-        return iter(loader)
+        self.close()
+        # Begun at once: it draws a random number, which must not be one of an update's.
+        self._loading = _closable(iter(loader))
+        return self._loading
+
+    def close(self) -> None:
+        """End the processes that read songs."""
+        self._loading.close()
 
     def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Update the weights once, and return what to log, averaged over what this process saw."""
@@ -468,6 +513,16 @@ class Run:
         truth_by_stem = dict(zip(settings.stems, truth, strict=True))
         estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
         log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
+
+
+def _closable(batches: Iterator[Batch]) -> Generator[Batch]:
+    """Return a generator, which forgets the loader's iterator when it is closed: that ends the workers."""
+    yield from batches
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Have a worker ignore signals: if it ended by itself, so would the run, in the middle of an update."""
+    ignore_signals()
 
 
 @contextmanager

@@ -7,19 +7,22 @@ print(describe(model, origin))
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
+from hunterFormsBS.checkpoint.heads import model_with_heads
 
-HEAD = "mask_estimators."
+_OF_PEFT: Final = re.compile(r"\.(?:base_layer|modules_to_save\.[^.]+)(?=\.)")
+"""The parts of a parameter's name that are there since a module has adapters, or is trained as a whole."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,14 @@ class Origin:
         The file's name.
     made : frozenset of str
         Names of parameters with new, random values; all others were taken from the checkpoint.
+    heads : mapping, default {}
+        For each stem the number of the checkpoint's head that its own is a copy of, None if that is new. Empty if the
+        heads are those of the checkpoint.
     """
 
     checkpoint: str | None
     made: frozenset[str]
+    heads: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
 
 
 def start_from(
@@ -85,26 +92,9 @@ def start_from(
     numbers = _numbers_of_heads(stems, heads, old.num_stems)
     if numbers == list(range(old.num_stems)):
         return old, Origin(Path(checkpoint).name, frozenset())
-    arguments: dict[str, Any] = {**old.configuration, "num_stems": len(stems)}
-    model = BandSplitRotator(**arguments)
-    weights = model.state_dict()
-    taken = with_heads(old.state_dict(), numbers)
-    model.load_state_dict({**weights, **taken})
+    model, taken = model_with_heads(old, numbers)
     made = (name for name, _ in model.named_parameters() if name not in taken)
-    return model.eval(), Origin(Path(checkpoint).name, frozenset(made))
-
-
-def with_heads(state_dict: Mapping[str, Tensor], numbers: Sequence[int | None]) -> dict[str, Tensor]:
-    """Return the weights with these heads, in this order, and none where there is no number."""
-    chosen = {key: tensor for key, tensor in state_dict.items() if not key.startswith(HEAD)}
-    for place, number in enumerate(numbers):
-        prefix = f"{HEAD}{number}."
-        chosen |= {
-            f"{HEAD}{place}.{key.removeprefix(prefix)}": tensor
-            for key, tensor in state_dict.items()
-            if key.startswith(prefix)
-        }
-    return chosen
+    return model, Origin(Path(checkpoint).name, frozenset(made), dict(zip(stems, numbers, strict=True)))
 
 
 def freeze(model: nn.Module, patterns: Iterable[str], but: Iterable[str] = ()) -> None:
@@ -134,7 +124,10 @@ def freeze(model: nn.Module, patterns: Iterable[str], but: Iterable[str] = ()) -
 
 
 def describe(model: nn.Module, origin: Origin) -> str:
-    """Say how many parameters were taken, made, are trained and frozen, and which these are."""
+    """Say how many parameters were taken, made, are trained and frozen, which these are, and where heads come from.
+
+    Of a module that peft trains as a whole, the copy that it keeps of the old weights does not count.
+    """
     rows: list[tuple[str, Callable[[str, Tensor], bool]]] = [
         ("trained", lambda _, parameter: parameter.requires_grad),
         ("frozen", lambda _, parameter: not parameter.requires_grad),
@@ -145,11 +138,19 @@ def describe(model: nn.Module, origin: Origin) -> str:
             ("made new", lambda name, _: name in origin.made or "lora_" in name),
             *rows,
         ]
+    parameters = {
+        _OF_PEFT.sub("", name): parameter
+        for name, parameter in model.named_parameters()
+        if ".original_module." not in name
+    }
     lines: list[str] = []
     for label, belongs in rows:
-        chosen = {name: parameter for name, parameter in model.named_parameters() if belongs(name, parameter)}
+        chosen = {name: parameter for name, parameter in parameters.items() if belongs(name, parameter)}
         count = sum(parameter.numel() for parameter in chosen.values())
         lines.append(f"{count:>15,} parameters {label}" + (f": {summary(chosen)}" if chosen else ""))
+    if origin.heads:
+        heads = (f"{stem} {'new' if head is None else f'from head {head}'}" for stem, head in origin.heads.items())
+        lines.append(f"{len(origin.heads):>15,} heads: {', '.join(heads)}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ KEPT = 2
 """States in the folder of a run: the newest, and the one before in case that is damaged."""
 
 
-_OURS = re.compile(r"\.?(?:\d{9}|last|best)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
+_OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
 """Names of states, checkpoints, adapters and scores that were not completed."""
 
 

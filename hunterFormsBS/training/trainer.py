@@ -9,8 +9,10 @@ too: all transformers of an axis share a position embedding, which automatic wra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,9 +21,10 @@ from tqdm import tqdm
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 from hunterFormsBS.console import Console
-from hunterFormsBS.training.adapters import add_adapters
+from hunterFormsBS.songs.signals import Waiting, uninterrupted
+from hunterFormsBS.training.adapters import add_adapters, settings_of_adapters
 from hunterFormsBS.training.datasets import find_data
-from hunterFormsBS.training.engine import launched, make_fabric, mean_of_processes
+from hunterFormsBS.training.engine import largest_of_processes, launched, make_fabric, mean_of_processes
 from hunterFormsBS.training.metrics import require
 from hunterFormsBS.training.msst import read_last
 from hunterFormsBS.training.pictures import log_number
@@ -106,17 +109,21 @@ def train(
         precision=settings.precision,
         use_amp=settings.use_amp,
     )
-    with launched(fabric):
+    with launched(fabric), ExitStack() as ends:
         lock = claim(fabric, output)
+        if lock is not None:
+            ends.callback(lock.close)
         model, adapted, description = _build(content, settings, checkpoint)
         run = Run(fabric, model, settings, content, output, adapted)
+        ends.callback(run.close)
         resumed = run.resume()
         if load_optimizer and checkpoint is not None and not resumed:
             run.take_over(read_last(checkpoint, model))
         writer: SummaryWriter | None = None
         if fabric.is_global_zero:
             # What a killed process logged after the state it left is taken back.
-            writer = SummaryWriter(str(output / "tensorboard"), purge_step=run.updates + 1 if resumed else None)
+            since = run.updates + (not run.pending)
+            writer = SummaryWriter(str(output / "tensorboard"), purge_step=since if resumed else None)
             for line in description.splitlines():
                 console.show(line)
             console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
@@ -135,8 +142,6 @@ def train(
         _update(run, batches, to_validate_on, writer, console)
         if writer is not None:
             writer.close()
-        if lock is not None:
-            lock.close()
 
 
 def _songs(
@@ -170,7 +175,7 @@ def _build(
     model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
     adapted: Any = None
     if settings.lora is not None:
-        adapted = add_adapters(model, settings.lora)
+        adapted = add_adapters(model, settings_of_adapters(settings))
     elif settings.freeze:
         freeze(model, settings.freeze, settings.train)
     return model, adapted, describe(model, origin)
@@ -193,28 +198,72 @@ def _update(
     writer: SummaryWriter | None,
     console: Console,
 ) -> None:
-    """Update the weights to the end of the run, logging, validating and saving on the way."""
+    """Update the weights to the end of the run, logging, validating and saving on the way.
+
+    A signal that asks the program to end waits until the update under way is made and saved. A validation, before
+    which there is a state too, ends at once.
+    """
     settings, fabric = run.settings, run.fabric
-    with tqdm(
-        total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
-    ) as bar:
+    with (
+        uninterrupted() as waiting,
+        tqdm(
+            total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
+        ) as bar,
+    ):
+        if run.pending:
+            _log(writer, run)  # which the writer has taken back
+            _validate_and_save(run, validation_songs, writer, console, waiting)
         while run.updates < settings.updates:
             logged = run.update(batches)
             bar.update()
             at_end = run.updates == settings.updates
             if run.updates % settings.log_every == 0 or at_end:
                 names, values = list(logged), torch.stack(list(logged.values()))
-                means = dict(zip(names, map(float, mean_of_processes(fabric, values)), strict=True))
-                bar.set_postfix_str(f"loss={means['loss/total']:.4f}")
-                if writer is not None:
-                    for name, value in means.items():
-                        log_number(writer, name, value, run.updates)
-            if run.updates % settings.validation_every == 0 or at_end:
-                _validate(run, validation_songs, writer, f"after {run.updates} updates", console)
-            if run.updates % settings.checkpoint_every == 0 or at_end:
+                run.logged = dict(zip(names, map(float, mean_of_processes(fabric, values)), strict=True))
+                bar.set_postfix_str(f"loss={run.logged['loss/total']:.4f}")
+                _log(writer, run)
+            else:
+                run.logged = {}
+            run.pending = bool(validation_songs) and (run.updates % settings.validation_every == 0 or at_end)
+            number = largest_of_processes(fabric, next(iter(waiting.received), 0))
+            if run.pending or number or run.updates % settings.checkpoint_every == 0 or at_end:
                 if writer is not None:
                     writer.flush()  # what is logged up to a state is on disk when the state is
+                waiting.received.clear()  # a disk that is full is what the user has to know then
                 run.save()
+            if number:
+                if writer is not None:
+                    console.tell(_ending(run, number))
+                waiting.received.insert(0, number)
+                return
+            if run.pending:
+                _validate_and_save(run, validation_songs, writer, console, waiting)
+
+
+def _ending(run: Run, number: int) -> str:
+    """Say in one line why a run ends before its end."""
+    return (
+        f"{Signals(number).name}: saved after update {run.updates} of {run.settings.updates}; give the same command "
+        "again to continue"
+    )
+
+
+def _log(writer: SummaryWriter | None, run: Run) -> None:
+    if writer is not None:
+        for name, value in run.logged.items():
+            log_number(writer, name, value, run.updates)
+
+
+def _validate_and_save(
+    run: Run, songs: Sequence[Song], writer: SummaryWriter | None, console: Console, waiting: Waiting
+) -> None:
+    """Score a model whose state was saved before, and save that it was scored."""
+    with waiting.interruptible():
+        _validate(run, songs, writer, f"after {run.updates} updates", console)
+    run.pending = False
+    if writer is not None:
+        writer.flush()
+    run.save()
 
 
 def _validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when: str, console: Console) -> None:

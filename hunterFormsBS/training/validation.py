@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hunterFormsBS.checkpoint import from_checkpoint
+from hunterFormsBS.checkpoint.adapters import read_adapters, without_adapters
 from hunterFormsBS.choices import PRECISIONS
 from hunterFormsBS.console import Console
 from hunterFormsBS.parametersSeparation import ParametersSeparation
@@ -52,6 +53,7 @@ def validate(
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: str = "auto",
+    lora: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure how well a checkpoint separates songs whose stems are known.
@@ -78,6 +80,8 @@ def validate(
         `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
         See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
+    lora : Path, optional
+        Adapters for the checkpoint, as `read_adapters` reads them. Their stems are measured.
     console : Console, optional
         Where to say what stems are made up of, and what is wrong with songs; by default standard output.
 
@@ -92,6 +96,10 @@ def validate(
         If a file or an argument cannot be used.
     """
     path, found, content = find_configuration(checkpoint, configuration)
+    adapters = None if lora is None else read_adapters(lora, content)
+    if adapters is not None:
+        found = None if found is None else without_adapters(content)
+        content = adapters.configuration_of(content)
     sections: list[Mapping[str, Any]] = [content.get(name) or {} for name in ("training", "audio", "inference")]
     training, audio, inference = sections
     instruments, target = _stems_of(training, stems)
@@ -109,6 +117,8 @@ def validate(
     require(settings.metrics)
     listed = find_songs(songs, instruments, settings.sample_rate, target=target)
     model = from_checkpoint(path, found)
+    if adapters is not None:
+        model = adapters.merge_into(model)
     if model.num_stems != len(settings.stems):
         raise ValueError(
             f"--stems names {len(settings.stems)} stems, and the model has {model.num_stems}: name each of them"

@@ -294,7 +294,7 @@ def test_every_field_of_peft_is_checked_harmless_or_refused_by_its_name(model: B
 
     ours = {each.name for each in fields(LoraConfiguration)}
     theirs = {each.name for each in fields(LoraConfig)}
-    assert ours <= theirs
+    assert ours - theirs == {"stem_heads"}
     assert ours.isdisjoint(HARMLESS)
     assert theirs >= HARMLESS
     for name in theirs - ours - HARMLESS:
@@ -375,6 +375,24 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 }
 KEY = "base_model.model.layers.0.0.layers.0.0.to_qkv.lora_A.weight"
 OTHER = "base_model.model.layers.0.0.layers.0.0.to_out.0"
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({"a": -1}, "it must be numbers of heads by names"),
+        ({"a": True}, "it must be numbers of heads by names"),
+        (["a"], "it must be numbers of heads by names"),
+        ({}, "it must be numbers of heads by names"),
+        ({str(number): 0 for number in range(257)}, "by names of at most 256 stems"),
+        ({"a": 0, "b": 2}, "b started from head 2, and it has the heads 0 to 1"),
+        ({"a": 0, "choir": None}, "the head of choir is new, and modules_to_save lacks it"),
+    ],
+    ids=str,
+)
+def test_heads_that_do_not_fit_are_refused(heads: object, message: str, model: BandSplitRotator, saved: Path) -> None:
+    restate(saved, stem_heads=heads)
+    assert message in refusal(saved, model)
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

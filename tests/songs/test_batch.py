@@ -531,6 +531,12 @@ def test_adapters_are_merged_before_the_separation(run: Callable[..., int], mode
     got, _ = read_audio(tmp_path / "out" / "a" / "band.wav")
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert written(tmp_path / "out") == ["a/band.wav"]
+    # Of a run with other heads: the checkpoint's second one under another name, and that alone.
+    configuration = tmp_path / "adapters" / "adapter_config.json"
+    configuration.write_text(json.dumps({**json.loads(configuration.read_text()), "stem_heads": {"choir": 1}}))
+    assert run(song, "--lora", tmp_path / "adapters") == 0
+    torch.testing.assert_close(read_audio(tmp_path / "out" / "a" / "choir.wav")[0], expected, rtol=0, atol=1e-6)
+    assert written(tmp_path / "out") == ["a/band.wav", "a/choir.wav"]
 
 
 def test_a_folder_without_adapters_is_one_line(

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from torch import nn
@@ -17,9 +19,17 @@ from torch import nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.adapters import read_adapters
-from hunterFormsBS.training.adapters import add_adapters, linear_layers_of_transformers
+from hunterFormsBS.checkpoint.heads import with_heads
+from hunterFormsBS.program.dispatch import main
+from hunterFormsBS.training.adapters import (
+    add_adapters,
+    linear_layers_of_transformers,
+    save_adapters,
+    settings_of_adapters,
+)
 from hunterFormsBS.training.sections import settings_from
-from hunterFormsBS.training.starting import describe, freeze, start_from, summary, with_heads
+from hunterFormsBS.training.starting import describe, freeze, start_from, summary
+from hunterFormsBS.training.validation import validate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -112,7 +122,8 @@ def test_the_description_counts_every_parameter_where_it_belongs(three_heads: tu
     rest = sum(parameter.numel() for parameter in model.parameters()) - head
     text = describe(model, origin)
     counts = [int(line.split()[0].replace(",", "")) for line in text.splitlines()]
-    assert counts == [rest, head, head, rest]
+    assert counts == [rest, head, head, rest, 2]
+    assert text.endswith(" heads: a from head 0, b new")
     assert "made new: mask_estimators.1\n" in text
     assert "trained: mask_estimators.1\n" in text
     assert sum(parameter.numel() for parameter in old.parameters()) == rest + 2 * head
@@ -141,6 +152,84 @@ def test_adapters_are_all_that_is_trained_and_merged_they_compute_the_same(
     merged = read_adapters(tmp_path / "adapters").merge_into(from_checkpoint(path))
     assert type(merged) is BandSplitRotator
     torch.testing.assert_close(merged.eval()(audio), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def with_a_new_head(tiny_model: Callable[..., BandSplitRotator], tmp_path: Path) -> tuple[Path, Path, BandSplitRotator]:
+    """Return a checkpoint of three stems, adapters of a run with two of them and a new one, and the model of that run.
+
+    The second head of the run is new, where the checkpoint has its drums.
+    """
+    base = tiny_model(num_stems=3, stereo=True)
+    path, folder = tmp_path / "base.ckpt", tmp_path / "adapters"
+    save_checkpoint(path, base, configuration={"training": {"instruments": ["vocals", "drums", "bass"]}})
+    section = {"heads": {"bass": 2, "choir": None, "vocals": 0}, "lora": {"r": 2}}
+    needed = {"audio": {"chunk_size": 400}, "training": {"instruments": [*section["heads"]], "num_steps": 1, "lr": 1.0}}
+    settings = settings_from({**needed, "fine_tuning": section})
+    model, origin = start_from(path, stems=settings.stems, heads=settings.heads)
+    adapted = add_adapters(model, settings_of_adapters(settings))
+    text = describe(model, origin)
+    assert re.search(r"taken from base\.ckpt: .*mask_estimators\.0\+2\n", text), text
+    assert re.search(r"made new: .*mask_estimators\.1\n", text), text
+    assert re.search(r"frozen: .*mask_estimators\.0\+2\n", text), text
+    assert text.endswith("3 heads: bass from head 2, choir new, vocals from head 0")
+    head = sum(parameter.numel() for parameter in base.mask_estimators[1].parameters())
+    counts = [int(line.split()[0].replace(",", "")) for line in text.splitlines()]
+    assert counts[0] == sum(parameter.numel() for parameter in base.parameters()) - head
+    assert counts[1] == counts[2] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name or "mask_estimators.1.modules_to_save" in name), name
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) / 10)
+    save_adapters(adapted, folder, settings)
+    return path, folder, model.eval()
+
+
+def converted(path: Path, folder: Path, output: Path, *options: str) -> list[str]:
+    """Merge adapters as `hunterforms convert` does, and return the stems that the checkpoint names."""
+    assert main(["convert", str(path), "--lora", str(folder), "--output", str(output), *options]) == 0
+    stems: list[str] = torch.load(output, weights_only=True)["configuration"]["training"]["instruments"]
+    return stems
+
+
+def test_a_new_head_goes_with_its_adapters_and_leaves_the_old_ones_alone(
+    with_a_new_head: tuple[Path, Path, BandSplitRotator], tmp_path: Path
+) -> None:
+    path, folder, model = with_a_new_head
+    audio = torch.randn(1, 2, 400)
+    expected = model(audio)
+    base = from_checkpoint(path)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    torch.testing.assert_close(read_adapters(folder).merge_into(base)(audio), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(base.state_dict()), before, rtol=0, atol=0)
+
+    assert converted(path, folder, tmp_path / "run.ckpt") == ["bass", "choir", "vocals"]
+    torch.testing.assert_close(from_checkpoint(tmp_path / "run.ckpt")(audio), expected, rtol=1e-4, atol=1e-5)
+
+    stems = converted(path, folder, tmp_path / "all.ckpt", "--keep-stems")
+    assert stems == ["vocals", "drums", "bass", "choir"]
+    everything = from_checkpoint(tmp_path / "all.ckpt")
+    torch.testing.assert_close(everything(audio)[:, [2, 3, 0]], expected, rtol=1e-4, atol=1e-5)
+    drums = {key: tensor for key, tensor in everything.state_dict().items() if key.startswith("mask_estimators.1.")}
+    torch.testing.assert_close(drums, {key: before[key] for key in drums}, rtol=0, atol=0)
+
+
+def test_validation_measures_the_stems_of_adapters(
+    with_a_new_head: tuple[Path, Path, BandSplitRotator], tmp_path: Path
+) -> None:
+    path, folder, _ = with_a_new_head
+    random = np.random.default_rng(0)
+    (tmp_path / "songs" / "one").mkdir(parents=True)
+    for stem in ("bass", "choir", "vocals"):
+        audio = random.uniform(-0.3, 0.3, (4000, 2))
+        soundfile.write(str(tmp_path / "songs" / "one" / f"{stem}.wav"), audio, 8000)
+    converted(path, folder, tmp_path / "merged.ckpt")
+    given: dict[str, Any] = {"sample_rate": 8000, "chunk_size": 1000, "accelerator": "cpu"}
+    measured = validate(path, tmp_path / "songs", lora=folder, **given)
+    assert [*measured["sdr"]] == ["bass", "choir", "vocals"]
+    assert measured["sdr"] == pytest.approx(validate(tmp_path / "merged.ckpt", tmp_path / "songs", **given)["sdr"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import multiprocessing
+import os
 import pickle
 import re
 import resource
@@ -44,6 +45,7 @@ from hunterFormsBS.training.segments import Positions, Segments
 from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.states import StoppedError, claim, newest_state
 from hunterFormsBS.training.stempegSong import write_songs
+from hunterFormsBS.training.trainer import train
 from hunterFormsBS.training.truth import find_songs, read_song
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -536,6 +538,29 @@ run()
         assert state is not None
         return int(state.name)
 
+    def signal_all(self, number: int) -> tuple[int | None, list[int]]:
+        """Signal a process and its workers after an update, as terminals and clusters do.
+
+        Returns
+        -------
+        status : int
+            Its exit status.
+        living : list of int
+            Workers that live on.
+        """
+        process = self.processes[0]
+        deadline = time.monotonic() + 300
+        while not (self.log.exists() and "loss=" in self.log.read_text()):
+            assert process.is_alive(), self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        for each in (*workers, process.pid):
+            assert each is not None
+            os.kill(each, number)
+        process.join(300)
+        return process.exitcode, [each for each in workers if Path(f"/proc/{each}").exists()]
+
 
 def command(configuration: Path, songs: Path, output: Path, *options: str) -> list[str]:
     program = [sys.executable, "-m", "hunterFormsBS", "train", "--accelerator", "cpu", *options]
@@ -735,6 +760,35 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
     for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     assert list(curve(tmp_path)) == list(range(1, 13))
+    weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
+    torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_a_run_ended_by_every_signal_in_turn_is_the_run_that_was_not(
+    whole_run: Path, songs: Path, tmp_path: Path
+) -> None:
+    configuration = yaml.safe_load((whole_run / "train.yaml").read_text())
+    # No state of its own comes before the first validation.
+    configuration["training"] |= {"num_workers": 1, "checkpoint_every": 1000}
+    path = tmp_path / "signals.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    before = 0
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        launched = Launched(path, songs, tmp_path)
+        status, living = launched.signal_all(number)
+        printed = launched.log.read_text()
+        assert status == 128 + number, printed[-3000:]
+        assert not living
+        state = newest_state(tmp_path)
+        assert state is not None
+        assert before < int(state.name) < 12
+        assert f"{number.name}: saved after update {int(state.name)} of 12; give the same command" in printed
+        before = int(state.name)
+    Launched(path, songs, tmp_path).finish()
+    for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
+        assert curve(tmp_path, tag) == curve(whole_run, tag)
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
 
@@ -1201,15 +1255,93 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(
     assert states(tmp_path) == [2, 3]
     damage(tmp_path / "resume" / "000000003")
     run = in_this_process(tmp_path)
-    with pytest.warns(UserWarning, match=r"000000003 is damaged, so the state before it is tried"):
+    with pytest.warns(UserWarning, match=r"000000003 cannot be read, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 2
     damage(tmp_path / "resume" / "000000002")
     message = r"no state in .*resume can be read: start again from the weights, with --checkpoint .*last\.ckpt"
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(StoppedError, match=message):
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(StoppedError, match=message):
         in_this_process(tmp_path).resume()
     # What the message proposes works.
     assert from_checkpoint(tmp_path / "last.ckpt").num_stems == 4
+
+
+@pytest.mark.parametrize("lost", ["missing", "older"])
+def test_a_run_killed_between_its_state_and_its_checkpoint_has_both_when_it_goes_on(
+    lost: str, songs: Path, tmp_path: Path
+) -> None:
+    run = in_this_process(tmp_path)
+    updated_and_saved(run, songs, 1)
+    older = (tmp_path / "last.ckpt").read_bytes()
+    updated_and_saved(run, songs, 1)
+    (tmp_path / "last.ckpt").unlink()
+    if lost == "older":
+        (tmp_path / "last.ckpt").write_bytes(older)
+    assert in_this_process(tmp_path).resume()
+    saved, average = from_checkpoint(tmp_path / "last.ckpt").state_dict(), run.average.gather()
+    for name, weights in average.items():
+        torch.testing.assert_close(saved[name], weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_in_a_validation_begins_with_it_again_and_logs_it_once(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hunterFormsBS.training.run
+
+    monkeypatch.setattr(hunterFormsBS.training.run, "log_excerpt", lambda *_: None)
+    training = {"num_steps": 8, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1000}
+    configuration = configured(tmp_path, training=training, validation={"every": 2})
+    validate = Run.validate
+
+    def validate_and_fail(run: Run, *arguments: Any) -> dict[str, float]:
+        validate(run, *arguments)
+        raise RuntimeError("no such metric")
+
+    monkeypatch.setattr(Run, "validate", validate_and_fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such metric"):
+            train(configuration, tmp_path, songs=songs, accelerator="cpu")
+        assert states(tmp_path) == [2]
+    monkeypatch.setattr(Run, "validate", validate)
+    train(configuration, tmp_path, songs=songs, accelerator="cpu")
+    assert list(curve(tmp_path)) == [1, 2, 3, 4]
+    assert list(curve(tmp_path, "sdr/mean")) == [2, 4]
+    before = (tmp_path / "best.ckpt").stat().st_mtime_ns
+    train(configuration, tmp_path, songs=songs, accelerator="cpu")
+    assert (tmp_path / "best.ckpt").stat().st_mtime_ns == before
+    assert list(curve(tmp_path, "sdr/mean")) == [2, 4]
+
+
+def test_a_checkpoint_newer_than_all_states_that_can_be_read_stays(songs: Path, tmp_path: Path) -> None:
+    updated_and_saved(in_this_process(tmp_path), songs, 2)
+    newest = (tmp_path / "last.ckpt").read_bytes()
+    cut_off(tmp_path / "resume" / "000000002")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert in_this_process(tmp_path).resume()
+    assert (tmp_path / "last.ckpt").read_bytes() == newest
+
+
+def test_what_stands_in_the_way_of_the_checkpoint_is_named_and_the_state_is_not_blamed(
+    songs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(StoppedError, match=r"last\.ckpt cannot be written: .*Is a directory"):
+        updated_and_saved(in_this_process(tmp_path), songs, 1)
+    assert states(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "rmsprop"), ("rmsprop", "adamw"), ("adam", "adamw")])
+def test_a_state_of_another_optimizer_is_refused_where_none_is_recorded(
+    before: str, after: str, songs: Path, tmp_path: Path
+) -> None:
+    updated_and_saved(in_this_process(tmp_path, optimizer=before), songs, 1)
+    path = tmp_path / "resume" / "000000001"
+    state = torch.load(path, weights_only=True)
+    del state["progress"]["settings"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"the state is that of another optimizer.*say training\.optimizer as it was"):
+        in_this_process(tmp_path, optimizer=after).resume()
 
 
 class Gadget:
@@ -1238,7 +1370,7 @@ def test_nothing_in_a_state_runs(put: Callable[[Path, Path], None], songs: Path,
     updated_and_saved(in_this_process(tmp_path), songs, 2)
     put(tmp_path / "resume" / "000000002", tmp_path / "proof")
     run = in_this_process(tmp_path)
-    with pytest.warns(UserWarning, match=r"000000002 is damaged, so the state before it is tried"):
+    with pytest.warns(UserWarning, match=r"000000002 cannot be read, so the state before it is tried"):
         assert run.resume()
     assert run.updates == 1
     assert not (tmp_path / "proof").exists()
@@ -1254,6 +1386,7 @@ def test_states_are_written_in_the_folder_of_the_run_alone(
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(songs: Path, tmp_path: Path) -> None:
     ours = ["resume/000000003.unfinished", ".last.ckpt.4711.unfinished", "scores/000000003.csv.unfinished"]
+    ours += ["rehearsal.unfinished/resume/000000001"]
     others = ["notes.unfinished", "resume/000000003", "last.ckpt", "best.lora/adapter_config.json"]
     (tmp_path / "last.lora.unfinished").mkdir()
     for name in (*ours, *others, "last.lora.unfinished/adapter_config.json"):
@@ -1300,8 +1433,6 @@ def test_a_full_disk_leaves_the_states_before(share: float, songs: Path, tmp_pat
 def test_a_state_is_on_the_disk_before_it_gets_its_name(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     done: list[tuple[str, str]] = []
     sync, replace = os.fsync, Path.replace
 

@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     add("--lora", type=Path, metavar="PATH", help="merge these adapters: a folder of peft, or MSST's file of loralib")
+    add(
+        "--keep-stems",
+        action="store_true",
+        help="with --lora: keep the checkpoint's stems that the adapters lack, before new ones",
+    )
     add("--overwrite", action="store_true", help="replace files that exist")
     add_upstream(add_advanced_group(parser, "how it is read"))
 
@@ -83,10 +88,12 @@ def _convert_run(options: argparse.Namespace, console: Console) -> int:
             f"{options.checkpoint} is a folder: name one of its checkpoints, or pass --layout msst for a state of "
             "training that MSST goes on from"
         )
-    names = ("configuration", "upstream", "stems", "lora")
+    names = ("configuration", "upstream", "stems", "lora", "keep_stems")
     given = [name for name in names if getattr(options, name)] + ["dtype"] * (options.dtype != "float32")
     if given:
-        raise UsageError(f"--{given[0]} is for checkpoints, and {options.checkpoint} is the folder of a run")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for checkpoints, and {options.checkpoint} is the folder of a run"
+        )
     from hunterFormsBS.checkpoint.rewriting import refuse_to_replace
     from hunterFormsBS.training.msst import convert_run
 

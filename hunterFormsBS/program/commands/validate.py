@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="a file, or a name of the catalogue")
     add("--configuration", type=Path, metavar="FILE", help="YAML or JSON that belongs to the checkpoint")
+    add("--lora", type=Path, metavar="PATH", help="low-rank adapters for the checkpoint, as separate takes them")
     add("--songs", type=Path, required=True, metavar="DIR", help="folder of songs")
     add("--stems", nargs="+", default=[], metavar="NAME", help="of the stems, in the order of the model's heads")
     add("--metrics", nargs="+", default=["sdr"], choices=METRICS, metavar="NAME", help=f"of {', '.join(METRICS)}")
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             precision=options.precision,
             accelerator=options.accelerator,
             devices=options.devices,
+            lora=options.lora,
             console=console,
         )
     for metric, by_stem in scores.items():
