@@ -33,7 +33,7 @@ from tests.configurations import COLUMNS  # noqa: E402
 
 # gloo, the CPU's way of communicating, cannot scatter sums before.
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.process,
     pytest.mark.skipif(Version(torch.__version__).release < (2, 7), reason="FSDP2 on a CPU needs PyTorch 2.7"),
 ]

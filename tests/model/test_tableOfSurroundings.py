@@ -143,11 +143,11 @@ def with_formulas(numbers: Callable[..., Numbers], model: nn.Module, *data: Tens
 
 
 def cells() -> list[Any]:
-    """Return every cell. Each row has one in the quick part, and so has each column."""
+    """Return every cell. Each row has one that is not exhaustive, and so has each column."""
     made = []
     for (index, one), (number, name) in product(enumerate(ROWS), enumerate(COLUMNS)):
         is_quick = index % len(COLUMNS) == number
-        marks = ROWS[one].marks if is_quick else (*ROWS[one].marks, pytest.mark.slow)
+        marks = ROWS[one].marks if is_quick else (*ROWS[one].marks, pytest.mark.exhaustive)
         made.append(pytest.param(one, name, marks=marks, id=f"{one}-{name}"))
     return made
 
@@ -405,7 +405,7 @@ def _quantised(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return with_formulas(listen, quantised, x)
 
 
-@row("torchao", needs="torchao", tolerance=1e-3)
+@row("torchao", pytest.mark.exhaustive, needs="torchao", tolerance=1e-3)
 def _torchao(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -476,7 +476,7 @@ def _offloaded(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return listen(model, x)
 
 
-@row("Lightning", needs="lightning")
+@row("Lightning", pytest.mark.exhaustive, needs="lightning")
 def _lightning(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import lightning
 
@@ -500,7 +500,13 @@ def _lightning(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return dict(model.named_parameters()), expected
 
 
-@row("Trainer of Hugging Face", pytest.mark.filterwarnings("ignore"), needs="transformers", cannot=SHARES_TRAINED)
+@row(
+    "Trainer of Hugging Face",
+    pytest.mark.exhaustive,
+    pytest.mark.filterwarnings("ignore"),
+    needs="transformers",
+    cannot=SHARES_TRAINED,
+)
 def _trainer(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import transformers
     from safetensors.torch import load_file
@@ -543,7 +549,7 @@ def one_step(model: BandSplitRotator, x: Tensor, y: Tensor) -> Numbers:
     return {name: parameter.detach() for name, parameter in twin.named_parameters()}
 
 
-@row("DeepSpeed", pytest.mark.slow, pytest.mark.process, needs="deepspeed")
+@row("DeepSpeed", pytest.mark.exhaustive, pytest.mark.process, needs="deepspeed")
 def _deepspeed(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import deepspeed
 

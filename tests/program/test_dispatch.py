@@ -156,6 +156,7 @@ def test_options_that_nearly_exist_are_answered_in_one_line_by_every_command(
         "completion": ["bash"],
         "convert": ["x", "--output", "y"],
         "info": ["x"],
+        "recipe": ["list"],
     }.get(name, [])
     with pytest.raises(SystemExit, match=r"^2$"):
         main([name, *required, "--versoin"])

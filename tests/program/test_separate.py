@@ -57,7 +57,7 @@ def test_information_needs_no_songs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "MIXTURE, --checkpoint or --preset, --output"),
+        ([], "MIXTURE, --checkpoint, --preset or --recipe, --output"),
         (["song.wav", "--output", "out"], "--checkpoint"),
         ([*REQUIRED, "--chunk-size", "0"], "argument --chunk-size: must be an integer from 1 to .*, but is '0'"),
         ([*REQUIRED, "--chunk-size", "9" * 30], "argument --chunk-size: must be an integer from 1 to"),
