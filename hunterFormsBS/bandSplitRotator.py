@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
@@ -575,7 +575,8 @@ class BandSplitRotator(nn.Module):
         if not kwargs.get("keep_vars", False):
             seen: set[nn.Module] = set()
             prefix = kwargs.get("prefix", "").removesuffix(".")
-            for name, module in self.named_modules(prefix=prefix, remove_duplicate=False):
+            modules = cast("Iterable[tuple[str, nn.Module]]", self.named_modules(None, prefix, remove_duplicate=False))
+            for name, module in modules:
                 if isinstance(module, PositionEmbedding):
                     key = f"{name}.{module.frequencies}"
                     if module in seen and key in state:

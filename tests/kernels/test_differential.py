@@ -94,8 +94,8 @@ def failures(seed: int, *, compiled: bool = False) -> list[str]:
     exact_model, in_double = model_of(seed).double(), (x.double(), y.double())
     with reference():
         by_formula, exact = result_of(model, x, y), result_of(exact_model, *in_double)
-    # Some layers, for example norms over few numbers, amplify: formulas in float32 are not exact either.
-    bounds = [max(bound, 20 * one) for bound, one in zip(BOUNDS, differences(by_formula, exact), strict=True)]
+    # Instance norms over few numbers amplify: formulas in float32 are not exact either, and double precision decides.
+    bounds = [max(bound, 10 * one) for bound, one in zip(BOUNDS, differences(by_formula, exact), strict=True)]
     found = []
 
     def compare(way: str, result: Result, other: Result, most: Sequence[float]) -> None:
