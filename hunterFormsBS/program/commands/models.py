@@ -1,4 +1,4 @@
-"""List the checkpoints that have names, with stems, costs and scores."""
+"""List checkpoints that have names, with stems, costs and scores."""
 
 from __future__ import annotations
 
