@@ -51,17 +51,19 @@ def purposes() -> list[Purpose]:
 
 
 def _purposes() -> Iterator[Purpose]:
+    from hunterFormsBS.recipes import shipped  # which imports PyTorch
+
     for name, recipe in shipped().items():
-        steps = (recipe.steps[step] for step in recipe.needed(recipe.outputs))
+        steps = [recipe.steps[step] for step in recipe.needed(recipe.outputs)]
         yield Purpose(
-            "recipe", name, recipe.summary, _size(model.checkpoint for step in steps for model in step.models)
+            "recipe", name, recipe.summary, _size([each.checkpoint for step in steps for each in step.models])
         )
     for name, preset in presets().items():
         summary = f"{', '.join(preset.stems)}, of {len(preset.checkpoints)} models together"
         yield Purpose("preset", name, summary, _size(preset.checkpoints))
 
 
-def _size(checkpoints: Iterator[str] | Sequence[str]) -> int:
+def _size(checkpoints: Sequence[str]) -> int:
     return sum(entries()[name].size for name in set(checkpoints))
 
 
@@ -100,7 +102,7 @@ def _answer(offered: Sequence[Purpose]) -> Purpose:
     names = {purpose.name: purpose for purpose in offered}
     numbers = {str(number): purpose for number, purpose in enumerate(offered, start=1)}
     while True:
-        print("Number or name (1): ", end="", file=sys.stderr, flush=True)
+        say("Which number or name? (1)", sys.stderr)
         line = sys.stdin.readline()
         if not line:
             raise UsageError(REMEDY)
