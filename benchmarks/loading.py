@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from benchmarks.measure import summary
 from benchmarks.report import Report, argument_parser
 from hunterFormsBS.training.cache import Cache, files_of
-from hunterFormsBS.training.segments import Positions, Read, Segments, find_songs, read
+from hunterFormsBS.training.segments import Positions, Segments
 from hunterFormsBS.training.stempegSong import decode
+from hunterFormsBS.training.truth import Read, find_songs, read
 
 STEMS = ("vocals", "drums", "bass", "other")
 FORMATS = ("wav", "flac", "mp3", "cache of mp3")

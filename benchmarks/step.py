@@ -20,8 +20,8 @@ from benchmarks.report import Report, argument_parser
 from hunterFormsBS import bandSplitRotator
 from hunterFormsBS.training.engine import make_fabric
 from hunterFormsBS.training.run import Run
-from hunterFormsBS.training.segments import find_songs
-from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.sections import settings_from
+from hunterFormsBS.training.truth import find_songs
 
 MODEL = ("forward", "loss", "backward")
 OTHERS = ("data", "norm of the gradient", "optimizer", "averaging", "everything else")

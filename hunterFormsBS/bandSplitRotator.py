@@ -17,7 +17,7 @@ from hunterFormsBS.blocks.layerGroups import SEQUENCES, layer_groups
 from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS, is_overlapping, resolve_mask_filter_bank
 from hunterFormsBS.blocks.loss import lossComputation
 from hunterFormsBS.blocks.norm import RMSNorm
-from hunterFormsBS.blocks.positions import complex_product
+from hunterFormsBS.blocks.positions import PositionEmbedding, complex_product
 from hunterFormsBS.blocks.residual import expand_streams, reduce_streams
 from hunterFormsBS.blocks.sharedBias import SharedBias, share
 from hunterFormsBS.blocks.siamese import run_siamese
@@ -565,19 +565,22 @@ class BandSplitRotator(nn.Module):
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state dict, in which a tensor that layers share is a copy under all names but its first.
+        """Return the state dict, in which frequencies that layers share are copies under all names but the first.
 
-        So it can be written by `safetensors.torch.save_file`, which refuses tensors that share memory. With
-        `keep_vars=True` all names lead to the parameter itself.
+        So it can be written by `safetensors.torch.save_file`, which refuses tensors that share memory. All that is
+        trained shares memory with the parameters under each of its names, as in every module of PyTorch: a state dict
+        that is kept while the model learns stays the model's. With `keep_vars=True` frequencies do as well.
         """
         state = cast("dict[str, Tensor]", super().state_dict(*args, **kwargs))
         if not kwargs.get("keep_vars", False):
-            named = (self.named_parameters, self.named_buffers)
-            first = {name for each in named for name, _ in each()}
-            shared = {name for each in named for name, _ in each(remove_duplicate=False)} - first
-            for key in (kwargs.get("prefix", "") + name for name in shared):
-                if key in state:
-                    state[key] = state[key].clone()
+            seen: set[nn.Module] = set()
+            prefix = kwargs.get("prefix", "").removesuffix(".")
+            for name, module in self.named_modules(prefix=prefix, remove_duplicate=False):
+                if isinstance(module, PositionEmbedding):
+                    key = f"{name}.{module.frequencies}"
+                    if module in seen and key in state:
+                        state[key] = state[key].clone()
+                    seen.add(module)
         return state
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]

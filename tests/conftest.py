@@ -57,7 +57,7 @@ def pytest_configure() -> None:
 # ---- markers: what a test needs and what it costs; pyproject.toml says what each stands for
 
 GIVEN_BY_FIXTURES = {"chromium": "browser", "starts_processes": "process"}
-COSTS = {"browser", "compile", "export", "process", "slow"}
+COSTS = {"browser", "compile", "exhaustive", "export", "process", "slow"}
 PROGRAMS_OF_OURS = (
     "benchmarks",
     *(f"hunterFormsBS.{name}" for name in ("catalogue", "checkpoint.programs", "program", "songs", "training")),

@@ -49,6 +49,9 @@ class PositionEmbedding(Layer):
     turns_pairs: ClassVar[bool] = False
     """Whether `table` is one tensor of unit vectors, `(n, p, 2)`, by which `embed` turns neighbouring features."""
 
+    frequencies: ClassVar[str] = ""
+    """The attribute that holds frequencies, which are never trained, so that copies of them stay true."""
+
     @abstractmethod
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Return what depends on positions 0 to `length` - 1 alone, so that layers can share it."""
@@ -120,6 +123,7 @@ class RotaryEmbedding(PositionEmbedding):
     """
 
     name = "rotary_embed"
+    frequencies = "freqs"
     turns_pairs = True
 
     def __init__(self, dim_head: int, theta: float = 10000.0) -> None:
@@ -201,6 +205,7 @@ class PolarEmbedding(PositionEmbedding):
     """
 
     name = "pope_embed"
+    frequencies = "inv_freqs"
     inv_freqs: Tensor
 
     def __init__(self, dim_head: int, heads: int, theta: float = 10000.0) -> None:

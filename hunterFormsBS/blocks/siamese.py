@@ -6,6 +6,7 @@ Axis letters in this module: b batch (in a layer: sequences), n positions, t tim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from einops import rearrange
@@ -17,10 +18,33 @@ from hunterFormsBS.blocks.norm import RMSNorm
 from hunterFormsBS.blocks.positions import PositionEmbedding
 from hunterFormsBS.containers import nested
 from hunterFormsBS.kernels.recompute import checkpointed
-from hunterFormsBS.kernels.seam import Layer, know
+from hunterFormsBS.kernels.seam import Layer
 from hunterFormsBS.theTypes import ParametersTransformer
 
-know(nn.ParameterList)
+
+class Gains(Layer):
+    """One gain for each feature and layer.
+
+    A module that is called, unlike `nn.ParameterList`, so that programs that fetch weights when a module runs, for
+    example accelerate's offloading, fetch these.
+    """
+
+    def __init__(self, depth: int, dim: int) -> None:
+        super().__init__()
+        for layer in range(depth):
+            self.register_parameter(str(layer), nn.Parameter(torch.ones(dim)))
+
+    def reset_parameters(self) -> None:
+        """Set all gains to 1."""
+        for gain in self.parameters():
+            nn.init.ones_(gain)
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Multiply `(b, n, d)` by the gains of a layer, counted from 0."""
+        return x * cast(Tensor, getattr(self, str(layer)))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class SiameseTransformer(Layer):
@@ -62,12 +86,7 @@ class SiameseTransformer(Layer):
         self.ln_y_attn, self.ln_x_attn, self.ln_y_mlp, self.ln_x_mlp = (
             nn.ModuleList(RMSNorm(dim) for _ in range(depth)) for _ in range(4)
         )
-        self.y_attn = nn.ParameterList(nn.Parameter(torch.ones(dim)) for _ in range(depth))
-
-    def reset_parameters(self) -> None:
-        """Set the gains of x before attention to 1."""
-        for gain in self.y_attn:
-            nn.init.ones_(gain)
+        self.y_attn = Gains(depth, dim)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Transform two tensors `(b, n, d)`."""
@@ -78,12 +97,10 @@ class SiameseTransformer(Layer):
         """Run all layers, without activation checkpointing."""
         norms = zip(self.ln_y_attn, self.ln_x_attn, self.ln_y_mlp, self.ln_x_mlp, strict=True)
         layers = nested(self.layers)
-        for number, ((attention, feed_forward), of_layer, gain) in enumerate(
-            zip(layers, norms, self.y_attn, strict=True), start=self.first_layer
-        ):
+        for layer, ((attention, feed_forward), of_layer) in enumerate(zip(layers, norms, strict=True)):
             y_attn, x_attn, y_mlp, x_mlp = of_layer
-            factor = 1 + number**-0.5
-            out, _ = attention(x * gain + y_attn(y))
+            factor = 1 + (self.first_layer + layer) ** -0.5
+            out, _ = attention(self.y_attn(x, layer) + y_attn(y))
             x, y = x_attn(x + factor * out), y + out
             out = feed_forward(x + y_mlp(y))
             x, y = x_mlp(x + factor * out), y + out

@@ -67,7 +67,7 @@ class Step:
     stems : Sequence[str] | None, default None
         Which stems the step has; all of the models when None. What they leave of the input is its rest.
     ensemble : str, default "avg_wave"
-        How the stems of several models become one: one of `hunterFormsBS.ensemble.ENSEMBLES`.
+        How the stems of several models become one: see `hunterFormsBS.ensemble.combine`.
     weights : Sequence[float] | None, default None
         One for each model, with an ensemble of averages.
     separation : Mapping[str, Any], default {}

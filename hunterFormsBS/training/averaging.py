@@ -30,12 +30,12 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, momentum: float) -> None:
         self.model = model
         self.momentum = momentum
-        self.averages = {name: _local(parameter).clone() for name, parameter in model.named_parameters()}
+        self.averages = {name: local(parameter).clone() for name, parameter in model.named_parameters()}
 
     def update(self, updates: int) -> None:
         """Take in the weights after a number of updates."""
         momentum = min(self.momentum, (1 + updates) / (10 + updates))
-        weights = [_local(parameter) for parameter in self.model.parameters()]
+        weights = [local(parameter) for parameter in self.model.parameters()]
         update: Callable[..., None] = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call, unused-ignore]
         update(list(self.averages.values()), weights, updates)
 
@@ -60,7 +60,7 @@ class AveragedWeights:
     def load(self, whole: Mapping[str, Tensor]) -> None:
         """Take over what `gather` returned, whatever the number of processes then and now."""
         for name, parameter in self.model.named_parameters():
-            self.averages[name].copy_(_local(like(whole[name], parameter)))
+            self.averages[name].copy_(local(like(whole[name], parameter)))
 
 
 def copy_weights(whole: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -70,6 +70,6 @@ def copy_weights(whole: Mapping[str, Tensor], model: nn.Module) -> None:
             parameter.copy_(like(whole[name], parameter))
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """Return what this process holds of a parameter, without its gradient."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from hunterFormsBS.training.segments import Audio, Song, fitted
+from hunterFormsBS.training.truth import Audio, Song, fitted
 
 BLOCK = 1 << 20
 SCALE = np.float32(1 / 32768)
@@ -86,7 +86,7 @@ class Cache:
             unfinished.unlink(missing_ok=True)
 
     def read(self, path: Path, start: int, length: int, channels: int) -> Audio:
-        """Read as `hunterFormsBS.training.segments.read` does, from the decoded file."""
+        """Read as `hunterFormsBS.training.truth.read` does, from the decoded file."""
         whole = np.load(self.path_of(path), mmap_mode="r")
         samples = whole[start : start + length]
         scaled = samples * SCALE if samples.dtype == np.int16 else np.asarray(samples)

@@ -3,7 +3,7 @@
     remarks, damages = check_songs(songs, 44100)
     refuse(damages)
 
-Nothing here depends on the rest of the trainer but the reader of songs.
+What is heard in two files counts twice: names tell some of it, see `hunterFormsBS.training.truth`, and here the audio.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hunterFormsBS.training.segments import Audio, Read, Song, read
+from hunterFormsBS.training.engine import gather
+from hunterFormsBS.training.truth import Audio, Read, Song, read
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SILENT = 1e-4
 """A peak of -80 dB."""
@@ -31,6 +36,9 @@ CLIPPED_PEAKS_A_MINUTE = 10
 SECONDS_OF_DIFFERENCE = 0.05
 LEAST_RATIO = 10.0
 """dB of the mixture over its difference from the sum of stems. Lossy files of four stems have more."""
+
+CERTAIN_RATIO = 20.0
+"""dB of a stem over its difference from other stems, or their sum, from which on it can be nothing else."""
 
 BLOCK = 1 << 18
 
@@ -95,6 +103,23 @@ def check_songs(
     return remarks, damages
 
 
+def check_shared(
+    fabric: Fabric, songs: Sequence[Song], sample_rate: int, *, reading: Read = read, workers: int = 1
+) -> list[str]:
+    """Check songs, shared out among the processes, and return the remarks of all, the same in every process.
+
+    Raises
+    ------
+    ValueError
+        If files are damaged, or are there twice.
+    """
+    mine = songs[fabric.global_rank :: fabric.world_size]
+    checked = check_songs(mine, sample_rate, reading=reading, workers=workers, progress=fabric.is_global_zero)
+    found = gather(fabric, checked)
+    refuse([damage for _, damages in found for damage in damages])
+    return [remark for remarks, _ in found for remark in remarks]
+
+
 def refuse(damages: Sequence[str]) -> None:
     """Raise a ValueError if there is any damage."""
     if damages:
@@ -118,20 +143,55 @@ def _remarks(song: Song, sample_rate: int, reading: Read) -> list[str]:
     heard = {path: _Heard() for path in stems}
     mixture = song.mixture
     energies = np.zeros(2)  # of the mixture, and of its difference from the sum
+    products = np.zeros((len(stems), len(stems)))  # of each stem with each
     for start in range(0, max(lengths.values()), BLOCK):
         length = min(BLOCK, max(lengths.values()) - start)
-        total = np.zeros((2, length), np.float32)
-        for path in stems:
-            audio = reading(path, start, length, 2)
-            heard[path].take_in(audio)
-            total += audio
+        audio = np.stack([reading(path, start, length, 2) for path in stems])
+        for path, one in zip(stems, audio, strict=True):
+            heard[path].take_in(one)
+        flat = audio.reshape(len(stems), -1).astype(np.float64)
+        products += flat @ flat.T
+        total = audio.sum(axis=0)
         if mixture is not None:
             whole = reading(mixture, start, length, 2)
             energies += np.square(whole, dtype=np.float64).sum(), np.square(total - whole, dtype=np.float64).sum()
     for path, one in heard.items():
         if not one.finite:
             raise ValueError(f"{path} has samples that are not finite")
-    return [*_of_files(lengths, heard, sample_rate), *_of_mixture(mixture, energies)]
+    twice = {text: ratio for ratio, text in _heard_twice(stems, products)}
+    for text, ratio in twice.items():
+        if ratio >= CERTAIN_RATIO:
+            raise ValueError(f"{text}: what is heard in both would count twice, so remove one of them")
+    return [
+        *(f"{text} but for {ratio:.1f} dB: see if one is heard in the other" for text, ratio in twice.items()),
+        *_of_files(lengths, heard, sample_rate),
+        *_of_mixture(mixture, energies),
+    ]
+
+
+def _heard_twice(stems: Sequence[Path], products: NDArray[np.float64]) -> Iterator[tuple[float, str]]:
+    """Find stems that are the same as another, or the sum of others, from the products of all with all.
+
+    The weights with which other stems add up to one by least squares are near 1 where they are parts of it.
+
+    Yields
+    ------
+    ratio, text : float, str
+        dB of the stem over the difference, `LEAST_RATIO` at least, and what is the same.
+    """
+    energies = np.diag(products)
+    audible = [number for number in range(len(stems)) if energies[number] > SILENT**2]
+    for number in audible if len(audible) > 1 else ():
+        others = [other for other in audible if other != number]
+        same = [[other] for other in others if other > number]
+        weights = np.linalg.lstsq(products[np.ix_(others, others)], products[others, number], rcond=None)[0]
+        parts = [other for other, weight in zip(others, weights, strict=True) if weight > 0.5]
+        for sum_of in [*same, *([parts] if len(parts) > 1 else [])]:
+            both = products[np.ix_(sum_of, sum_of)].sum() - 2 * products[number, sum_of].sum() + energies[number]
+            ratio = 10 * np.log10(energies[number] / max(both, 1e-12 * energies[number]))
+            if ratio >= LEAST_RATIO:
+                names = " + ".join(stems[part].name for part in sum_of)
+                yield float(ratio), f"{stems[number]} is the same as {names}"
 
 
 def _of_files(lengths: dict[Path, int], heard: dict[Path, _Heard], sample_rate: int) -> Iterator[str]:

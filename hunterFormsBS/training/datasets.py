@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import soundfile
 
-from hunterFormsBS.training.segments import SUFFIXES, Song, find_songs
+from hunterFormsBS.training.truth import SUFFIXES, Song, find_songs, visible
 
 
 class Kind(NamedTuple):
@@ -28,13 +28,22 @@ class Kind(NamedTuple):
         Probability of drawing each by itself.
     own_mixture : bool
         Whether the mixture is read from its own file.
+    single_files : bool
+        Whether files belong to no songs, so that stems can only be drawn each by itself.
     """
 
     remix: float
     own_mixture: bool = False
+    single_files: bool = False
 
 
-KINDS: Final[Mapping[int, Kind]] = {1: Kind(1.0), 2: Kind(1.0), 3: Kind(1.0), 4: Kind(0.0), 6: Kind(0.0, True)}
+KINDS: Final[Mapping[int, Kind]] = {
+    1: Kind(1.0),
+    2: Kind(1.0, single_files=True),
+    3: Kind(1.0, single_files=True),
+    4: Kind(0.0),
+    6: Kind(0.0, own_mixture=True),
+}
 
 
 def find_data(kind: int | None, paths: Sequence[Path], instruments: Sequence[str], sample_rate: int) -> list[Song]:
@@ -85,9 +94,7 @@ def find_data(kind: int | None, paths: Sequence[Path], instruments: Sequence[str
 def _files(kind: int, paths: Sequence[Path], instrument: str) -> Iterator[Path]:
     for path in paths:
         if kind == 2:
-            folder = path / instrument
-            found = sorted(folder.iterdir()) if folder.is_dir() else []
-            yield from (file for file in found if file.suffix.lower() in SUFFIXES)
+            yield from (file for file in visible(path / instrument) if file.suffix.lower() in SUFFIXES)
             continue
         with path.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)

@@ -68,13 +68,13 @@ def measure(
 
 def sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
     """Return the energy of a stem over the energy of what differs from it, in dB, both channels together."""
-    ratio = _load("sdr", "torchmetrics.functional.audio", "signal_noise_ratio", "train")
+    ratio = _load("sdr")
     return float(ratio(estimate.flatten(), stem.flatten()))
 
 
 def si_sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
     """Return the same for the loudness of the stem that suits the estimate best, in dB."""
-    ratio = _load("si_sdr", "torchmetrics.functional.audio", "scale_invariant_signal_distortion_ratio", "train")
+    ratio = _load("si_sdr")
     return float(ratio(estimate.flatten(), stem.flatten()))
 
 
@@ -100,14 +100,14 @@ def fullness(estimate: Tensor, stem: Tensor, _mixture: Tensor, rate: int) -> flo
 
 def log_wmse(estimate: Tensor, stem: Tensor, mixture: Tensor, rate: int) -> float:
     """Return the logarithmic, frequency-weighted mean squared error relative to the mixture."""
-    kind = _load("log_wmse", "torch_log_wmse", "LogWMSE")
+    kind = _load("log_wmse")
     # It has audio channels before stems: one song, and one stem of it.
     return float(kind(sample_rate=rate)(mixture[None], estimate[None, :, None], stem[None, :, None]))
 
 
 def museval_sdr(estimates: Tensor, stems: Tensor, sample_rate: int) -> list[float]:
     """Return the SDR of BSS Eval version 4 of each stem, `(n, s, t)`, in dB: the median over its seconds."""
-    bss_eval = _load("museval_sdr", "museval.metrics", "bss_eval")
+    bss_eval = _load("museval_sdr")
     references, guesses = (each.movedim(1, 2).double().cpu().numpy() for each in (stems, estimates))
     seconds = bss_eval(references, guesses, window=sample_rate, hop=sample_rate, framewise_filters=False)[0]
     return [float(np.nanmedian(each)) for each in seconds]
@@ -115,7 +115,7 @@ def museval_sdr(estimates: Tensor, stems: Tensor, sample_rate: int) -> list[floa
 
 def _excess(estimate: Tensor, stem: Tensor, rate: int) -> Tensor:
     """Return how much louder an estimate is than the stem, in dB, by channel, mel band and frame."""
-    filters: NDArray[np.float32] = _load("bleedless", "librosa.filters", "mel")(sr=rate, n_fft=4096, n_mels=512)
+    filters: NDArray[np.float32] = _load("bleedless")(sr=rate, n_fft=4096, n_mels=512)
     bands = torch.from_numpy(filters).to(stem.device)  # pyright: ignore[reportUnknownMemberType]
     window = torch.hann_window(4096, device=stem.device)
     levels: list[Tensor] = []
@@ -130,13 +130,37 @@ def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _load(name: str, module: str, kind: str, extra: str = "metrics") -> Any:
+def _load(name: str) -> Any:
+    module, kind, extra = _NEEDED[name]
     try:
         return getattr(import_module(module), kind)
     # museval asks for ffmpeg by a RuntimeError; a torchaudio that was built for another PyTorch fails by an OSError.
     except (ImportError, OSError, RuntimeError) as error:
         raise ImportError(f"the metric {name} needs more: {how_to_install(extra)} ({error})") from error
 
+
+def require(names: Sequence[str]) -> None:
+    """Load the packages of metrics.
+
+    Raises
+    ------
+    ImportError
+        If one is not installed, with the command that does that.
+    """
+    for name in names:
+        if name in _NEEDED:
+            _load(name)
+
+
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "sdr": ("torchmetrics.functional.audio", "signal_noise_ratio", "train"),
+    "si_sdr": ("torchmetrics.functional.audio", "scale_invariant_signal_distortion_ratio", "train"),
+    "bleedless": ("librosa.filters", "mel", "metrics"),
+    "fullness": ("librosa.filters", "mel", "metrics"),
+    "log_wmse": ("torch_log_wmse", "LogWMSE", "metrics"),
+    "museval_sdr": ("museval.metrics", "bss_eval", "metrics"),
+}
+"""Package, name in it, and extra of the metrics that are not computed here alone."""
 
 _BY_NAME: Final[Mapping[str, Metric]] = {
     "sdr": sdr,

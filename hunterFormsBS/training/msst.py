@@ -21,7 +21,7 @@ from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
 from hunterFormsBS.training.optimizers import TORCH
 from hunterFormsBS.training.optimizerState import with_names
-from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.sections import settings_from
 from hunterFormsBS.training.states import newest_state, replace
 
 CLASSES: Final = {kind.__name__: name for name, kind in TORCH.items()}
@@ -186,7 +186,7 @@ def convert_run(folder: Path, output: Path) -> tuple[int, int]:
     model.load_state_dict(state["model"])
     progress: Mapping[str, Any] = state["progress"]
     updates: int = progress["updates"]
-    epochs = updates * settings.gradient_accumulation_steps // settings.num_steps
+    epochs = settings.epochs_in(updates)
     write_last(
         output,
         model,

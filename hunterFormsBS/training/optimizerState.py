@@ -6,7 +6,7 @@ model anew, or groups its parameters in another way, would give every moment to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -46,11 +46,13 @@ def with_names(positional: Saved, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Saved) -> None:
+def load_named_state(
+    optimizer: Optimizer, model: nn.Module, saved: Saved, *, but: Collection[str] = OF_THE_SETTINGS
+) -> None:
     """Take over what `named_state` returned, in whatever order and groups the parameters are now.
 
     What a group keeps besides its parameters, such as the step size that Prodigy has found, comes from the saved group
-    of its first parameter, except for `OF_THE_SETTINGS`, which a resumed run may change.
+    of its first parameter, except for what is listed in `but`: by default that which a resumed run may change.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Saved) -> No
     for group, numbered in zip(optimizer.param_groups, now["param_groups"], strict=True):
         ordered = [names[parameter] for parameter in group["params"]]
         found = next((group_of[name] for name in ordered if name in group_of), cast("Saved", {}))
-        groups.append({**numbered, **{key: value for key, value in found.items() if key not in OF_THE_SETTINGS}})
+        groups.append({**numbered, **{key: value for key, value in found.items() if key not in but}})
         for number, name in zip(numbered["params"], ordered, strict=True):
             if name in saved["state"]:
                 state[number] = {

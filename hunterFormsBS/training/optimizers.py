@@ -1,4 +1,4 @@
-"""Optimizers by the names of Music-Source-Separation-Training, which decay matrices and nothing else.
+"""Optimizers by the names of Music-Source-Separation-Training, which decay matrices alone or, as there, all parameters.
 
     make_optimizer(model, "prodigy", lr=1.0, weight_decay=0.01, arguments={"d_coef": 0.5})
 
@@ -41,7 +41,13 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def make_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float = 0.0, arguments: Mapping[str, Any] | None = None
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    as_msst: bool = False,
 ) -> Optimizer:
     """Make an optimizer of what is trained of a model, with one group for matrices and one for everything else.
 
@@ -50,11 +56,15 @@ def make_optimizer(
     model : nn.Module
     name : str
         One of `NAMES`.
-    lr, weight_decay : float
-        The decay is of matrices; everything else has none.
+    lr : float
+    weight_decay : float, optional
+        Of matrices; everything else has none. Unless stated there is none at all.
     arguments : mapping, optional
         Further arguments of the optimizer. For Muon those of its two groups, `muon_group` and `adam_group`, which
         replace `lr` and `weight_decay`.
+    as_msst : bool
+        One group of all parameters, all of which are decayed, by the optimizer's own default unless that is stated; for
+        Muon all parameters of two axes or more are matrices.
 
     Raises
     ------
@@ -64,11 +74,14 @@ def make_optimizer(
         If it belongs to a package that is not installed.
     """
     trained = {each: parameter for each, parameter in model.named_parameters() if parameter.requires_grad}
-    matrices = [parameter for each, parameter in trained.items() if is_matrix(each, parameter)]
-    others = [parameter for each, parameter in trained.items() if not is_matrix(each, parameter)]
+    decayed = {
+        each: parameter.ndim >= 2 if as_msst else is_matrix(each, parameter) for each, parameter in trained.items()
+    }
+    matrices = [parameter for each, parameter in trained.items() if decayed[each]]
+    others = [parameter for each, parameter in trained.items() if not decayed[each]]
     given = dict(arguments or {})
     if name == "muon":
-        return _muon(matrices, others, lr, weight_decay, given)
+        return _muon(matrices, others, lr, weight_decay or 0.0, given)
     if name in TORCH:
         kind: Any = TORCH[name]
     elif name in ELSEWHERE:
@@ -81,9 +94,13 @@ def make_optimizer(
     known = [each for each, one in signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD]
     if unknown := [each for each in given if each not in known]:
         raise ValueError(f"optimizer has {unknown[0]!r:.80}, which {name} does not: choose from {', '.join(known[1:])}")
-    decay = given.pop("weight_decay", weight_decay)
+    if as_msst:
+        stated = {} if weight_decay is None else {"weight_decay": weight_decay}
+        optimizer: Optimizer = kind(list(trained.values()), lr=lr, **{**stated, **given})
+        return optimizer
+    decay = given.pop("weight_decay", weight_decay or 0.0)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer: Optimizer = kind([group for group in groups if group["params"]], lr=lr, **given)
+    optimizer = kind([group for group in groups if group["params"]], lr=lr, **given)
     return optimizer
 
 

@@ -20,15 +20,16 @@ from hunterFormsBS.checkpoint import save_checkpoint
 from hunterFormsBS.training.adapters import add_adapters
 from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.cache import Cache, files_of
-from hunterFormsBS.training.checking import check_songs, refuse
+from hunterFormsBS.training.checking import check_shared, refuse
 from hunterFormsBS.training.engine import compile_transformers, gather, is_sharded, mean_of_processes
 from hunterFormsBS.training.losses import Losses
 from hunterFormsBS.training.msst import Last
 from hunterFormsBS.training.optimizers import make_optimizer
 from hunterFormsBS.training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
 from hunterFormsBS.training.pictures import log_excerpt, log_number
+from hunterFormsBS.training.resuming import kept, refuse_changes
 from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
-from hunterFormsBS.training.segments import Positions, Read, Segments, Song, read, read_song
+from hunterFormsBS.training.segments import Positions, Segments
 from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.sharding import like, whole
 from hunterFormsBS.training.states import (
@@ -40,6 +41,7 @@ from hunterFormsBS.training.states import (
     replace,
     replace_files,
 )
+from hunterFormsBS.training.truth import Read, Song, read, read_song
 from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class Run:
                 lr=settings.lr,
                 weight_decay=settings.weight_decay,
                 arguments=settings.optimizer_arguments,
+                as_msst=settings.as_msst,
             )
         )
         self.optimizer = optimizer
@@ -150,6 +153,7 @@ class Run:
         progress = state["progress"]
         if progress["model"] != dict(self.configuration.get("model") or {}):
             raise ValueError(f"{self.folder} holds the run of another model: choose another --output")
+        refuse_changes(progress.get("settings", {}), self.settings, self.folder)
         now = self.model.state_dict()
         if now.keys() != state["model"].keys():
             raise ValueError(
@@ -180,9 +184,9 @@ class Run:
                 f"--load-optimizer takes over the state of {last.name}, and training.optimizer is "
                 f"{self.settings.optimizer}{', sharded' if self.sharded else ''}: change that, or leave out the option"
             )
-        load_named_state(self.optimizer.optimizer, self.model, last.optimizer)
-        batches = last.epochs * self.settings.num_steps
-        self.updates = min(batches // self.settings.gradient_accumulation_steps, self.settings.updates)
+        # Its decay and the like go on too, as there; `Plateau` has the rate.
+        load_named_state(self.optimizer.optimizer, self.model, last.optimizer, but=("params", "lr", "initial_lr"))
+        self.updates = min(self.settings.updates_in(last.epochs), self.settings.updates)
         self.plateau.start_at(last.lr / self.rates[0])
 
     def save(self) -> None:
@@ -194,6 +198,7 @@ class Run:
             "optimizer": whole(named_state(self.optimizer.optimizer, self.model), keep=first),
             "progress": {
                 "model": dict(self.configuration.get("model") or {}),
+                "settings": kept(self.settings),
                 "names": True,  # the optimizer's state has names for numbers
                 "average": average,
                 "precision": self.fabric.strategy.precision.state_dict(),
@@ -273,22 +278,19 @@ class Run:
         ValueError
             If files are damaged.
         """
-        mine = songs[self.fabric.global_rank :: self.fabric.world_size]
-        workers, progress = max(1, self.settings.num_workers), self.fabric.is_global_zero
-        remarks: list[str] = []
-        damages: list[str] = []
-        try:
-            if self.settings.cache is not None:
-                Cache(Path(self.settings.cache)).fill(files_of(mine), workers=workers, progress=progress)
-            if self.settings.check and not self.updates:
-                remarks, damages = check_songs(
-                    mine, self.settings.sample_rate, reading=self.reading, workers=workers, progress=progress
-                )
-        except ValueError as error:
-            damages = [str(error)]
-        found = gather(self.fabric, (remarks, damages))
-        refuse([damage for _, each in found for damage in each])
-        return [remark for each, _ in found for remark in each]
+        workers = max(1, self.settings.num_workers)
+        if self.settings.cache is not None:
+            mine = songs[self.fabric.global_rank :: self.fabric.world_size]
+            damage = ""
+            try:
+                files = files_of(mine)
+                Cache(Path(self.settings.cache)).fill(files, workers=workers, progress=self.fabric.is_global_zero)
+            except ValueError as error:
+                damage = str(error)
+            refuse([each for each in gather(self.fabric, damage) if each])
+        if self.updates or not self.settings.check:
+            return []
+        return check_shared(self.fabric, songs, self.settings.sample_rate, reading=self.reading, workers=workers)
 
     @property
     def reading(self) -> Read:

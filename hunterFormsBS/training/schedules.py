@@ -14,8 +14,14 @@ from hunterFormsBS.training.settings import Settings
 def learning_rate_factor(update: int, settings: Settings) -> float:
     """Return what to multiply the peak learning rate by: a linear rise, then what `settings.schedule` says.
 
-    For `ReduceLROnPlateau` this is the rise alone; `Plateau` has the rest.
+    For `ReduceLROnPlateau` this is the rise alone; `Plateau` has the rest. The line of Music-Source-Separation-Training
+    rises from zero, and falls to zero at as many updates as there are batches in the run, whatever is accumulated.
     """
+    if settings.as_msst and settings.schedule == "linear_scheduler":
+        batches, warmup = settings.num_epochs * settings.num_steps, settings.warmup_steps
+        if update < warmup:
+            return update / warmup
+        return max(0.0, (batches - update) / max(1, batches - warmup))
     if update < settings.warmup_steps:
         return (update + 1) / (settings.warmup_steps + 1)
     done = min(1.0, (update - settings.warmup_steps) / max(1, settings.updates - settings.warmup_steps))

@@ -1,140 +1,24 @@
-"""Songs with stems: random segments to train on, and whole songs to validate on.
+"""Random segments of songs with stems, to train on.
 
-A folder holds one folder for each song, and that one file for each stem: MUSDB18-HQ's layout. The mixture is the sum
-of all stems; `mixture.wav` is read for validation only.
+The mixture is the sum of all stems; `mixture.wav` is read for songs whose own mixture counts.
 
 Axis letters: b batch, n stem, s audio channel, t sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
-import soundfile
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.truth import Audio, Read, Song, read, read_parts, tensor_of, total
 
-Audio = NDArray[np.float32]
-Read = Callable[[Path, int, int, int], Audio]
-"""Reads from a file: where, from which sample on, how many samples, how many channels. See `read`."""
-
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
-TAKES_THE_REST = ("other", "instrumental")
 DRAWS = 10
-
-_tensor = cast("Callable[[Audio], Tensor]", torch.from_numpy)  # pyright: ignore[reportUnknownMemberType]
-
-
-class Song(NamedTuple):
-    """Files of a song.
-
-    Parameters
-    ----------
-    folder : Path
-    length : int
-        Samples of its shortest stem.
-    parts : tuple of tuple of Path
-        Files that make up each instrument, then those, if any, of which only the mixture knows.
-    """
-
-    folder: Path
-    length: int
-    parts: tuple[tuple[Path, ...], ...]
-
-    @property
-    def mixture(self) -> Path | None:
-        """The file of the mixture, if there is one."""
-        return next((path for suffix in SUFFIXES if (path := self.folder / f"mixture{suffix}").exists()), None)
-
-
-def find_songs(folder: Path, instruments: Sequence[str], sample_rate: int) -> list[Song]:
-    """List the songs in a folder, reading only the headers of their files.
-
-    Parameters
-    ----------
-    folder : Path
-    instruments : sequence of str
-        Names of files without suffix. `other` and `instrumental` also take the files that are not named here.
-    sample_rate : int
-        Hz.
-
-    Raises
-    ------
-    ValueError
-        If there are no songs, or one lacks an instrument or has another sample rate.
-    """
-    songs: list[Song] = []
-    for song in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
-        files = {path.stem: path for path in sorted(song.iterdir()) if path.suffix.lower() in SUFFIXES}
-        files.pop("mixture", None)
-        rest = tuple(path for name, path in files.items() if name not in instruments)
-        taker = next((name for name in TAKES_THE_REST if name in instruments), None)
-        parts: list[tuple[Path, ...]] = []
-        for name in instruments:
-            own = (*([files[name]] if name in files else []), *(rest if name == taker else ()))
-            if not own:
-                raise ValueError(f"{song} has no file {name}.wav: its stems are {', '.join(files) or 'none'}")
-            parts.append(own)
-        headers = {path: soundfile.info(str(path)) for path in files.values()}
-        for path, header in headers.items():
-            if header.samplerate != sample_rate:
-                raise ValueError(
-                    f"{path} has {header.samplerate} Hz, and the configuration {sample_rate} Hz: convert the file, "
-                    "or change audio.sample_rate"
-                )
-        length = min(header.frames for header in headers.values())
-        songs.append(Song(song, length, tuple(parts) if taker or not rest else (*parts, rest)))
-    if not songs:
-        stems = ", ".join(f"{name}.wav" for name in instruments)
-        raise ValueError(f"{folder} holds no songs: put a folder for each song there, with {stems} in it")
-    return songs
-
-
-def read(path: Path, start: int, length: int, channels: int) -> Audio:
-    """Read `length` samples from `start` on, `(s, t)`, with silence after the end of the file.
-
-    A stereo file becomes mono by the mean of its channels, a mono file stereo by repetition.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            file.seek(min(start, file.frames))
-            samples = cast("Audio", file.read(length, dtype="float32", always_2d=True))
-            missing = min(length, file.frames - min(start, file.frames)) - len(samples)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if missing:
-        raise ValueError(f"{path} cannot be read: {missing} samples less than its header says")
-    return fitted(samples, length, channels)
-
-
-def fitted(samples: Audio, length: int, channels: int) -> Audio:
-    """Turn `(t, s)` into `(s, t)` with this length, by silence at the end, and this number of channels."""
-    audio: Audio = np.pad(samples, ((0, length - len(samples)), (0, 0))).T
-    if audio.shape[0] == channels:
-        return audio
-    matched: Audio = audio.mean(axis=0, keepdims=True).repeat(channels, axis=0)
-    return matched
-
-
-def read_parts(paths: Sequence[Path], start: int, length: int, channels: int, reading: Read = read) -> Audio:
-    """Read and sum files, `(s, t)`."""
-    return _sum([reading(path, start, length, channels) for path in paths])
-
-
-def _sum(audio: Sequence[Audio]) -> Audio:
-    return cast("Audio", np.sum(audio, axis=0, dtype=np.float32))
 
 
 class _Places:
@@ -171,7 +55,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     remix : float
         Probability of drawing every stem by itself, from any song.
     gains : (float, float)
-        Bounds of the random factor of each stem.
+        Bounds of the random factor of each stem, or of the whole segment where the mixture is the song's own.
     min_mean_abs : float
         A stem drawn by itself that is quieter is drawn again, `DRAWS` times at most.
     instruments : sequence of str
@@ -186,8 +70,8 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     mixture_codec : MixtureCodec, optional
         An effect of the mixture alone.
     own_mixture : bool
-        Read the mixture from the song's own file where it has one, instead of summing stems. Only without effects and
-        gains, which the file does not know of.
+        Read the mixture from the song's own file where it has one, instead of summing stems. One gain scales it and
+        all stems. Only without effects, which the file does not know of.
     lengths : (int, int), optional
         Bounds of a random length of segments, in samples, `chunk_size` at most.
     batch : int
@@ -245,21 +129,22 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         random = np.random.default_rng((self.seed, index))
         remix = random.random() < self.remix
         song, start = self.places[0].draw(random, self.chunk_size)
+        own = song.mixture if self.own_mixture and not remix else None
+        gain = np.float32(1.0 if own is None else random.uniform(*self.gains))
         stems: list[Audio] = []
         for part in range(len(self.places) - 1):
             stem = self._draw(random, part) if remix else self._effects(self._read(song, part, start), part, random)
-            stems.append(stem * np.float32(random.uniform(*self.gains)))
-        own = song.mixture if self.own_mixture and not remix else None
+            stems.append(stem * (np.float32(random.uniform(*self.gains)) if own is None else gain))
         if own is None:
-            mixture = _sum(stems)
+            mixture = total(stems)
         else:
             self.opened[own] = None
-            mixture = self.reading(own, start, self.chunk_size, self.channels)
+            mixture = self.reading(own, start, self.chunk_size, self.channels) * gain
         if self.mixture_codec is not None:
             mixture = self.mixture_codec(mixture, random)
         chosen = np.stack([stems[target] for target in self.targets])
         length = self._length(index)
-        return _tensor(mixture[..., :length].copy()), _tensor(chosen[..., :length].copy())
+        return tensor_of(mixture[..., :length].copy()), tensor_of(chosen[..., :length].copy())
 
     def _length(self, index: int) -> int:
         """Return the length of a segment, which is that of all segments of its batch."""
@@ -334,11 +219,3 @@ class Positions(Sampler[list[int]]):
         for batch in range(self.first, self.last):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield list(range(start, start + self.batch_size))
-
-
-def read_song(song: Song, targets: Sequence[int], channels: int, reading: Read = read) -> tuple[Tensor, Tensor]:
-    """Read a whole song: the mixture, `(s, t)`, from its own file where there is one, and stems, `(n, s, t)`."""
-    stems = np.stack([read_parts(paths, 0, song.length, channels, reading) for paths in song.parts])
-    path = song.mixture
-    mixture = stems.sum(0) if path is None else reading(path, 0, song.length, channels)
-    return _tensor(mixture), _tensor(stems[list(targets)])

@@ -1,82 +1,19 @@
-"""What a training configuration says besides the model, in the words of Music-Source-Separation-Training."""
+"""How to train: every setting besides the model, with its type and bounds, and what fits what."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast, get_type_hints
+from typing import Annotated, Any, Final
 
-from hunterFormsBS.choices import METRICS
+from hunterFormsBS.choices import METRICS, PRECISIONS
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
+from hunterFormsBS.training.bounds import MOST, Stated, check
 from hunterFormsBS.training.datasets import KINDS
 from hunterFormsBS.training.losses import NAMES as LOSSES
 from hunterFormsBS.training.optimizers import NAMES
-from hunterFormsBS.training.unread import explain
 
-SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "audio": ("sample_rate", "chunk_size", "min_mean_abs"),
-    "training": (
-        "instruments",
-        "target_instrument",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "num_epochs",
-        "num_steps",
-        "optimizer",
-        "lr",
-        "warmup_steps",
-        "num_warmup_steps",
-        "scheduler",
-        "patience",
-        "reduce_factor",
-        "weight_decay",
-        "grad_clip",
-        "not_finite",
-        "ema_momentum",
-        "use_amp",
-        "precision",
-        "compile",
-        "remix",
-        "dataset_type",
-        "q",
-        "coarse_loss_clip",
-        "num_workers",
-        "cache",
-        "check",
-        "seed",
-        "log_every",
-        "checkpoint_every",
-    ),
-    "augmentations": (
-        "enable",
-        "loudness",
-        "loudness_min",
-        "loudness_max",
-        "mixup",
-        "mixup_probs",
-        "mixup_loudness_min",
-        "mixup_loudness_max",
-        "chunk_size_augm",
-        "chunk_size_min",
-        "chunk_size_max",
-        "mp3_compression_on_mixture",
-        "mp3_compression_on_mixture_bitrate_min",
-        "mp3_compression_on_mixture_bitrate_max",
-    ),
-    "fine_tuning": ("freeze", "train", "heads", "lora"),
-    "validation": ("every", "songs", "excerpt", "metrics", "metric_for_best"),
-    "inference": ("batch_size", "num_overlap"),
-}
-"""The settings of each section of a configuration. Fields of `Settings` have the same names but for `FIELDS`."""
-
-FIELDS: Final[Mapping[tuple[str, str], str]] = {
-    ("training", "num_warmup_steps"): "warmup_steps",
-    ("inference", "batch_size"): "inference_batch_size",
-    ("validation", "every"): "validation_every",
-    ("validation", "songs"): "validation_songs",
-    ("validation", "excerpt"): "validation_excerpt",
-}
+SCHEDULERS: Final = ("cosine", "linear_scheduler", "constant", "ReduceLROnPlateau")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +34,15 @@ class Settings:
         Segments that a process takes at a time, and how many times it does so for each update of the weights.
     num_epochs, num_steps : int
         Their product is the number of batches of the whole run.
+    as_msst : bool
+        Count and decay as Music-Source-Separation-Training does: see `hunterFormsBS.training.sections`.
     optimizer : str
         See `hunterFormsBS.training.optimizers`.
     optimizer_arguments : mapping
         The section `optimizer`: its further arguments.
     lr, weight_decay : float
-        Peak learning rate, and decay of matrices; biases and gains are not decayed.
+        Peak learning rate, and decay of matrices; biases and gains are not decayed. Without a decay that of the
+        optimizer's own default counts with `as_msst`, for all parameters, and else none.
     warmup_steps : int
         Updates in which the learning rate rises to `lr`; then it falls to zero along a cosine.
     grad_clip : float
@@ -151,6 +91,8 @@ class Settings:
         Folder for decoded audio; see `hunterFormsBS.training.cache`. None: files are decoded again and again.
     check : bool
         Look for what is wrong with the songs before the first update; see `hunterFormsBS.training.checking`.
+    rehearse : bool
+        Try an update, a validation of one chunk and a save before the run, and take them back.
     seed : int
         Of everything random.
     log_every, checkpoint_every, validation_every : int
@@ -169,92 +111,106 @@ class Settings:
         See `hunterFormsBS.separation.separate`.
     """
 
-    instruments: tuple[str, ...]
-    target_instrument: str | None = None
-    sample_rate: int = 44100
-    chunk_size: int
-    min_mean_abs: float = 0.0
-    batch_size: int = 1
-    gradient_accumulation_steps: int = 1
-    num_epochs: int = 1
-    num_steps: int
-    optimizer: str = "adamw"
+    instruments: Annotated[tuple[str, ...], Stated("training")]
+    target_instrument: Annotated[str | None, Stated("training")] = None
+    sample_rate: Annotated[int, Stated("audio", at_least=1, at_most=768_000)] = 44100
+    chunk_size: Annotated[int, Stated("audio", at_least=1, at_most=10**9)]
+    min_mean_abs: Annotated[float, Stated("audio", at_least=0, at_most=1)] = 0.0
+    batch_size: Annotated[int, Stated("training", at_least=1, at_most=10**6)] = 1
+    gradient_accumulation_steps: Annotated[int, Stated("training", at_least=1, at_most=10**6)] = 1
+    num_epochs: Annotated[int, Stated("training", at_least=1, at_most=MOST)] = 1
+    num_steps: Annotated[int, Stated("training", at_least=1, at_most=MOST)]
+    as_msst: bool = False
+    optimizer: Annotated[str, Stated("training", one_of=NAMES)] = "adamw"
     optimizer_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    lr: float
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    grad_clip: float = 0.0
-    not_finite: str = "stop"
-    ema_momentum: float = 0.999
-    precision: str | None = None
-    use_amp: bool = True
-    compile: bool | str = False
-    scheduler: str | None = None
-    patience: int | None = None
-    reduce_factor: float = 0.95
-    dataset_type: int | None = None
-    losses: Mapping[str, float] = field(default_factory=lambda: {"model": 1.0})
-    q: float = 0.95
-    coarse_loss_clip: bool = False
+    lr: Annotated[float, Stated("training", above=0, at_most=100)]
+    weight_decay: Annotated[float | None, Stated("training", at_least=0, at_most=100)] = None
+    warmup_steps: Annotated[int, Stated("training", ("warmup_steps", "num_warmup_steps"), at_least=0, at_most=MOST)] = 0
+    grad_clip: Annotated[float, Stated("training", at_least=0, at_most=10**9)] = 0.0
+    not_finite: Annotated[str, Stated("training", one_of=("stop", "skip"))] = "stop"
+    ema_momentum: Annotated[float, Stated("training", at_least=0, below=1)] = 0.999
+    precision: Annotated[str | None, Stated("training", one_of=PRECISIONS)] = None
+    use_amp: Annotated[bool, Stated("training")] = True
+    compile: Annotated[bool | str, Stated("training")] = False
+    scheduler: Annotated[str | None, Stated("training", one_of=SCHEDULERS)] = None
+    patience: Annotated[int | None, Stated("training", at_least=0, at_most=MOST)] = None
+    reduce_factor: Annotated[float, Stated("training", above=0, below=1)] = 0.95
+    dataset_type: Annotated[int | None, Stated("training")] = None
+    losses: Annotated[Mapping[str, float], Stated("losses", at_least=0, at_most=10**9)] = field(
+        default_factory=lambda: {"model": 1.0}
+    )
+    q: Annotated[float, Stated("training", above=0, at_most=1)] = 0.95
+    coarse_loss_clip: Annotated[bool, Stated("training")] = False
     loss_multistft: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    remix: float | None = None
-    enable: bool = True
-    loudness: bool = False
-    loudness_min: float = 1.0
-    loudness_max: float = 1.0
+    remix: Annotated[float | None, Stated("training", at_least=0, at_most=1)] = None
+    enable: Annotated[bool, Stated("augmentations")] = True
+    loudness: Annotated[bool, Stated("augmentations")] = False
+    loudness_min: Annotated[float, Stated("augmentations", at_least=0, at_most=1000)] = 1.0
+    loudness_max: Annotated[float, Stated("augmentations", above=0, at_most=1000)] = 1.0
     effects: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    mixup: bool = False
-    mixup_probs: tuple[float, ...] = ()
-    mixup_loudness_min: float = 1.0
-    mixup_loudness_max: float = 1.0
-    chunk_size_augm: bool = False
-    chunk_size_min: int | None = None
-    chunk_size_max: int | None = None
-    mp3_compression_on_mixture: float = 0.0
-    mp3_compression_on_mixture_bitrate_min: float = 32.0
-    mp3_compression_on_mixture_bitrate_max: float = 320.0
-    num_workers: int = 2
-    cache: str | None = None
-    check: bool = True
-    seed: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 500
-    validation_every: int = 2000
-    freeze: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
-    heads: Mapping[str, int | None] | None = None
-    lora: Mapping[str, Any] | None = None
-    validation_songs: int | None = None
-    validation_excerpt: float = 6.0
-    metrics: tuple[str, ...] = ("sdr",)
-    metric_for_best: str = "sdr"
-    inference_batch_size: int = 1
-    num_overlap: int = 2
+    mixup: Annotated[bool, Stated("augmentations")] = False
+    mixup_probs: Annotated[tuple[float, ...], Stated("augmentations", at_least=0, at_most=1)] = ()
+    mixup_loudness_min: Annotated[float, Stated("augmentations", at_least=0, at_most=1000)] = 1.0
+    mixup_loudness_max: Annotated[float, Stated("augmentations", above=0, at_most=1000)] = 1.0
+    chunk_size_augm: Annotated[bool, Stated("augmentations")] = False
+    chunk_size_min: Annotated[int | None, Stated("augmentations", at_least=1, at_most=10**9)] = None
+    chunk_size_max: Annotated[int | None, Stated("augmentations", at_least=1, at_most=10**9)] = None
+    mp3_compression_on_mixture: Annotated[float, Stated("augmentations", at_least=0, at_most=1)] = 0.0
+    mp3_compression_on_mixture_bitrate_min: Annotated[float, Stated("augmentations", at_least=1, at_most=1000)] = 32.0
+    mp3_compression_on_mixture_bitrate_max: Annotated[float, Stated("augmentations", at_least=1, at_most=1000)] = 320.0
+    num_workers: Annotated[int, Stated("training", at_least=0, at_most=1024)] = 2
+    cache: Annotated[str | None, Stated("training")] = None
+    check: Annotated[bool, Stated("training")] = True
+    rehearse: Annotated[bool, Stated("training")] = True
+    seed: Annotated[int, Stated("training", at_least=0, below=2**63)] = 0
+    log_every: Annotated[int, Stated("training", at_least=1, at_most=MOST)] = 10
+    checkpoint_every: Annotated[int, Stated("training", at_least=1, at_most=MOST)] = 500
+    validation_every: Annotated[int, Stated("validation", ("every",), at_least=1, at_most=MOST)] = 2000
+    freeze: Annotated[tuple[str, ...], Stated("fine_tuning")] = ()
+    train: Annotated[tuple[str, ...], Stated("fine_tuning")] = ()
+    heads: Annotated[Mapping[str, int | None] | None, Stated("fine_tuning", at_least=0, at_most=10**6)] = None
+    lora: Annotated[Mapping[str, Any] | None, Stated("fine_tuning")] = None
+    validation_songs: Annotated[int | None, Stated("validation", ("songs",), at_least=1, at_most=MOST)] = None
+    validation_excerpt: Annotated[float, Stated("validation", ("excerpt",), above=0, at_most=3600)] = 6.0
+    metrics: Annotated[tuple[str, ...], Stated("validation")] = ("sdr",)
+    metric_for_best: Annotated[str, Stated("validation")] = "sdr"
+    inference_batch_size: Annotated[int, Stated("inference", ("batch_size",), at_least=1, at_most=10**6)] = 1
+    num_overlap: Annotated[int, Stated("inference", at_least=1, at_most=1000)] = 2
 
     def __post_init__(self) -> None:
-        for name in ("chunk_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        if self.optimizer not in NAMES:
-            raise ValueError(f"optimizer={self.optimizer!r} is unknown: choose one of {', '.join(NAMES)}")
-        if self.not_finite not in ("stop", "skip"):
-            raise ValueError(f"not_finite={self.not_finite!r} must be 'stop' or 'skip'")
-        if self.scheduler not in (None, *SCHEDULERS):
-            raise ValueError(f"scheduler={self.scheduler!r} is unknown: choose one of {', '.join(SCHEDULERS)}")
-        if self.dataset_type not in (None, *KINDS):
-            raise ValueError(
-                f"dataset_type={self.dataset_type} is not read: take 4 for 5, which visits every place once, and give "
-                "each song files for all stems, silent ones too, in place of 7"
-            )
+        check(self)
+        self._check_names()
+        self._check_pairs()
+        self._check_data()
+        self.augment()  # refuses what is wrong before anything is read
+        self.mixture_codec()
+
+    def _check_names(self) -> None:
+        """Refuse names that are unknown, missing or there twice."""
         for name, known, chosen in (("losses", LOSSES, self.losses), ("metrics", METRICS, self.metrics)):
             if unknown := [each for each in chosen if each not in known]:
                 raise ValueError(f"{name} has {unknown[0]!r}, which is unknown: choose from {', '.join(known)}")
+        for name in ("instruments", "losses", "metrics"):
+            chosen = tuple(getattr(self, name))
             if not chosen:
                 raise ValueError(f"{name} is empty: name at least one")
+            if len({each.casefold() for each in chosen}) < len(chosen):
+                raise ValueError(f"{name}={list(chosen)} has a name twice: remove one")
+        if not any(self.losses.values()):
+            raise ValueError(f"losses={dict(self.losses)} weighs all with 0: give one a weight")
         if self.metric_for_best not in self.metrics:
             raise ValueError(
                 f"metric_for_best={self.metric_for_best!r} is none of metrics={list(self.metrics)}: add it"
             )
+        if self.target_instrument is not None and self.target_instrument not in self.instruments:
+            raise ValueError(f"target_instrument={self.target_instrument!r} is none of instruments={self.instruments}")
+
+    def _check_pairs(self) -> None:
+        """Refuse settings that contradict each other."""
+        for name in ("loudness", "mixup_loudness", "mp3_compression_on_mixture_bitrate"):
+            low, high = (getattr(self, f"{name}_{end}") for end in ("min", "max"))
+            if low > high:
+                raise ValueError(f"{name}_min={low} is more than {name}_max={high}: exchange them")
         if (
             self.chunk_size_augm
             and not 1 <= (self.chunk_size_min or 0) <= (self.chunk_size_max or 0) <= self.chunk_size
@@ -263,18 +219,40 @@ class Settings:
                 f"chunk_size_min={self.chunk_size_min} and chunk_size_max={self.chunk_size_max} must be two lengths in "
                 f"order, audio.chunk_size={self.chunk_size} at most"
             )
-        self.augment()  # refuses what is wrong before anything is read
         if self.updates < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} times num_steps={self.num_steps} is fewer batches than "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}: there would be no update"
             )
-        if self.target_instrument is not None and self.target_instrument not in self.instruments:
-            raise ValueError(f"target_instrument={self.target_instrument!r} is none of instruments={self.instruments}")
+        if self.warmup_steps and self.warmup_steps >= self.updates:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is not less than the {self.updates} updates of the run, so that lr "
+                "is never reached: lower it, or raise num_epochs or num_steps"
+            )
         if self.train and not self.freeze:
             raise ValueError(f"train={list(self.train)} has no meaning without freeze: add freeze: ['*']")
         if self.lora is not None and self.freeze:
             raise ValueError("lora freezes all weights: remove freeze, and name what to train in lora.modules_to_save")
+
+    def _check_data(self) -> None:
+        """Refuse what the type of the data leaves without meaning, or would make wrong."""
+        if self.dataset_type is None:
+            return
+        if self.dataset_type not in KINDS:
+            raise ValueError(
+                f"dataset_type={self.dataset_type} is not read: take 4 for 5, which visits every place once, and give "
+                "each song files for all stems, silent ones too, in place of 7"
+            )
+        if KINDS[self.dataset_type].single_files and self.probability_of_remixing < 1:
+            raise ValueError(
+                f"remix={self.remix} would leave most segments of dataset_type={self.dataset_type} with one stem, as "
+                "its files belong to no songs: leave remix out"
+            )
+        if self.own_mixture and self.enable and self.effects:
+            raise ValueError(
+                f"augmentations has {', '.join(self.effects)}, which change stems, and with "
+                f"dataset_type={self.dataset_type} the mixture is the song's own: remove them, or say dataset_type: 4"
+            )
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -284,7 +262,22 @@ class Settings:
     @property
     def updates(self) -> int:
         """How often the weights are updated in the whole run."""
-        return self.num_epochs * self.num_steps // self.gradient_accumulation_steps
+        return self.updates_in(self.num_epochs)
+
+    def updates_in(self, epochs: int) -> int:
+        """Return how often the weights are updated in so many epochs of `num_steps` batches.
+
+        With `as_msst` each epoch ends with an update, also of fewer batches than others have there.
+        """
+        if self.as_msst:
+            return epochs * -(-self.num_steps // self.gradient_accumulation_steps)
+        return epochs * self.num_steps // self.gradient_accumulation_steps
+
+    def epochs_in(self, updates: int) -> int:
+        """Return how many whole epochs so many updates are."""
+        if self.as_msst:
+            return updates // self.updates_in(1)
+        return updates * self.gradient_accumulation_steps // self.num_steps
 
     @property
     def gains(self) -> tuple[float, float]:
@@ -325,75 +318,3 @@ class Settings:
             return None
         bounds = (self.mp3_compression_on_mixture_bitrate_min, self.mp3_compression_on_mixture_bitrate_max)
         return MixtureCodec(self.mp3_compression_on_mixture, bounds, self.sample_rate)
-
-
-SCHEDULERS: Final = ("cosine", "linear_scheduler", "constant", "ReduceLROnPlateau")
-
-
-def settings_from(configuration: Mapping[str, Any]) -> Settings:
-    """Take the settings out of a configuration, and warn of those that this program does not have.
-
-    Raises
-    ------
-    ValueError
-        If a setting is missing, or has a value that cannot be used.
-    """
-    values: dict[str, Any] = {}
-    unused: dict[str, Any] = {}
-    for section, content in configuration.items():
-        if section in ("model", "upstream"):
-            continue
-        if section == "optimizer":
-            values["optimizer_arguments"] = dict(content or {})
-            continue
-        if section in ("losses", "loss_multistft"):
-            values[section] = {
-                name: _weight(name, value) if section == "losses" else value for name, value in content.items()
-            }
-            continue
-        if not isinstance(content, Mapping):
-            unused[section] = content
-            continue
-        settings = cast("Mapping[str, Any]", content)
-        known = SECTIONS.get(section, ())
-        for name, value in settings.items():
-            if section == "augmentations" and isinstance(value, Mapping):
-                values.setdefault("effects", {})[name] = value
-            elif name in known:
-                values[FIELDS.get((section, name), name)] = value
-            else:
-                unused[f"{section}.{name}"] = value
-    for name, instead in explain(unused).items():
-        warnings.warn(f"{name:.80} has no effect here: {instead}", stacklevel=2)
-    needed = ("instruments", "chunk_size", "num_steps", "lr")
-    if missing := [name for name in needed if values.get(name) is None]:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}: see examples/train.yaml")
-    for name in ("instruments", "freeze", "train", "metrics"):
-        if name in values:
-            values[name] = _names(name, values[name])
-    if "mixup_probs" in values:
-        values["mixup_probs"] = tuple(_weight("mixup_probs", value) for value in values["mixup_probs"])
-    return Settings(**{name: _number(name, value) for name, value in values.items()})
-
-
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    names = tuple(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else None
-    if names is None or not all(isinstance(each, str) for each in names):
-        raise ValueError(f"{name}={value!r} must be a list of names")
-    return cast("tuple[str, ...]", names)
-
-
-def _weight(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} has {value!r}, which must be a number")
-    return float(value)
-
-
-def _number(name: str, value: Any) -> Any:
-    """Accept `1e-5`, which YAML reads as text, and refuse values of the wrong type."""
-    wanted = get_type_hints(Settings)[name]
-    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        return float(value)
-    if wanted in (int, float, bool) and not isinstance(value, wanted):
-        raise ValueError(f"{name}={value!r} must be {wanted.__name__}")
-    return value

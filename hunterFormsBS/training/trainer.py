@@ -8,7 +8,8 @@ too: all transformers of an axis share a position embedding, which automatic wra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,13 +22,16 @@ from hunterFormsBS.console import Console
 from hunterFormsBS.training.adapters import add_adapters
 from hunterFormsBS.training.datasets import find_data
 from hunterFormsBS.training.engine import launched, make_fabric, mean_of_processes
+from hunterFormsBS.training.metrics import require
 from hunterFormsBS.training.msst import read_last
 from hunterFormsBS.training.pictures import log_number
-from hunterFormsBS.training.run import Run
-from hunterFormsBS.training.segments import Song, find_songs
-from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.rehearsal import rehearse
+from hunterFormsBS.training.run import Batch, Run
+from hunterFormsBS.training.sections import is_of_msst, settings_from
+from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.starting import describe, freeze, start_from
 from hunterFormsBS.training.states import claim
+from hunterFormsBS.training.truth import Song, explain_sums, find_songs
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -91,6 +95,7 @@ def train(
     checkpoint = None if checkpoint is None else Path(checkpoint)
     content = read_configuration(configuration)
     settings = settings_from(content)
+    require(settings.metrics)
     content.pop("lora", None)  # not read here, so the checkpoints of this run do not have it
     to_train_on, to_validate_on = _songs(settings, songs, data, valid)
     fabric = make_fabric(
@@ -115,12 +120,19 @@ def train(
             for line in description.splitlines():
                 console.show(line)
             console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
+            for line in explain_sums([*to_train_on, *to_validate_on], settings.instruments):
+                console.show(line)
         remarks = run.prepare([*to_train_on, *to_validate_on])
         if writer is not None:
             _report(remarks, output / "check.txt", console)
+        batches = run.batches(to_train_on)
+        if settings.rehearse and run.updates < settings.updates:
+            first = next(batches)
+            rehearse(run, first, to_validate_on)
+            batches = chain([first], batches)
         if checkpoint is not None and not resumed:
             _validate(run, to_validate_on, writer, "before", console)
-        _update(run, to_train_on, to_validate_on, writer, console)
+        _update(run, batches, to_validate_on, writer, console)
         if writer is not None:
             writer.close()
         if lock is not None:
@@ -134,11 +146,18 @@ def _songs(
     if (songs is None) == (not data):
         raise ValueError("give either songs, a folder with train/ in it, or data")
     paths = [Path(path) for path in data] if songs is None else [Path(songs) / "train"]
+    if valid is not None and not Path(valid).is_dir():
+        raise ValueError(f"--valid {valid} is not a folder: name one that holds a folder for each song")
     found = find_data(settings.dataset_type, paths, settings.instruments, settings.sample_rate)
     folder = Path(valid) if valid is not None else None if songs is None else Path(songs) / "test"
     if folder is None or not folder.is_dir():
+        if settings.schedule == "ReduceLROnPlateau":
+            raise ValueError(
+                "ReduceLROnPlateau lowers the learning rate after validations, and there are no songs to validate on: "
+                "put them into the folder test, or name them in --valid, or say training.scheduler: constant"
+            )
         return found, []
-    to_validate_on = find_songs(folder, settings.instruments, settings.sample_rate)
+    to_validate_on = find_songs(folder, settings.instruments, settings.sample_rate, target=settings.target_instrument)
     return found, to_validate_on[: settings.validation_songs]
 
 
@@ -147,7 +166,7 @@ def _build(
 ) -> tuple[BandSplitRotator, Any, str]:
     """Build the model to train, with the adapters that surround it, if any, and say what is trained of it."""
     torch.manual_seed(settings.seed)  # pyright: ignore[reportUnknownMemberType]
-    upstream = configuration.get("upstream", "msst" if configuration.get("model") else None)
+    upstream = configuration.get("upstream", "msst" if is_of_msst(configuration) else None)
     model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
     adapted: Any = None
     if settings.lora is not None:
@@ -168,11 +187,14 @@ def _beginning(run: Run, songs: int, validation_songs: int) -> str:
 
 
 def _update(
-    run: Run, songs: Sequence[Song], validation_songs: Sequence[Song], writer: SummaryWriter | None, console: Console
+    run: Run,
+    batches: Iterator[Batch],
+    validation_songs: Sequence[Song],
+    writer: SummaryWriter | None,
+    console: Console,
 ) -> None:
     """Update the weights to the end of the run, logging, validating and saving on the way."""
     settings, fabric = run.settings, run.fabric
-    batches = run.batches(songs)
     with tqdm(
         total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
     ) as bar:

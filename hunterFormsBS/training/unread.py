@@ -32,6 +32,8 @@ READ_BY_NOBODY: Final = (
 INSTEAD: Final[Mapping[str, str]] = {
     "training.other_fix": "name `other` or `instrumental` in training.instruments: it takes whatever has no name there",
     "training.early_stop": "stop the run when you like: best.ckpt is there, and the same command goes on",
+    "training.num_warmup_steps": "nothing: Music-Source-Separation-Training reads it for scheduler: linear_scheduler "
+    "only; say training.warmup_steps for another one",
     "training.bypass_filter": "nothing: log-WMSE weighs frequencies as ears do",
     "training.max_class_presence_ratio": "nothing: it belongs to training.dataset_type 7, which is not read",
     "training.model_type": "nothing: the section model says which layout it is",

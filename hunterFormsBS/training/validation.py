@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from hunterFormsBS.checkpoint import from_checkpoint
 from hunterFormsBS.choices import PRECISIONS
+from hunterFormsBS.console import Console
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.settings import find_configuration
+from hunterFormsBS.training.checking import check_shared
 from hunterFormsBS.training.engine import gather, launched, make_fabric
-from hunterFormsBS.training.metrics import measure
-from hunterFormsBS.training.segments import Read, Song, find_songs, read, read_song
+from hunterFormsBS.training.metrics import measure, require
 from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.truth import Read, Song, explain_sums, find_songs, read, read_song
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,6 +52,7 @@ def validate(
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: str = "auto",
+    console: Console | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure how well a checkpoint separates songs whose stems are known.
 
@@ -63,7 +66,8 @@ def validate(
         YAML or JSON that belongs to the checkpoint. What is not stated in the following comes from there, or from
         within the checkpoint.
     stems : sequence of str
-        Names of the stems, in the order of the model's heads.
+        Names of the stems, in the order of the model's heads. What belongs to `other` depends on all instruments of
+        the configuration, for a model of one stem too.
     metrics : sequence of str
         What to measure; see `hunterFormsBS.training.metrics`.
     output : Path, optional
@@ -74,6 +78,8 @@ def validate(
         `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
         See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
+    console : Console, optional
+        Where to say what stems are made up of, and what is wrong with songs; by default standard output.
 
     Returns
     -------
@@ -88,26 +94,34 @@ def validate(
     path, found, content = find_configuration(checkpoint, configuration)
     sections: list[Mapping[str, Any]] = [content.get(name) or {} for name in ("training", "audio", "inference")]
     training, audio, inference = sections
+    instruments, target = _stems_of(training, stems)
     settings = Settings(
-        instruments=tuple(stems or _stems_of(training)),
-        sample_rate=sample_rate or audio.get("sample_rate") or 44100,
-        chunk_size=chunk_size or audio.get("chunk_size") or ParametersSeparation.chunk_size,
+        instruments=instruments,
+        target_instrument=target,
+        sample_rate=_first(sample_rate, audio.get("sample_rate"), Settings.sample_rate),
+        chunk_size=_first(chunk_size, audio.get("chunk_size"), ParametersSeparation.chunk_size),
         num_steps=1,
-        lr=0.0,
-        num_overlap=num_overlap or inference.get("num_overlap") or Settings.num_overlap,
+        lr=1.0,
+        num_overlap=_first(num_overlap, inference.get("num_overlap"), Settings.num_overlap),
         metrics=tuple(metrics),
         metric_for_best=metrics[0],
     )
-    listed = find_songs(songs, settings.instruments, settings.sample_rate)
+    require(settings.metrics)
+    listed = find_songs(songs, instruments, settings.sample_rate, target=target)
     model = from_checkpoint(path, found)
-    if model.num_stems != len(settings.instruments):
+    if model.num_stems != len(settings.stems):
         raise ValueError(
-            f"--stems names {len(settings.instruments)} stems, and the model has {model.num_stems}: name each of them"
+            f"--stems names {len(settings.stems)} stems, and the model has {model.num_stems}: name each of them"
         )
+    console = console or Console("validation")
     fabric = make_fabric(
         accelerator=accelerator, devices=devices, num_nodes=1, strategy="auto", precision="32-true", use_amp=False
     )
     with launched(fabric):
+        remarks = check_shared(fabric, listed, settings.sample_rate)
+        if fabric.is_global_zero:
+            for line in (*explain_sums(listed, instruments), *(f"check: {remark}" for remark in remarks)):
+                console.show(line)
         table = score_songs(fabric, model.to(fabric.device), listed, settings, DTYPES[precision])
     if not fabric.is_global_zero:
         return {}
@@ -116,13 +130,21 @@ def validate(
     return {metric: means(table, metric) for metric in settings.metrics}
 
 
-def _stems_of(training: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names of the model's stems that the section `training` states."""
-    target = training.get("target_instrument")
-    stems: Sequence[str] = [target] if target else training.get("instruments") or []
-    if not stems:
+def _stems_of(training: Mapping[str, Any], stems: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of all instruments, and that of the only stem of the model if there are more of them."""
+    instruments = tuple(training.get("instruments") or ())
+    target = stems[0] if len(stems) == 1 else None if stems else training.get("target_instrument")
+    if target and target in instruments:
+        return instruments, target
+    named = tuple(stems) or ((target,) if target else instruments)
+    if not named:
         raise ValueError("the configuration names no stems: name them in --stems, in the order of the model's heads")
-    return stems
+    return named, None
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that is stated."""
+    return next(value for value in values if value is not None)
 
 
 def score_songs(

@@ -118,7 +118,7 @@ def failures(seed: int, *, compiled: bool = False) -> list[str]:
 
 
 def seeds(count: int) -> list[Any]:
-    return [pytest.param(seed, marks=() if seed < QUICK else pytest.mark.slow) for seed in range(count)]
+    return [pytest.param(seed, marks=() if seed < QUICK else pytest.mark.exhaustive) for seed in range(count)]
 
 
 @pytest.mark.filterwarnings("ignore:sage_attention=True has no effect here:UserWarning")
@@ -128,7 +128,7 @@ def test_kernels_compute_the_formulas_for_any_configuration(seed: int) -> None:
     assert failures(seed) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:sage_attention=True has no effect here:UserWarning")
 @pytest.mark.parametrize("seed", range(len(KINDS)))

@@ -275,6 +275,43 @@ def test_shared_biases_stay_one_pair_through_training_and_conversion(build: Buil
         assert biases == {id(changed.shared_qkv_bias)}
 
 
+@pytest.mark.parametrize("options", [VARIANTS["shared biases"], {"use_pope": True}], ids=["shared biases", "PoPE"])
+def test_state_dict_is_the_model_under_every_name_that_is_trained(options: dict[str, Any], tiny_model: Build) -> None:
+    model = tiny_model(**options)
+    kept, audio = model.state_dict(), audio_for(model)
+    model(audio, torch.randn(2, 1, 1, 600)).backward()
+    torch.optim.Adam(model.parameters(), lr=0.1).step()
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    names = next(names for parameter, names in owners.items() if parameter.requires_grad and len(names) > 1)
+    for key, parameter in model.named_parameters(remove_duplicate=False):  # what was kept has learned as well
+        assert torch.equal(kept[key], parameter), key
+    twin = tiny_model(**options)
+    for assign in (False, True):
+        twin.load_state_dict(kept, assign=assign)
+        assert torch.equal(twin(audio), model(audio))
+    for name in names:  # edited in place by any of its names, and given back
+        edited = model.state_dict()
+        edited[name].fill_(0.5)
+        model.load_state_dict(edited)
+        assert all((value == 0.5).all() for value in (model.state_dict()[key] for key in names))
+        with torch.no_grad():
+            model.get_parameter(name).zero_()
+
+
+@each_variant
+def test_model_is_a_function_of_its_parameters_and_buffers(name: str, build: Build) -> None:
+    model = build(name)
+    tensors = {key: tensor.detach().clone() for key, tensor in (*model.named_parameters(), *model.named_buffers())}
+    audio = audio_for(model)
+    with torch.no_grad():
+        expected = model(audio)
+        for tensor in model.parameters():
+            tensor.zero_()
+        torch.testing.assert_close(torch.func.functional_call(model, tensors, (audio,)), expected)
+
+
 class Wrapper(nn.Module):
     """Stands around a linear map, without its attributes."""
 
@@ -353,7 +390,7 @@ def test_siamese_streams_follow_the_formula_layer_by_layer(build: Build) -> None
             for layer, (attention, feed_forward) in enumerate(transformer.layers):
                 number += 1
                 factor = 1 / number**0.5 + 1
-                mixed = x * transformer.y_attn[layer] + rms(y, transformer.ln_y_attn[layer].gamma)
+                mixed = x * transformer.y_attn.get_parameter(str(layer)) + rms(y, transformer.ln_y_attn[layer].gamma)
                 out = torch.stack([attention(one)[0] for one in mixed])
                 y = y + out
                 x = rms(x + out * factor, transformer.ln_x_attn[layer].gamma)

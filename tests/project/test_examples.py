@@ -198,6 +198,10 @@ def test_readme_commands_are_understood_by_the_command_line() -> None:
         assert understand(shlex.split(command)).options.output is not None
 
 
+def options_of(command: str) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", Parser(command, load_command(command)).format_help()))
+
+
 @pytest.mark.parametrize("program", ["msst", "uvr", "demucs", "splifft", "pymss"])
 def test_pages_for_people_from_other_programs_name_options_that_exist(program: str) -> None:
     page = (ROOT / "docs" / f"from-{program}.md").read_text(encoding="utf-8")
@@ -206,4 +210,4 @@ def test_pages_for_people_from_other_programs_name_options_that_exist(program: s
     here = "".join(line.rpartition(" | ")[2] for table in tables for line in table.splitlines())
     options = re.findall(r"`(--[a-z-]+)", here)
     assert options != []
-    assert set(options) <= set(re.findall(r"--[a-z-]+", Parser("separate", load_command("separate")).format_help()))
+    assert set(options) <= options_of("separate") | options_of("combine")

@@ -74,7 +74,11 @@ def copy(tmp_path: Path) -> Copy:
         (["train", "songs"], "lora,train", "-m hunterFormsBS train songs"),
         (["--extras", "train,losses", "doctor"], "hub,listen,separation,tags,train,losses", "-m hunterFormsBS doctor"),
         (["test", "-k", "name"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -k name"),
-        (["test", "all", "-x"], "testing,bench", "-m pytest -n logical --maxprocesses 8 --dist worksteal -m  -x"),
+        (
+            ["test", "all", "-x"],
+            "testing,bench",
+            "-m pytest -n logical --maxprocesses 8 --dist worksteal -m not exhaustive -x",
+        ),
         (["é song.mp3", "--tta"], "hub,listen,separation,tags", "-m hunterFormsBS é song.mp3 --tta"),
     ],
 )
@@ -160,7 +164,7 @@ def test_uv_makes_the_environment_and_installs_where_it_is_there(copy: Copy) -> 
     assert copy.last().startswith("-m pytest")
 
 
-def test_programs_and_extras_are_there() -> None:
+def test_the_extras_are_there() -> None:
     spec = importlib.util.spec_from_file_location("start", ROOT / "start.py")
     assert spec is not None
     assert spec.loader is not None

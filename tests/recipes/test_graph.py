@@ -94,7 +94,7 @@ def run(graph: Graph, song: Path, **keywords: Any) -> Tensor:
     return torch.cat(list(separate_song(graph, probe_audio(song), **keywords)), dim=-1)
 
 
-CASES = [pytest.param(seed, marks=pytest.mark.slow) if seed >= 6 else seed for seed in range(200)]
+CASES = [pytest.param(seed, marks=pytest.mark.exhaustive) if seed >= 6 else seed for seed in range(200)]
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -120,7 +120,7 @@ def test_a_graph_gives_the_samples_of_separate_calls_in_every_mode(
         torch.testing.assert_close(all_of_it.sum(0), source, rtol=0, atol=1e-6)
 
 
-PARTS = [pytest.param(seed, marks=pytest.mark.slow) if seed >= 4 else seed for seed in range(40)]
+PARTS = [pytest.param(seed, marks=pytest.mark.exhaustive) if seed >= 4 else seed for seed in range(40)]
 
 
 @pytest.mark.parametrize("seed", PARTS)

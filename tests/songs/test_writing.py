@@ -125,7 +125,7 @@ class Beginning(io.FileIO):
         return len(data)
 
 
-@pytest.mark.slow  # 4.3 GB go through libsndfile
+@pytest.mark.exhaustive  # 4.3 GB go through libsndfile
 def test_a_wav_that_grows_beyond_4_gib_becomes_rf64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: io.BufferedRandom(Beginning(descriptor, mode)))
     block = torch.zeros(8, 1 << 20)

@@ -14,8 +14,9 @@ import torch
 from hunterFormsBS.checkpoint import read_configuration
 from hunterFormsBS.training.augmentations import Augmentations, MixtureCodec
 from hunterFormsBS.training.datasets import KINDS, find_data
+from hunterFormsBS.training.sections import settings_from
 from hunterFormsBS.training.segments import Segments
-from hunterFormsBS.training.settings import Settings, settings_from
+from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.unread import INSTEAD, explain
 
 RATE = 8000
@@ -156,7 +157,8 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         (changed("training", dataset_type=5), "dataset_type=5 is not read: take 4 for 5"),
         (changed("training", scheduler="step"), "scheduler='step' is unknown: choose one of cosine"),
         (changed("losses", l3_loss=1), "losses has 'l3_loss', which is unknown"),
-        (changed("losses", l1_loss="much"), "l1_loss has 'much', which must be a number"),
+        (changed("losses", l1_loss="much"), "must be a section with a number for each name"),
+        (changed("training", gradient_accumulation_steps=5), "there would be no update"),
         (changed("validation", metrics=["sdr", "snr"]), "metrics has 'snr', which is unknown"),
         (changed("validation", metric_for_best="si_sdr"), "metric_for_best='si_sdr' is none of metrics"),
         (changed("augmentations", all={"echo": 1}), "augmentations.all has 'echo'"),

@@ -18,7 +18,7 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.checkpoint.adapters import read_adapters
 from hunterFormsBS.training.adapters import add_adapters, linear_layers_of_transformers
-from hunterFormsBS.training.settings import settings_from
+from hunterFormsBS.training.sections import settings_from
 from hunterFormsBS.training.starting import describe, freeze, start_from, summary, with_heads
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -13,7 +13,8 @@ import torch
 
 from hunterFormsBS.training.cache import Cache, files_of
 from hunterFormsBS.training.checking import check_songs, refuse
-from hunterFormsBS.training.segments import Segments, Song, find_songs, read
+from hunterFormsBS.training.segments import Segments
+from hunterFormsBS.training.truth import Song, find_songs, read
 
 RATE = 8000
 STEMS = ("vocals", "drums")

@@ -17,8 +17,8 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.separation import separate
-from hunterFormsBS.training.segments import find_songs, read_song
 from hunterFormsBS.training.stempegSong import write_songs
+from hunterFormsBS.training.truth import find_songs, read_song
 from tests.conftest import TINY
 
 STEMS = ("vocals", "drums", "bass", "other")

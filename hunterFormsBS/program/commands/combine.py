@@ -1,4 +1,4 @@
-"""Combine files of one stem by several models or programs into one."""
+"""Combine files of one stem, by several models, into one."""
 
 from __future__ import annotations
 

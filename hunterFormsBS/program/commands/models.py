@@ -1,4 +1,4 @@
-"""List checkpoints that have names, with stems, costs and scores."""
+"""List the checkpoints that have names: stems, costs and scores."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             precision=options.precision,
             accelerator=options.accelerator,
             devices=options.devices,
+            console=console,
         )
     for metric, by_stem in scores.items():
         console.show(f"{metric}: " + ", ".join(f"{stem} {score:.2f}" for stem, score in by_stem.items()))
