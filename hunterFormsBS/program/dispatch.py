@@ -135,7 +135,7 @@ def overview() -> str:
     return "\n".join(
         (
             f"usage: {NAME} COMMAND ...",
-            f"       {NAME} SONG ... --checkpoint FILE --output DIR [options of {DEFAULT}]",
+            f"       {NAME} SONG ... [options of {DEFAULT}]",
             "",
             "Music source separation with band-split rotary transformers.",
             "",

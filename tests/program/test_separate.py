@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from hunterFormsBS.checkpoint.facts import presets
 from hunterFormsBS.program.dispatch import main, understand
+from hunterFormsBS.program.purposes import Purpose, purposes
+from hunterFormsBS.recipes import shipped
+from hunterFormsBS.songs import batch
+from hunterFormsBS.songs.options import Options
 
 REQUIRED = ["song.wav", "--checkpoint", "model.ckpt", "--output", "out"]
 
@@ -17,6 +24,7 @@ def test_the_options_have_the_documented_defaults() -> None:
     assert options.mixtures == [Path("song.wav")]
     assert options.checkpoint == [Path("model.ckpt")]
     assert options.configuration == []
+    assert understand(["song.wav"]).options.output == Path("separated")
     assert (options.name_template, options.clip) == ("{song}/{stem}.{ext}", "cut")
     assert (options.format, options.bit_depth, options.device, options.dtype) == ("wav", None, "auto", "float32")
     for name in (
@@ -57,8 +65,8 @@ def test_information_needs_no_songs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "MIXTURE, --checkpoint, --preset or --recipe, --output"),
-        (["song.wav", "--output", "out"], "--checkpoint"),
+        ([], "arguments are required: MIXTURE"),
+        ([__file__], "such as hunterforms song.wav --recipe vocals: .* `hunterforms models`"),
         ([*REQUIRED, "--chunk-size", "0"], "argument --chunk-size: must be an integer from 1 to .*, but is '0'"),
         ([*REQUIRED, "--chunk-size", "9" * 30], "argument --chunk-size: must be an integer from 1 to"),
         ([*REQUIRED, "--batch-size", "9" * 5000], "argument --batch-size: must be an integer from 1 to"),
@@ -98,3 +106,86 @@ def test_an_option_that_nearly_exists_is_answered_with_the_one_that_does(
     error = capsys.readouterr().err
     assert f"is {meant} meant?" in error
     assert len(error.splitlines()) == 1
+
+
+class Terminal(io.StringIO):
+    """A standard stream at which somebody sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def separated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Options]:
+    """Go to a folder with a song, and return the options of what would be separated."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "song.wav").touch()
+    found: list[Options] = []
+
+    def separate_all(options: Options, *_: object) -> int:
+        found.append(options)
+        return 0
+
+    monkeypatch.setattr(batch, "separate_all", separate_all)
+    return found
+
+
+def at_terminal(monkeypatch: pytest.MonkeyPatch, typed: str) -> Terminal:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    monkeypatch.setattr(sys, "stderr", shown)
+    return shown
+
+
+def test_every_recipe_and_preset_is_offered_with_what_it_fetches() -> None:
+    offered = purposes()
+    assert {each.name for each in offered} == {*shipped(), *presets()}
+    assert all(each.summary and each.size > 50e6 for each in offered)
+    assert offered[0] == min(offered, key=lambda each: (each.option != "recipe", each.size))
+
+
+@pytest.mark.parametrize("named", purposes(), ids=lambda each: each.name)
+def test_a_song_alone_asks_for_the_purpose_and_takes_its_number_or_name(
+    named: Purpose, separated: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = purposes().index(named) + 1
+    for typed in (f"{number}\n", f"99\nnonsense\n {named.name} \n"):
+        shown = at_terminal(monkeypatch, typed).getvalue
+        assert main(["song.wav"]) == 0
+        assert str(named) in shown()
+        assert shown().endswith(f"(without the question: hunterforms SONG --{named.option} {named.name})\n")
+        assert shown().count("nor a name above") == typed.count("\n") - 1
+    by_question, by_name = separated
+    assert by_question == by_name
+    assert main(["song.wav", f"--{named.option}", named.name]) == 0
+    assert separated[2] == by_question
+
+
+def test_the_first_purpose_is_taken_where_nothing_is_typed(
+    separated: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_terminal(monkeypatch, "\n")
+    assert main(["song.wav"]) == 0
+    assert separated[0].recipe == purposes()[0].name
+
+
+@pytest.mark.parametrize(("typed", "environment"), [("", {}), ("1\n", {"RANK": "0", "WORLD_SIZE": "2"})])
+def test_nobody_is_asked_who_cannot_answer(
+    typed: str, environment: dict[str, str], separated: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = at_terminal(monkeypatch, typed)
+    with pytest.raises(SystemExit, match="2"):
+        main(["song.wav"])
+    assert "such as hunterforms song.wav --recipe vocals" in shown.getvalue()
+    assert separated == []
+
+
+def test_a_song_that_is_not_there_is_said_before_the_question(
+    separated: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = at_terminal(monkeypatch, "1\n")
+    assert main(["snog.wav"]) == 1
+    assert shown.getvalue() == "hunterFormsBS: error: snog.wav: No such file or directory\n"
+    assert separated == []

@@ -85,6 +85,38 @@ def test_training_by_the_clock_ends_by_the_clock(
     assert next(ticks) == 5  # the start, and one after each of four steps
 
 
+def test_training_ends_when_the_stems_are_worth_hearing_unless_steps_are_given(
+    quickstart: ModuleType, song: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (quickstart.GOAL, quickstart.MINUTES) == (10, 6)
+    monkeypatch.setattr(quickstart, "MEASURE_EVERY", 1)
+    scores: list[float] = []
+
+    def measured(*_: object) -> float:
+        scores.append(4.0 * len(scores))
+        return scores[-1]
+
+    ticks = iter(range(1000))
+    monkeypatch.setattr(quickstart, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(quickstart, "mean_score", measured)
+    quickstart.train(quickstart.build_model(), *song, seconds=900)
+    assert scores == [0, 4, 8, 12]
+    assert next(ticks) == 5  # the start, and four steps
+    quickstart.train(quickstart.build_model(), *song, seconds=0, steps=1)
+    assert len(scores) == 4
+
+
+def test_the_mean_score_is_that_of_whole_stems_and_leaves_the_model_training(
+    quickstart: ModuleType, song: tuple[Tensor, Tensor]
+) -> None:
+    mixture, stems = song
+    model = quickstart.build_model().train()
+    score = quickstart.mean_score(model, mixture, stems)
+    assert model.training
+    estimates = separate(model.eval(), mixture, chunk_size=8192, num_overlap=1)
+    assert score == pytest.approx(quickstart.signal_to_distortion(stems, estimates).mean().item(), abs=1e-4)
+
+
 def test_quickstart_writes_stems_that_the_command_line_gives_again(
     quickstart: ModuleType, song: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +191,7 @@ def test_the_page_gives_the_defaults_of_the_code(column: int, kind: type) -> Non
 
 
 def test_readme_commands_are_understood_by_the_command_line() -> None:
-    commands = re.findall(r"^(?:python3? start\.py|hunterforms) (\S+ .*)$", README, re.MULTILINE)
+    commands = re.findall(r"^(?:python3? start\.py|hunterforms) (?!test)(\S+.*)$", README, re.MULTILINE)
     commands += re.findall(r"^torchrun .* -m hunterFormsBS (\S+ .*)$", README, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:

@@ -187,6 +187,16 @@ def test_every_licence_file_ships(metadata: dict[str, Any]) -> None:
     assert metadata["license-files"] == ["LICENSE", "LICENSE-Wang", "LICENSE-Solovyev"]
 
 
+def test_readme_is_short_and_shows_how_to_cite(citation_file: dict[str, Any]) -> None:
+    assert len(read("README.md").splitlines()) <= 120
+    (entry,) = re.findall(r"^@software\{\w+,\n(.*?)^\}", read("README.md"), re.M | re.S)
+    fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry, re.M))
+    assert fields.pop("author").split(" and ") == [
+        f"{author['family-names']}, {author['given-names']}" for author in citation_file["authors"]
+    ]
+    assert fields == {name: citation_file[name] for name in ("title", "version", "url")}
+
+
 def test_readme_gives_the_two_commands_and_continuous_integration_runs_one() -> None:
     lines = read("README.md").splitlines()
     assert "python3 start.py" in lines

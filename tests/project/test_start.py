@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hunterFormsBS.program.dispatch import command_names
+
 ROOT = Path(__file__).resolve().parents[2]
 # Nothing listens there.
 NOWHERE = "http://127.0.0.1:9/whl/cpu"
@@ -171,6 +173,7 @@ def test_the_extras_are_there() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for needed in [*start.EXTRAS.values(), start.USUAL_EXTRAS]:
         assert set(needed.split(",")) <= extras.keys()
+    assert {*start.EXTRAS} - {"quickstart", "test"} <= {*command_names()}
 
 
 NEWER = (ast.AnnAssign, ast.AsyncFunctionDef, ast.JoinedStr, ast.MatMult, ast.NamedExpr, ast.Nonlocal, ast.YieldFrom)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import glob
+import os
 import re
 from pathlib import Path
 
@@ -30,6 +33,9 @@ from hunterFormsBS.songs.names import FIELDS, TEMPLATE, check_template, safe_nam
 from hunterFormsBS.songs.parts import PREVIEW, seconds
 
 EXAMPLES = """\
+  hunterforms song.flac
+      asks what you want to hear, fetches a model for it, and writes separated/song/vocals.wav and so on
+
   hunterforms song.flac --checkpoint model.ckpt --configuration model.yaml --output separated
       writes separated/song/vocals.wav and so on, one file for each stem of the model
 
@@ -57,11 +63,12 @@ unless --overwrite is given, and their song is not separated.
 """
 
 RESIDUAL = "residual"
+OUTPUT = Path("separated")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments: first those that most people need."""
-    parser.usage = "%(prog)s MIXTURE ... (--checkpoint FILE | --preset NAME) --output DIR [options]"
+    parser.usage = "%(prog)s MIXTURE ... [--checkpoint FILE | --preset NAME | --recipe NAME] [--output DIR] [options]"
     add = parser.add_argument
     add(
         "mixtures",
@@ -93,7 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="several models in one run, in place of --checkpoint: a name that `hunterforms recipe list` prints, or a "
         "file of YAML",
     )
-    add("--output", type=Path, metavar="DIR", help="folder for the results, DIR/SONG/STEM.wav; it is made")
+    add(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        metavar="DIR",
+        help=f"folder for the results, DIR/SONG/STEM.wav; it is made (default: {OUTPUT})",
+    )
     add(
         "--configuration",
         action="append",
@@ -130,12 +143,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
         configuration = next(iter(options.configuration), None)
         return show_information(options.info, console, configuration=configuration, upstream=options.upstream)
+    if not options.mixtures:
+        raise UsageError("the following arguments are required: MIXTURE, the songs to separate")
+    if not (options.checkpoint or options.preset or options.recipe):
+        if not any(map(_may_exist, options.mixtures)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(options.mixtures[0]))
+        from hunterFormsBS.program.purposes import ask_purpose
+
+        options = argparse.Namespace(**{**vars(options), **ask_purpose(console)})
     options = _with_ensemble(options)
-    checkpoints = options.checkpoint or options.recipe
-    given = {"MIXTURE": options.mixtures, "--checkpoint, --preset or --recipe": checkpoints, "--output": options.output}
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        raise UsageError(f"the following arguments are required: {', '.join(missing)}")
     from hunterFormsBS.songs.batch import separate_all
     from hunterFormsBS.songs.options import Options
 
@@ -147,6 +163,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from hunterFormsBS.recipes.commandLine import plan_of_options
 
     return separate_all(given_options, console, plan_of_options)
+
+
+def _may_exist(song: Path) -> bool:
+    """Return whether a song is there, or is standard input or a pattern."""
+    return song == Path("-") or os.path.lexists(song) or glob.has_magic(str(song))
 
 
 def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
