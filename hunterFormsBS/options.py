@@ -107,7 +107,7 @@ class ParametersOfEveryLayout(OptionsOfHeads, total=False):
     stereo: Annotated[bool, Option(default=False)]
     stft_hop_length: Annotated[int, Option(default=512, least=1, is_audible=True)]
     stft_n_fft: Annotated[int, Option(default=2048, least=1)]
-    stft_normalized: Annotated[bool, Option(default=False, is_audible=True)]
+    stft_normalized: Annotated[bool, Option(default=False)]
     stft_win_length: Annotated[int, Option(default=2048, least=1, is_audible=True)]
     stft_window_fn: Annotated[WindowFunction, Option(default=torch.hann_window, is_audible=True)]
     time_conformer_depth: Annotated[int, Option(default=0, most=64, excludes=_CONFORMER_EXCLUDES)]

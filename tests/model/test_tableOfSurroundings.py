@@ -110,6 +110,7 @@ def column(name: str) -> Column:
 def difference(actual: Numbers, expected: Numbers) -> float:
     """Return the largest difference of audio, of the loss and of gradients, relative to the largest of its kind."""
     apart = ("audio", "loss")
+    actual, expected = ({name: value.detach() for name, value in numbers.items()} for numbers in (actual, expected))
     largest = max([float(expected[name].abs().max()) for name in actual if name not in apart], default=0.0)
     return max(
         float((value - expected[name]).abs().max()) / (float(expected[name].abs().max()) if name in apart else largest)
