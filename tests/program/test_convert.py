@@ -107,7 +107,7 @@ def test_nothing_is_replaced_unless_asked(
         (["own.ckpt", "--output", "b.onnx", "--layout", "msst"], 2, "--layout and --dtype are for checkpoints"),
         (["own.ckpt", "--output", "b.ckpt", "--lora", "text.ckpt"], 1, "text.ckpt"),
         (["own.ckpt", "--output", "b.ckpt", "--lora", "nowhere"], 1, "nowhere"),
-        ([".", "--output", "b.ckpt"], 2, "is a folder: name one of its checkpoints, or pass --layout msst"),
+        ([".", "--output", "b.ckpt"], 1, "it is a folder. Name one of its checkpoints, or pass --layout msst"),
         ([".", "--output", "b.ckpt", "--layout", "msst"], 1, "has no state: choose the folder of another run"),
         ([".", "--output", "b.ckpt", "--layout", "msst", "--lora", "x"], 2, "--lora is for checkpoints"),
         ([".", "--output", "b.ckpt", "--layout", "msst", "--dtype", "float16"], 2, "--dtype is for checkpoints"),

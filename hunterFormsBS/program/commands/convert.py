@@ -84,9 +84,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def _convert_run(options: argparse.Namespace, console: Console) -> int:
     """Write the state of a run for Music-Source-Separation-Training."""
     if options.layout != "msst":
-        raise UsageError(
-            f"{options.checkpoint} is a folder: name one of its checkpoints, or pass --layout msst for a state of "
-            "training that MSST goes on from"
+        raise IsADirectoryError(
+            f"{options.checkpoint} is not a checkpoint: it is a folder. Name one of its checkpoints, or pass "
+            "--layout msst for a state of training that MSST goes on from"
         )
     names = ("configuration", "upstream", "stems", "lora", "keep_stems")
     given = [name for name in names if getattr(options, name)] + ["dtype"] * (options.dtype != "float32")
