@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -119,14 +120,17 @@ def _export(output: Path, model: BandSplitRotator, sections: Mapping[str, Any]) 
     training: Mapping[str, Any] = sections.get("training") or {}
     target = training.get("target_instrument")
     stems: list[str] = [target] if target else list(training.get("instruments") or ())
-    export_onnx(
-        model.eval(),
-        output,
-        sample_rate=audio.get("sample_rate") or SAMPLE_RATE,
-        chunk_size=audio.get("chunk_size") or CHUNK_SIZE,
-        stem_names=stems if len(stems) == model.num_stems else (),
-    )
-    error = relative_error(output, model)
+    with warnings.catch_warnings():
+        # PyTorch's exporter uses what PyTorch has deprecated.
+        warnings.simplefilter("ignore")
+        export_onnx(
+            model.eval(),
+            output,
+            sample_rate=audio.get("sample_rate") or SAMPLE_RATE,
+            chunk_size=audio.get("chunk_size") or CHUNK_SIZE,
+            stem_names=stems if len(stems) == model.num_stems else (),
+        )
+        error = relative_error(output, model)
     if not error <= EXPORT_TOLERANCE:
         raise CheckpointError(
             f"{output} is {error:.1e} away from the model in onnxruntime: report it, with the checkpoint"
