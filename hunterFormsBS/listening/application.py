@@ -42,7 +42,14 @@ PAGE = {
 }
 """The files of the page, and their media types."""
 
-AUDIO = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg", "opus": "audio/ogg"}
+AUDIO = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "opus": "audio/ogg",
+    "m4a": "audio/mp4",
+}
 ENCODINGS: dict[str, Encoding] = {form: Encoding(form, DEPTHS[form]) for form in FORMATS}
 LONGEST_NAME = 150
 """Bytes of a song's name at most; the end of a longer one is kept."""

@@ -65,7 +65,7 @@ class Bench:
         self.loaded: list[dict[str, Any]] = []
         self.configuration = folder / "model.yaml"
         self.configuration.write_text(CONFIGURATION)
-        (folder / "model.ckpt").write_bytes(b"weights")
+        torch.save({"weight": torch.zeros(1)}, folder / "model.ckpt")
         self.song = self.write("song.wav", 5000)
         monkeypatch.setattr(program, "from_checkpoint", self.load)
 
@@ -296,7 +296,8 @@ def test_format_and_bit_depth_can_be_chosen(bench: Bench, arguments: tuple[objec
     container = "flac" if "flac" in arguments else "wav"
     assert bench.written() == [f"song/other.{container}", f"song/vocals.{container}"]
     info = soundfile.info(bench.output / "song" / f"vocals.{container}")
-    assert (info.format.lower(), info.subtype, info.frames) == (container, subtype, 5000)
+    # WAV begins as RF64, so that it can become longer than 4 GiB, and keeps the extensible header of that.
+    assert (info.format.lower().removesuffix("ex"), info.subtype, info.frames) == (container, subtype, 5000)
 
 
 @pytest.mark.parametrize("kind", ["mp3", "ogg", "opus"])
@@ -406,8 +407,8 @@ def test_two_songs_of_one_name_are_refused_before_one_overwrites_the_other(
 ) -> None:
     other = bench.write("song.flac", 100)
     with pytest.raises(SystemExit, match=r"^2$"):
-        bench.run(bench.song, other)
-    assert f"{bench.song} and {other} would both be written to {bench.output / 'song'}" in capsys.readouterr().err
+        bench.run(bench.song, other, "--name-template", "same/{stem}")
+    assert f"{bench.song} and {other} would both be written to {bench.output / 'same'}" in capsys.readouterr().err
     assert bench.loaded == []
 
 
@@ -697,7 +698,7 @@ def test_what_only_prints_needs_nothing_else(argument: str, capsys: pytest.Captu
     with pytest.raises(SystemExit, match="0"):
         sys.exit(main([argument]))
     printed = capsys.readouterr().out
-    assert re.search(r"^hunterFormsBS \d+\.\d+|^bs_roformer-unwa-revive\t", printed, re.MULTILINE)
+    assert re.search(r"^hunterFormsBS \d+\.\d+|^bs_roformer-unwa-revive ", printed, re.MULTILINE)
 
 
 @pytest.mark.slow
