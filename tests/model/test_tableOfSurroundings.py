@@ -565,7 +565,7 @@ def _deepspeed(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return dict(model.named_parameters()), expected
 
 
-@row("Ray actor", pytest.mark.slow, pytest.mark.process, pytest.mark.filterwarnings("ignore"), needs="ray")
+@row("Ray actor", pytest.mark.exhaustive, pytest.mark.process, pytest.mark.filterwarnings("ignore"), needs="ray")
 def _ray(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import ray
 
@@ -611,25 +611,25 @@ def compiled(model: BandSplitRotator, x: Tensor, y: Tensor, **options: Any) -> N
     return both(model, x, y)
 
 
-@row("compiled", pytest.mark.compile, pytest.mark.slow)
+@row("compiled", pytest.mark.compile, pytest.mark.exhaustive)
 def _compiled(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return compiled(model, x, y, backend="aot_eager", fullgraph=True)
 
 
-@row("compiled for any length", pytest.mark.compile, pytest.mark.slow)
+@row("compiled for any length", pytest.mark.compile, pytest.mark.exhaustive)
 def _compiled_dynamic(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     compiled(model, x[..., :300], y[..., :300], backend="aot_eager", dynamic=True)
     return both(model, x, y)
 
 
-@row("compiled with activation checkpointing", pytest.mark.compile, pytest.mark.slow)
+@row("compiled with activation checkpointing", pytest.mark.compile, pytest.mark.exhaustive)
 def _compiled_checkpointing(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     twin = BandSplitRotator(**{**model.configuration, "use_torch_checkpoint": True}).eval()
     twin.load_state_dict(model.state_dict())
     return compiled(twin, x, y, backend="aot_eager")
 
 
-@row("training step compiled", pytest.mark.compile, pytest.mark.slow)
+@row("training step compiled", pytest.mark.compile, pytest.mark.exhaustive)
 def _compiled_step(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     torch.compiler.reset()
     step = torch.compile(lambda x, y: model(x, y), backend="aot_eager")
@@ -638,7 +638,7 @@ def _compiled_step(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
-@row("compiled by Inductor", pytest.mark.compile, pytest.mark.slow)
+@row("compiled by Inductor", pytest.mark.compile, pytest.mark.exhaustive)
 def _inductor(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return compiled(model, x, y)
 
@@ -659,21 +659,21 @@ def spectra_of(model: BandSplitRotator, masks: Callable[[Tensor], Tensor], x: Te
         return {"audio": model.stft.inverse(masks(model.stft.forward(x)), x.shape[-1])}
 
 
-@row("exported", pytest.mark.export, pytest.mark.slow, pytest.mark.filterwarnings("ignore"))
+@row("exported", pytest.mark.export, pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore"))
 def _exported(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     short = model.stft.forward(x[..., :300])
     program = torch.export.export(Masks(model), (short,), dynamic_shapes=({3: torch.export.Dim.AUTO},))
     return spectra_of(model, program.module(), x)
 
 
-@row("AOTInductor", pytest.mark.export, pytest.mark.slow, pytest.mark.filterwarnings("ignore"))
+@row("AOTInductor", pytest.mark.export, pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore"))
 def _aot_inductor(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     program = torch.export.export(Masks(model), (model.stft.forward(x),))
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(FOLDER[0]) / "model.pt2"))
     return spectra_of(model, torch._inductor.aoti_load_package(path), x)
 
 
-@row("ONNX", pytest.mark.export, pytest.mark.slow, pytest.mark.filterwarnings("ignore"), tolerance=1e-3)
+@row("ONNX", pytest.mark.export, pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore"), tolerance=1e-3)
 def _onnx(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     import onnxruntime
 
