@@ -15,7 +15,7 @@ HEAD: Final = "mask_estimators."
 
 
 def with_heads(state_dict: Mapping[str, Tensor], numbers: Sequence[int | None]) -> dict[str, Tensor]:
-    """Return the weights with these heads, in this order, and none where there is no number."""
+    """Return the weights with these heads in this order; None stands for a head without weights."""
     chosen = {key: tensor for key, tensor in state_dict.items() if not key.startswith(HEAD)}
     for head, number in enumerate(numbers):
         prefix = f"{HEAD}{number}."

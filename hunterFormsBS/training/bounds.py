@@ -82,7 +82,7 @@ def check(record: object) -> None:
 
 
 def is_of(value: object, kind: Any) -> bool:
-    """Tell whether a value is of a type. A boolean is no number, and an integer is one wherever a float is."""
+    """Tell whether a value is of a type. Booleans are not numbers here; integers pass for floats."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(is_of(value, part) for part in parts)
