@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from hunterFormsBS.installation import how_to_install
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.strategy import Strategy
+
+Result = TypeVar("Result")
 
 # Fabric takes a second to import: it is loaded where it is used.
 
@@ -92,17 +96,22 @@ def is_sharded(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-@contextmanager
-def launched(fabric: Fabric) -> Generator[None]:
-    """Start the processes, and leave their group at the end.
+def in_processes(fabric: Fabric, work: Callable[[], Result]) -> Result:
+    """Start the processes, do the work in each, and leave their group at the end.
 
-    A process that ends without that may be aborted while the threads of its connections run.
+    A process that ends without that may be aborted while the threads of its connections run. What the work made is
+    gone by then, after an error too: DDP's reducer, were it the last to hold the group, would wait for these threads
+    with the interpreter's lock, which they may wait for.
     """
     fabric.launch()
     try:
-        yield
+        return work()
+    except BaseException as error:
+        clear_frames(error.__traceback__)
+        raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()
             torch.distributed.destroy_process_group()
 
 

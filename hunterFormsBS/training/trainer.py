@@ -24,7 +24,7 @@ from hunterFormsBS.console import Console
 from hunterFormsBS.songs.signals import Waiting, uninterrupted
 from hunterFormsBS.training.adapters import add_adapters, settings_of_adapters
 from hunterFormsBS.training.datasets import find_data
-from hunterFormsBS.training.engine import largest_of_processes, launched, make_fabric, mean_of_processes
+from hunterFormsBS.training.engine import in_processes, largest_of_processes, make_fabric, mean_of_processes
 from hunterFormsBS.training.metrics import require
 from hunterFormsBS.training.msst import read_last
 from hunterFormsBS.training.pictures import log_number
@@ -109,39 +109,43 @@ def train(
         precision=settings.precision,
         use_amp=settings.use_amp,
     )
-    with launched(fabric), ExitStack() as ends:
-        lock = claim(fabric, output)
-        if lock is not None:
-            ends.callback(lock.close)
-        model, adapted, description = _build(content, settings, checkpoint)
-        run = Run(fabric, model, settings, content, output, adapted)
-        ends.callback(run.close)
-        resumed = run.resume()
-        if load_optimizer and checkpoint is not None and not resumed:
-            run.take_over(read_last(checkpoint, model))
-        writer: SummaryWriter | None = None
-        if fabric.is_global_zero:
-            # What a killed process logged after the state it left is taken back.
-            since = run.updates + (not run.pending)
-            writer = SummaryWriter(str(output / "tensorboard"), purge_step=since if resumed else None)
-            for line in description.splitlines():
-                console.show(line)
-            console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
-            for line in explain_sums([*to_train_on, *to_validate_on], settings.instruments):
-                console.show(line)
-        remarks = run.prepare([*to_train_on, *to_validate_on])
-        if writer is not None:
-            _report(remarks, output / "check.txt", console)
-        batches = run.batches(to_train_on)
-        if settings.rehearse and run.updates < settings.updates:
-            first = next(batches)
-            rehearse(run, first, to_validate_on)
-            batches = chain([first], batches)
-        if checkpoint is not None and not resumed:
-            _validate(run, to_validate_on, writer, "before", console)
-        _update(run, batches, to_validate_on, writer, console)
-        if writer is not None:
-            writer.close()
+
+    def work() -> None:
+        with ExitStack() as ends:
+            lock = claim(fabric, output)
+            if lock is not None:
+                ends.callback(lock.close)
+            model, adapted, description = _build(content, settings, checkpoint)
+            run = Run(fabric, model, settings, content, output, adapted)
+            ends.callback(run.close)
+            resumed = run.resume()
+            if load_optimizer and checkpoint is not None and not resumed:
+                run.take_over(read_last(checkpoint, model))
+            writer: SummaryWriter | None = None
+            if fabric.is_global_zero:
+                # What a killed process logged after the state it left is taken back.
+                since = run.updates + (not run.pending)
+                writer = SummaryWriter(str(output / "tensorboard"), purge_step=since if resumed else None)
+                for line in description.splitlines():
+                    console.show(line)
+                console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
+                for line in explain_sums([*to_train_on, *to_validate_on], settings.instruments):
+                    console.show(line)
+            remarks = run.prepare([*to_train_on, *to_validate_on])
+            if writer is not None:
+                _report(remarks, output / "check.txt", console)
+            batches = run.batches(to_train_on)
+            if settings.rehearse and run.updates < settings.updates:
+                first = next(batches)
+                rehearse(run, first, to_validate_on)
+                batches = chain([first], batches)
+            if checkpoint is not None and not resumed:
+                _validate(run, to_validate_on, writer, "before", console)
+            _update(run, batches, to_validate_on, writer, console)
+            if writer is not None:
+                writer.close()
+
+    in_processes(fabric, work)
 
 
 def _songs(

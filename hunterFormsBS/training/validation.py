@@ -20,7 +20,7 @@ from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.separation import separate
 from hunterFormsBS.songs.settings import find_configuration
 from hunterFormsBS.training.checking import check_shared
-from hunterFormsBS.training.engine import gather, launched, make_fabric
+from hunterFormsBS.training.engine import gather, in_processes, make_fabric
 from hunterFormsBS.training.metrics import measure, require
 from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.truth import Read, Song, explain_sums, find_songs, read, read_song
@@ -127,12 +127,15 @@ def validate(
     fabric = make_fabric(
         accelerator=accelerator, devices=devices, num_nodes=1, strategy="auto", precision="32-true", use_amp=False
     )
-    with launched(fabric):
+
+    def work() -> list[Score]:
         remarks = check_shared(fabric, listed, settings.sample_rate)
         if fabric.is_global_zero:
             for line in (*explain_sums(listed, instruments), *(f"check: {remark}" for remark in remarks)):
                 console.show(line)
-        table = score_songs(fabric, model.to(fabric.device), listed, settings, DTYPES[precision])
+        return score_songs(fabric, model.to(fabric.device), listed, settings, DTYPES[precision])
+
+    table = in_processes(fabric, work)
     if not fabric.is_global_zero:
         return {}
     if output is not None:

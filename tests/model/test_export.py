@@ -19,8 +19,10 @@ import torch
 from packaging.version import Version
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.__main__ import main
 from hunterFormsBS.blocks.spectrum import SpectralTransform
-from hunterFormsBS.checkpoint import onnxFile, save_checkpoint
+from hunterFormsBS.checkpoint import save_checkpoint
+from hunterFormsBS.checkpoint.onnxFile import export_program, relative_error
 from hunterFormsBS.separation import separate
 from hunterFormsBS.theTypes import ParametersSTFT
 
@@ -83,11 +85,6 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def export() -> ModuleType:
-    return onnxFile
-
-
-@pytest.fixture(scope="module")
 def runtime() -> ModuleType:
     return example("separate_onnx")
 
@@ -108,11 +105,9 @@ def noise(*shape: int) -> torch.Tensor:
     "arguments",
     [pytest.param(OPTIONS[name], id=name, marks=[pytest.mark.slow] * (name != "range")) for name in OPTIONS],
 )
-def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(
-    export: ModuleType, arguments: dict[str, Any]
-) -> None:
+def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(arguments: dict[str, Any]) -> None:
     model = build(arguments)
-    program = export.export_program(model)
+    program = export_program(model)
     values = [node.meta.get("val") for node in program.graph.nodes]
     assert [value for value in values if isinstance(value, torch.Tensor) and value.is_complex()] == []
     run = program.module()
@@ -129,7 +124,7 @@ def test_exported_program_is_real_and_agrees_for_any_number_of_items_and_frames(
 @recent_torch
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_onnx_file_of_a_checkpoint_agrees_with_the_model_and_separates_songs_without_torch(
-    export: ModuleType, tmp_path: Path, layout: str
+    tmp_path: Path, layout: str
 ) -> None:
     """One test of three promises, because exporting takes seconds."""
     model = build(LAYOUTS[layout])
@@ -140,10 +135,10 @@ def test_onnx_file_of_a_checkpoint_agrees_with_the_model_and_separates_songs_wit
     }
     save_checkpoint(tmp_path / "model.ckpt", model, configuration=configuration)
     file = tmp_path / "model.onnx"
-    export.main([str(tmp_path / "model.ckpt"), str(file)])
+    assert main(["convert", str(tmp_path / "model.ckpt"), "--output", str(file)]) == 0
 
     for batch, frames in ((1, 1), (1, 2), (3, 40)):
-        assert export.relative_error(file, model, batch=batch, frames=frames) < 1e-4
+        assert relative_error(file, model, batch=batch, frames=frames) < 1e-4
     check_metadata(file, model, names)
     mixture = noise(model.audio_channels, 7777) / 10
     expected = separate(model, mixture, chunk_size=2000)

@@ -839,7 +839,7 @@ def test_a_damaged_song_ends_every_process_before_the_first_step(songs: Path, tm
         process.join(300)
     assert [process.exitcode for process in launched.processes] == [1, 1]
     report = launched.log.read_text()
-    errors = re.findall(r"^train\.py: error: (.*)$", report, re.MULTILINE)
+    errors = re.findall(r"^hunterFormsBS: error: (.*)$", report, re.MULTILINE)
     assert len(errors) == 2
     assert all(str(damaged) in error and "replace or remove these files" in error for error in errors)
     assert "Traceback" not in report
