@@ -8,7 +8,6 @@ last one's in those of UVR, `uvr_min_spec` and `uvr_max_spec`, which are otherwi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Unpack, cast
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.choices import ENSEMBLES, Ensemble
-from hunterFormsBS.overlapAdd import aligned
+from hunterFormsBS.overlapAdd import aligned, branches
 from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr
 from hunterFormsBS.separation import iter_blocks, stems_of
@@ -127,7 +126,7 @@ def separate_ensemble_stream(
     """
     _check(len(models), kind, weights)
     parameters = ParametersSeparation(**keywords)
-    copies = itertools.tee((block.clone() for block in iter_blocks(blocks)), len(models))
+    copies = branches((block.clone() for block in iter_blocks(blocks)), len(models))
     streams = [stems_of(model, copied, parameters, length=length) for model, copied in zip(models, copies, strict=True)]
     return combine_streams(streams, kind, weights)
 

@@ -10,14 +10,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from hunterFormsBS.parametersSeparation import Blend, ParametersSeparation
 
-__all__ = ["KINDS_OF_CHUNKS", "Chunks", "OverlapAdd", "Stream", "aligned"]
+__all__ = ["KINDS_OF_CHUNKS", "Chunks", "OverlapAdd", "Stream", "aligned", "branches"]
+
+T = TypeVar("T")
 
 
 class Stream:
@@ -385,3 +387,25 @@ def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Itera
         samples = min(block.shape[-1] for block in blocks)
         yield [block[..., :samples] for block in blocks]
         held = [block[..., samples:] for block in blocks]
+
+
+def branches(stream: Iterator[T], count: int) -> list[Iterator[T]]:
+    """Return so many iterators over one stream. An item is held until the last of them has it.
+
+    `itertools.tee` holds up to 57 items more.
+    """
+    waiting: list[deque[T]] = [deque() for _ in range(count)]
+
+    def branch(mine: deque[T]) -> Iterator[T]:
+        while True:
+            if not mine:
+                try:
+                    item = next(stream)
+                except StopIteration:
+                    return
+                for each in waiting:
+                    each.append(item)
+                del item
+            yield mine.popleft()
+
+    return [branch(each) for each in waiting]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class Energies:
     def __init__(self, sample_rate: int) -> None:
         self.hop = max(1, round(HOP * sample_rate))
         """Samples of a step."""
-        self._steps: list[Tensor] = [torch.zeros(0, dtype=torch.float64)]
+        self._steps = array("d")  # not small tensors, which would part the memory of large ones
         self._rest = torch.zeros(0, dtype=torch.float64)
         self._channels = 1
 
@@ -52,12 +53,13 @@ class Energies:
         self._channels = max(1, block.shape[0])
         energy = torch.cat([self._rest, block.double().square().sum(dim=0)])
         whole = len(energy) // self.hop * self.hop
-        self._steps.append(energy[:whole].reshape(-1, self.hop).sum(dim=1))
-        self._rest = energy[whole:]
+        self._steps.extend(energy[:whole].reshape(-1, self.hop).sum(dim=1).tolist())
+        self._rest = energy[whole:].clone()
 
     def steps(self) -> Tensor:
         """Return the energy of each step, of all channels; the last one may be shorter."""
-        return torch.cat([*self._steps, self._rest.sum()[None]] if len(self._rest) else self._steps)
+        steps = torch.tensor(self._steps, dtype=torch.float64)
+        return torch.cat([steps, self._rest.sum()[None]]) if len(self._rest) else steps
 
     def means(self) -> Tensor:
         """Return the mean square of each step, over channels as well."""
@@ -70,7 +72,7 @@ class Energies:
     @property
     def length(self) -> int:
         """Samples of each channel so far."""
-        return sum(map(len, self._steps)) * self.hop + len(self._rest)
+        return len(self._steps) * self.hop + len(self._rest)
 
 
 def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, threshold: float = SOUNDING) -> list[Sounding]:

@@ -6,7 +6,6 @@ their beginning are kept in temporary files. Axis letters: n stem, s audio chann
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.ensemble import combine_streams
-from hunterFormsBS.overlapAdd import aligned
+from hunterFormsBS.overlapAdd import aligned, branches
 from hunterFormsBS.separation import Progress
 from hunterFormsBS.songs.graph import ALL, Graph, Rest, Signal
 from hunterFormsBS.songs.keeping import Kept
@@ -166,7 +165,7 @@ class _Run:
         if not self._side_by_side and (number is None or number in self._kept):
             return begin()
         if number not in self._branches:
-            self._branches[number] = [*itertools.tee(begin(), self._readers[number])]
+            self._branches[number] = branches(begin(), self._readers[number])
         return self._branches[number].pop()
 
     def _song(self, source: Signal | None) -> Iterator[Tensor]:
