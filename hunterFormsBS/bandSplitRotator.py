@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
@@ -23,6 +23,7 @@ from hunterFormsBS.blocks.sharedBias import SharedBias, share
 from hunterFormsBS.blocks.siamese import run_siamese
 from hunterFormsBS.blocks.spectrum import SpectralTransform
 from hunterFormsBS.checks import check_audio, check_length, check_stem_ids, check_target, explain_misfit
+from hunterFormsBS.choices import MODEL_FILE
 from hunterFormsBS.containers import folded_repr, nested
 from hunterFormsBS.heads import head_of
 from hunterFormsBS.heads.mlp import masks_of_stems
@@ -330,9 +331,9 @@ class BandSplitRotator(nn.Module):
         **overrides : Any
             Further arguments of `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
         """
-        # By its name, because reading and fetching checkpoints is above the model, which can do without.
-        byName: Any = import_module("hunterFormsBS.checkpoint.byName")
-        return byName.from_checkpoint(f"hub:{repository}/{byName.MODEL}@{revision}", **overrides)
+        # The package hands on what reads checkpoints, which the model itself knows nothing of.
+        package: Any = sys.modules[__name__.partition(".")[0]]
+        return package.from_checkpoint(f"hub:{repository}/{MODEL_FILE}@{revision}", **overrides)
 
     def reset_parameters(self) -> None:
         """Initialise every parameter, for a model that `to_empty` has left without content."""

@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST",
     "LAYOUTS",
     "METRICS",
+    "MODEL_FILE",
     "NUM_OVERLAP",
     "PRECISIONS",
     "SHIFTS",
@@ -80,6 +81,9 @@ FORMATS: Final[tuple[Format, ...]] = tuple(kind for kind in KINDS if kind != STE
 Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 """The kinds of checkpoints that are written."""
+
+MODEL_FILE: Final = "model.safetensors"
+"""The file of a model that is uploaded to the Hugging Face Hub."""
 
 Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
 UPSTREAMS: Final[tuple[Upstream, ...]] = get_args(Upstream)

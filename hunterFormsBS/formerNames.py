@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Final
 
 __all__ = ["FORMER_NAMES", "GONE", "make_importable"]
@@ -34,6 +34,9 @@ FORMER_NAMES: Final = MappingProxyType(
 )
 """Former names of modules of this package, and where what was in them is now."""
 
+FORMER_PROGRAMS: Final = MappingProxyType({"checkpoint.__main__": "convert"})
+"""What was a program of its own, `python -m` with a module's name, and the command that it is now."""
+
 GONE: Final = MappingProxyType(
     {
         "hyperACE": "BandSplitRotator(use_hyperACE=True) builds the heads, and their layers are in "
@@ -53,8 +56,20 @@ class _Finder(MetaPathFinder, Loader):
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        known = package == "hunterFormsBS" and (name in FORMER_NAMES or name in GONE)
-        return ModuleSpec(fullname, self) if known else None
+        known = package == "hunterFormsBS" and any(name in names for names in (FORMER_NAMES, FORMER_PROGRAMS, GONE))
+        return ModuleSpec(fullname, self, origin=__file__) if known else None
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the program that `python -m` runs under a former name."""
+        former, name = fullname.removesuffix(".__main__"), fullname.partition(".")[2]
+        command = FORMER_PROGRAMS[name]
+        advice = f"python -m {former} is a former name: run hunterforms {command}."
+        lines = (
+            "import hunterFormsBS.program.dispatch, warnings",
+            f"warnings.warn({advice!r}, DeprecationWarning)",
+            f"hunterFormsBS.program.dispatch.run({command!r})",
+        )
+        return compile("\n".join(lines), fullname, "exec")
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__.partition(".")[2]

@@ -29,7 +29,7 @@ from hunterFormsBS.checkpoint.kinds import refuse_unless_file
 from hunterFormsBS.checkpoint.loading import choose_configuration, has_shapes_of, load
 from hunterFormsBS.checkpoint.saving import save_checkpoint
 from hunterFormsBS.checkpoint.weightsFile import WeightsFile
-from hunterFormsBS.choices import Upstream
+from hunterFormsBS.choices import MODEL_FILE, Upstream
 from hunterFormsBS.printable import printable, say, short_repr
 
 PREFIX: Final = "hub:"
@@ -37,8 +37,6 @@ SHORTEST_PART: Final = 3
 """Characters that say too little of a name."""
 MOST_NEAR: Final = 3
 """Names of the catalogue that a message suggests."""
-MODEL: Final = "model.safetensors"
-"""The file of a model that `publish` uploads."""
 
 
 def recognise(pathFilename: PathFilename) -> Entry | None:
@@ -248,7 +246,7 @@ def publish(
         If huggingface_hub is not installed.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL
+        path = Path(folder) / MODEL_FILE
         save_checkpoint(path, model, configuration=configuration)
         return hub.upload(repository, path, private=private)
 

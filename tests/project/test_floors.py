@@ -47,17 +47,11 @@ FLOORS = (
 )
 """From the ground up. A module imports from its own floor and from those below."""
 
-FACES = ("hunterFormsBS", "hunterFormsBS.checkpoint.__main__", "hunterFormsBS.formerNames")
+FACES = ("hunterFormsBS", "hunterFormsBS.formerNames")
 """They hand on names of all floors, and nothing imports them."""
 
 IMPORTING = ("import_module", "__import__")
 """Functions that import a module by its name."""
-
-UPWARD = {
-    # A classmethod of this name is where users of the Hugging Face Hub look for it, and it has to read a checkpoint.
-    ("hunterFormsBS.bandSplitRotator", "hunterFormsBS.checkpoint.byName"): "BandSplitRotator.from_pretrained",
-}
-"""Imports that go up all the same, by a call within the function named."""
 
 
 def modules() -> dict[str, Path]:
@@ -90,7 +84,7 @@ def imports_of(path: Path, names: set[str]) -> Iterator[str]:
 def arrows() -> dict[str, set[str]]:
     found = modules()
     return {
-        name: {other for other in imports_of(path, set(found)) if other != name and (name, other) not in UPWARD}
+        name: {other for other in imports_of(path, set(found)) if other != name}
         for name, path in found.items()
         if name not in FACES
     }
@@ -147,21 +141,3 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_an_import_is_seen_however_it_is_written(source: str, tmp_path: Path) -> None:
     (tmp_path / "any.py").write_text(source, encoding="utf-8")
     assert list(imports_of(tmp_path / "any.py", set(modules()))) == ["hunterFormsBS.songs.names"]
-
-
-@pytest.mark.parametrize(("name", "other"), UPWARD)
-def test_an_exception_is_still_one(name: str, other: str) -> None:
-    """Each stands in the function that it is made for, and goes up."""
-    found = modules()
-    kind, _, method = UPWARD[name, other].partition(".")
-    tree = ast.parse(found[name].read_text(encoding="utf-8"))
-    (function,) = (
-        inner
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == kind
-        for inner in node.body
-        if isinstance(inner, ast.FunctionDef) and inner.name == method
-    )
-    source = ast.unparse(function)
-    assert source.count(other) == found[name].read_text(encoding="utf-8").count(f'"{other}"') == 1
-    assert floor_of(other) > floor_of(name)
