@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from hunterFormsBS.checkpoint.recognition import recognise
-from tests import test_parity_heads, test_parity_shared
+from tests.checkpoint import test_parity_heads, test_parity_shared
 
 
 def main() -> None:

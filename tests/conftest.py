@@ -22,24 +22,7 @@ from torch import Tensor, nn
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.kernels import linear, seam, transformer
 from hunterFormsBS.kernels.seam import Where, noting_kernels
-
-# 33 bins in 6 bands: a forward pass takes milliseconds, and no two axes have the same length.
-TINY: dict[str, Any] = {
-    "dim": 12,
-    "depth": 2,
-    "heads": 2,
-    "dim_head": 4,
-    "time_transformer_depth": 1,
-    "freq_transformer_depth": 1,
-    "freqs_per_bands": (2, 3, 4, 5, 7, 12),
-    "dim_freqs_in": 33,
-    "stft_n_fft": 64,
-    "stft_win_length": 64,
-    "stft_hop_length": 16,
-    "mlp_expansion_factor": 2,
-    "multi_stft_resolutions_window_sizes": (128, 64, 32),
-    "multi_stft_hop_size": 20,
-}
+from tests.models import TINY
 
 
 def pytest_configure() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -78,15 +77,6 @@ def make_fabric(
         strategy=chosen,
         precision=cast(Any, precision),
     )
-
-
-@contextmanager
-def without_warnings_of_others() -> Generator[None]:
-    """Show the remarks of this package, and of no other: Fabric and PyTorch advise about what was decided here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"__main__|hunterFormsBS")
-        yield
 
 
 def is_sharded(fabric: Fabric) -> bool:

@@ -17,26 +17,7 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.bandSplit import DEFAULT_FREQS_PER_BANDS
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
-
-SMALL = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "time_transformer_depth": 1, "freq_transformer_depth": 1}
-SMALL_BS: dict[str, Any] = SMALL | {
-    "stft_n_fft": 64,
-    "stft_hop_length": 16,
-    "stft_win_length": 64,
-    "freqs_per_bands": (4, 8, 21),
-    "mask_estimator_depth": 2,
-    "stereo": True,
-    "num_stems": 3,
-}
-SMALL_MEL: dict[str, Any] = SMALL | {
-    "stft_n_fft": 2048,
-    "stft_hop_length": 441,
-    "stft_win_length": 2048,
-    "num_bands": 60,
-    "sample_rate": 44100,
-    "mask_estimator_depth": 1,
-    "mlp_expansion_factor": 1,
-}
+from tests.models import SMALL, SMALL_BS, SMALL_MEL
 
 
 def random_weights(stated: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.catalogue import Entry, publish
 from hunterFormsBS.checkpoint import CheckpointError, facts, from_checkpoint, read_configuration, save_checkpoint
 from hunterFormsBS.checkpoint import connection as client
-from tests.conftest import TINY
+from tests.models import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "hub:owner/repository/model.ckpt"

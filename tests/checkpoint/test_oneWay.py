@@ -20,7 +20,7 @@ from hunterFormsBS.checkpoint import from_checkpoint, loading, save_checkpoint
 from hunterFormsBS.checkpoint.arguments import DEFAULTS
 from hunterFormsBS.checkpoint.facts import recognise_file
 from hunterFormsBS.checkpoint.variants import VARIANTS
-from tests.conftest import TINY
+from tests.models import TINY
 
 FOLDER = Path(checkpoint.__file__).parent
 PACKAGE = checkpoint.__name__

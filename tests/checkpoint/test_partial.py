@@ -10,7 +10,7 @@ import torch
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, save_checkpoint
-from tests.conftest import TINY
+from tests.models import TINY
 
 TWO: dict[str, Any] = {**TINY, "num_stems": 2}
 

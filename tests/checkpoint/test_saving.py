@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, read_configuration, save_checkpoint
-from tests.conftest import TINY
+from tests.models import TINY
 
 MEL: dict[str, Any] = {
     **{name: value for name, value in TINY.items() if name not in ("freqs_per_bands", "dim_freqs_in")},

@@ -23,6 +23,7 @@ from hunterFormsBS.checkpoint import (
     translate_state_dict,
 )
 from hunterFormsBS.options import idle_options
+from tests.models import SMALL, SMALL_BS, SMALL_MEL
 
 CONFIGS = Path(__file__).resolve().parents[3] / "shared" / "configs"
 
@@ -69,26 +70,6 @@ PUBLIC: dict[str, dict[str, Any]] = {
     "model_bs_roformer_ep_317_sdr_12.9755": BS | {"dim": 512, "depth": 12},
     "model_bs_roformer_ep_937_sdr_10.5309": BS | {"dim": 384, "depth": 12, "stft_hop_length": 512},
     "model_mel_band_roformer_ep_3005_sdr_11.4360": MEL | {"depth": 12},
-}
-
-SMALL = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "time_transformer_depth": 1, "freq_transformer_depth": 1}
-SMALL_BS: dict[str, Any] = SMALL | {
-    "stft_n_fft": 64,
-    "stft_hop_length": 16,
-    "stft_win_length": 64,
-    "freqs_per_bands": (4, 8, 21),
-    "mask_estimator_depth": 2,
-    "stereo": True,
-    "num_stems": 3,
-}
-SMALL_MEL: dict[str, Any] = SMALL | {
-    "stft_n_fft": 2048,
-    "stft_hop_length": 441,
-    "stft_win_length": 2048,
-    "num_bands": 60,
-    "sample_rate": 44100,
-    "mask_estimator_depth": 1,
-    "mlp_expansion_factor": 1,
 }
 
 

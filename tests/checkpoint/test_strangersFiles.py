@@ -35,7 +35,7 @@ from hunterFormsBS.checkpoint import (
     read_state_dict,
 )
 from hunterFormsBS.checkpoint.unpickling import Placeholder, unpickle
-from tests.conftest import TINY
+from tests.models import TINY
 
 ONE = {"band_split.to_features.0.1.weight": torch.arange(6.0).reshape(2, 3)}
 CONFIGURATION = {name: value for name, value in TINY.items() if not name.startswith("multi")}

@@ -12,7 +12,7 @@ import torch
 
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.options import OPTIONS
-from tests.conftest import TINY
+from tests.models import TINY
 
 # One of them has names among its values, and the layout checks the number of bands.
 BOOLEANS = [name for name, row in OPTIONS.items() if bool in row.kinds and name != "learned_value_residual_mix"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, from_configuration, save_checkpoint
 from hunterFormsBS.heads.fourier import FourierConvolution, FourierOperator
-from tests.conftest import TINY
+from tests.models import TINY
 
 ARGUMENTS: dict[str, Any] = TINY | {"mlp_expansion_factor": 4, "mask_fno_modes": 5, "num_stems": 2, "zero_dc": True}
 

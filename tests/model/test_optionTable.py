@@ -16,7 +16,7 @@ from hunterFormsBS.checkpoint import infer_configuration
 from hunterFormsBS.heads import HEADS, OptionsOfHeads
 from hunterFormsBS.optionRow import REQUIRED, ByLayout, Option, check_value, rows_of
 from hunterFormsBS.options import OPTIONS, idle_options
-from tests.conftest import TINY
+from tests.models import TINY
 
 Build = Callable[..., BandSplitRotator]
 

@@ -182,7 +182,7 @@ ELSEWHERE = {
     "sage_attention": "test_kernel_choice_reaches_every_softmax_attention",
     "learned_value_residual_mix": "test_kinds_of_value_residual_differ",
     "mc_hyper_conn_sinkhorn_iters": "test_sinkhorn_iterations_change_the_output",
-    "dim_freqs_in": "test_validate.py",
+    "dim_freqs_in": "test_refusals.py",
     "stft_normalized": "test_spectrum.py",  # the norms of the band split take a factor away
     "stft_n_fft": "test_transform_size_decides_the_number_of_bins",
     "sample_rate": "test_sample_rate_and_num_bands_make_a_mel_layout",

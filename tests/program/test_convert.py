@@ -16,7 +16,7 @@ import yaml
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.program.dispatch import main
-from tests.conftest import TINY
+from tests.models import TINY
 
 ARGUMENTS: dict[str, Any] = TINY | {"stereo": True, "num_stems": 2, "stft_hop_length": 8}
 STEMS = {"training": {"instruments": ["vocals", "drums"]}, "audio": {"chunk_size": 800}}

@@ -31,6 +31,7 @@ from hunterFormsBS.separation import separate
 from hunterFormsBS.songs import batch, plan, progress
 from hunterFormsBS.songs.levels import loudness, sounding_parts
 from hunterFormsBS.songs.reading import probe_audio, read_audio
+from tests.models import STEREO, STEREO_AT
 
 RATE = 8000
 SIZES = {"chunk_size": 2000, "num_overlap": 2}
@@ -41,25 +42,9 @@ pytestmark = pytest.mark.filterwarnings("default::UserWarning", "default::Runtim
 
 def write_model(path: Path, names: Sequence[str], seed: int = 0, *, named: bool = True) -> None:
     torch.manual_seed(seed)
-    model = BandSplitRotator(
-        8,
-        depth=1,
-        heads=1,
-        dim_head=8,
-        time_transformer_depth=1,
-        freq_transformer_depth=1,
-        num_stems=len(names),
-        stereo=True,
-        freqs_per_bands=(3, 10, 20),
-        dim_freqs_in=33,
-        stft_n_fft=64,
-        stft_win_length=64,
-        stft_hop_length=16,
-    )
-    sections: dict[str, Any] = {"audio": {"sample_rate": RATE, "chunk_size": 2000}, "inference": {"num_overlap": 2}}
-    if named:
-        sections["training"] = {"instruments": list(names)}
-    save_checkpoint(path, model, configuration=sections)
+    model = BandSplitRotator(**STEREO | {"num_stems": len(names)})
+    training = {"training": {"instruments": list(names)}} if named else {}
+    save_checkpoint(path, model, configuration=STEREO_AT | training)
 
 
 def write_song(path: Path, length: int = 5001, *, level: float = 0.5, channels: int = 2, rate: int = RATE) -> Path:

@@ -29,6 +29,7 @@ from hunterFormsBS.songs import together
 from hunterFormsBS.songs.reading import read_audio
 from hunterFormsBS.songs.together import appearing_together
 from hunterFormsBS.songs.writing import StemFile, WritingError
+from tests.models import STEREO, STEREO_AT
 
 RATE = 8000
 CONFIGURATION = """\
@@ -825,23 +826,8 @@ def test_warnings_take_one_line_without_code(bench: Bench, capsys: pytest.Captur
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a small model's checkpoint and a song."""
     folder = tmp_path_factory.mktemp("real")
-    model = BandSplitRotator(
-        8,
-        depth=1,
-        heads=1,
-        dim_head=8,
-        time_transformer_depth=1,
-        freq_transformer_depth=1,
-        num_stems=2,
-        stereo=True,
-        freqs_per_bands=(3, 10, 20),
-        dim_freqs_in=33,
-        stft_n_fft=64,
-        stft_win_length=64,
-        stft_hop_length=16,
-    )
-    sections = {
-        "audio": {"sample_rate": RATE, "chunk_size": 2000},
+    model = BandSplitRotator(**STEREO)
+    sections = STEREO_AT | {
         "training": {"instruments": ["voice", "band"]},
         "inference": {"num_overlap": 2, "batch_size": 2},
     }

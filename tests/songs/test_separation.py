@@ -23,7 +23,7 @@ from hunterFormsBS.kernels.int8 import in_int8
 from hunterFormsBS.overlapAdd import Chunks
 from hunterFormsBS.parametersSeparation import BLENDS, Blend, ParametersSeparation
 from hunterFormsBS.separation import separate, separate_stream
-from tests.conftest import TINY
+from tests.models import TINY
 
 CHUNK = 1000
 

@@ -13,7 +13,7 @@ from hunterFormsBS.choices import LAYOUTS, Layout
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.parametersSeparation import ParametersSeparation
 from hunterFormsBS.songs.settings import find_configuration, read_settings, stated_separation, stem_indices
-from tests.conftest import TINY
+from tests.models import TINY
 
 STEMS = ["vocals", "Drums", "Bass Guitar"]
 

@@ -19,6 +19,7 @@ import torch
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
 from hunterFormsBS.separation import separate
+from tests.models import STEREO, STEREO_AT
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -51,26 +52,8 @@ def ray_here(starts_processes: None) -> Iterator[None]:
 def corpus(tmp_path: Path) -> Path:
     """Return a folder with a checkpoint and songs, one of which is none."""
     torch.manual_seed(0)
-    model = BandSplitRotator(
-        8,
-        depth=1,
-        heads=1,
-        dim_head=8,
-        time_transformer_depth=1,
-        freq_transformer_depth=1,
-        num_stems=2,
-        stereo=True,
-        freqs_per_bands=(3, 10, 20),
-        dim_freqs_in=33,
-        stft_n_fft=64,
-        stft_win_length=64,
-        stft_hop_length=16,
-    )
-    sections = {
-        "audio": {"sample_rate": RATE, "chunk_size": 2000},
-        "training": {"instruments": ["voice", "band"]},
-        "inference": {"num_overlap": 2},
-    }
+    model = BandSplitRotator(**STEREO)
+    sections = STEREO_AT | {"training": {"instruments": ["voice", "band"]}}
     save_checkpoint(tmp_path / "model.ckpt", model, configuration=sections)
     for number, folder in enumerate(["x", "x", "x/deep", "y", "y", "y"]):
         path = tmp_path / "songs" / folder / f"{number}.wav"

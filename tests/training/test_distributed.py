@@ -27,22 +27,10 @@ from hunterFormsBS import BandSplitRotator  # noqa: E402
 from hunterFormsBS.attend import Attention, FeedForward, Transformer  # noqa: E402
 from hunterFormsBS.blocks.positions import PositionEmbedding  # noqa: E402
 from hunterFormsBS.training.engine import shard  # noqa: E402
+from tests import models  # noqa: E402
 
-TINY: dict[str, Any] = {
-    "dim": 12,
-    "depth": 2,
-    "heads": 2,
-    "dim_head": 4,
-    "time_transformer_depth": 1,
-    "freq_transformer_depth": 1,
-    "freqs_per_bands": (2, 3, 4, 5, 7, 12),
-    "dim_freqs_in": 33,
-    "stft_n_fft": 64,
-    "stft_win_length": 64,
-    "stft_hop_length": 16,
-    "mlp_expansion_factor": 2,
+TINY: dict[str, Any] = models.TINY | {
     "multi_stft_resolutions_window_sizes": (64, 32),
-    "multi_stft_hop_size": 20,
     "num_stems": 3,
     "stereo": True,
 }

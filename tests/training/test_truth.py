@@ -18,7 +18,7 @@ from hunterFormsBS.training.datasets import find_data
 from hunterFormsBS.training.segments import Segments
 from hunterFormsBS.training.trainer import train
 from hunterFormsBS.training.truth import explain_sums, find_songs, read_song
-from tests.conftest import TINY
+from tests.models import TINY
 
 RATE = 8000
 LENGTH = 400

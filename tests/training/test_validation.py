@@ -19,7 +19,7 @@ from hunterFormsBS.program.dispatch import main
 from hunterFormsBS.separation import separate
 from hunterFormsBS.training.stempegSong import write_songs
 from hunterFormsBS.training.truth import find_songs, read_song
-from tests.conftest import TINY
+from tests.models import TINY
 
 STEMS = ("vocals", "drums", "bass", "other")
 CHUNK = 8192

@@ -13,7 +13,7 @@ from typing import Final
 from hunterFormsBS.choices import ACCELERATORS, STRATEGIES
 from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
-from hunterFormsBS.installation import how_to_install, is_installed
+from hunterFormsBS.program.othersPackages import packages_of_training
 
 EXAMPLES: Final = """\
   hunterforms train --configuration train.yaml --songs MUSDB18-HQ --output runs/first
@@ -63,12 +63,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.load_optimizer and options.checkpoint is None:
         raise UsageError("--load-optimizer belongs to --checkpoint: name the last_*.ckpt to go on from")
 
-    if not is_installed("train"):
-        raise ImportError(f"training needs more packages: {how_to_install('train')}")
-    from hunterFormsBS.training.engine import without_warnings_of_others
-    from hunterFormsBS.training.trainer import train
+    with packages_of_training("training"):
+        from hunterFormsBS.training.trainer import train
 
-    with without_warnings_of_others():
         train(
             options.configuration,
             options.output,

@@ -12,7 +12,7 @@ from typing import Final
 
 from hunterFormsBS.choices import ACCELERATORS, METRICS, PRECISIONS
 from hunterFormsBS.console import Console
-from hunterFormsBS.installation import how_to_install, is_installed
+from hunterFormsBS.program.othersPackages import packages_of_training
 
 EXAMPLES: Final = """\
   hunterforms validate --checkpoint model.ckpt --songs data/test --stems vocals drums --output scores.csv
@@ -42,12 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure as the command line says."""
-    if not is_installed("train"):
-        raise ImportError(f"measuring needs more packages: {how_to_install('train')}")
-    from hunterFormsBS.training.engine import without_warnings_of_others
-    from hunterFormsBS.training.validation import validate
+    with packages_of_training("measuring"):
+        from hunterFormsBS.training.validation import validate
 
-    with without_warnings_of_others():
         scores = validate(
             options.checkpoint,
             options.songs,
