@@ -124,7 +124,7 @@ def _products_for(x: Tensor, weight: Tensor) -> Products | None:
         return None
     serves = dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16())
     capable = torch.backends.cpu.get_cpu_capability().startswith("AVX") and bool(torch.backends.mkldnn.enabled)
-    operators = onednn() if serves and capable else None
+    operators = onednn(dtype) if serves and capable else None
     return None if operators is None else Products(operators, dtype)
 
 

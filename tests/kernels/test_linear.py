@@ -218,6 +218,28 @@ def test_onednn_is_not_needed(operators: SimpleNamespace, monkeypatch: pytest.Mo
     assert torch.equal(actual, layer(x).tanh())
 
 
+def test_bfloat16_is_left_to_pytorch_where_onednn_may_not_use_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reorder(weight: Tensor, rows: int) -> Tensor:
+        """Do what oneDNN does with ONEDNN_MAX_CPU_ISA=AVX2 on a processor that could do more."""
+        if weight.dtype != torch.float32:
+            raise RuntimeError("bf16 path needs the cpu support avx_ne_convert")
+        return weight
+
+    x, layer = torch.randn(3, 5, dtype=torch.bfloat16), nn.Linear(5, 4, dtype=torch.bfloat16)
+    internals.onednn.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_module, "multiplies_bfloat16", lambda: True)
+        operators = SimpleNamespace(
+            _linear_pointwise=torch.ops.mkldnn._linear_pointwise, _reorder_linear_weight=reorder
+        )
+        patch.setattr(torch.ops, "mkldnn", operators)
+        packed = pack([layer], x, 3)
+        actual = linear(x, layer.weight, layer.bias)
+    internals.onednn.cache_clear()
+    assert not packed
+    assert torch.equal(actual, layer(x))
+
+
 # linear_of
 
 cheap_functions = pytest.mark.parametrize(
