@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
-from importlib.util import find_spec
 
 __all__ = ["how_to_install", "is_installed"]
 
@@ -30,7 +29,8 @@ def how_to_install(*extras: str) -> str:
     needed = list(dict.fromkeys(requirement for extra in extras for requirement in _requirements(extra)))
     # All of them where each is there, since one must be too old or broken.
     packages = [requirement for requirement in needed if not _is_installed(requirement)] or needed
-    uv = None if find_spec("pip") else shutil.which("uv")
+    # Not by `find_spec`: setuptools takes the search for pip as its import, and torch.compile then fails on 3.11.
+    uv = None if _is_installed("pip") else shutil.which("uv")
     installer = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
     quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
     return quoted([*installer, *packages])

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -36,10 +37,12 @@ def packages(command: str) -> set[str]:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_a_command_names_every_package_of_an_extra_that_is_missing(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(_name: str) -> None:
-        raise PackageNotFoundError
+    def nothing_but_pip(name: str) -> object:
+        if name != "pip":
+            raise PackageNotFoundError
+        return name
 
-    monkeypatch.setattr(installation, "distribution", nothing)
+    monkeypatch.setattr(installation, "distribution", nothing_but_pip)
     command = how_to_install(extra)
     assert shlex.split(command)[:4] == [sys.executable, "-m", "pip", "install"]
     assert packages(command) == packages_of(extra)
@@ -59,6 +62,15 @@ def test_packages_that_are_installed_are_left_out(monkeypatch: pytest.MonkeyPatc
 def test_all_are_named_where_each_is_installed_since_one_is_too_old() -> None:
     assert is_installed("separation")
     assert packages(how_to_install("separation")) == packages_of("separation")
+
+
+def test_no_module_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a search for pip, setuptools leaves distutils to Python, and torch.compile fails with Python 3.11."""
+    searched: list[str] = []
+    finder = SimpleNamespace(find_spec=lambda name, *_: searched.append(name))
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    how_to_install("hub")
+    assert searched == []
 
 
 def test_an_interpreter_in_a_folder_with_spaces_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
