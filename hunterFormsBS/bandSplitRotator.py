@@ -72,11 +72,11 @@ class BandSplitRotator(nn.Module):
         Features of an attention head, and heads.
     freqs_per_bands : sequence of int
         Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
-    num_bands : int, optional
+    num_bands : int, default None
         Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
-    sample_rate : float, optional
+    sample_rate : float, default None
         Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
-    mask_estimator_depth : int, optional
+    mask_estimator_depth : int, default None
         Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
 
     Other Parameters
@@ -88,9 +88,9 @@ class BandSplitRotator(nn.Module):
     dim_freqs_in : int
         Frequency bins as older configurations state them. `stft_n_fft // 2 + 1` is used, and a warning says so when
         they differ.
-    ff_mult : int, optional
+    ff_mult : int, default None
         Hidden features of the feedforward, in multiples of `dim`; 4 by default.
-    final_norm, norm_output, zero_dc : bool, optional
+    final_norm, norm_output, zero_dc : bool, default None
         Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
         False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
     flash_attn : bool or FlashAttentionConfig
@@ -98,9 +98,9 @@ class BandSplitRotator(nn.Module):
     freq_conformer_depth, time_conformer_depth : int
         Layers of a Conformer along frequency, or time, in a layer group, in place of a transformer: pass 0 for the
         depth of that, see `hunterFormsBS.blocks.conformer`.
-    freq_range : (int, int), optional
+    freq_range : (int, int), default None
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
-    learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
+    learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, default None
         True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
         mix them in softmax attention (see `hunterFormsBS.operations.valueResidual.mix_values`);
         'swapped_everywhere': in linear attention too, as their versions before 1.0 did. Needs
@@ -108,7 +108,7 @@ class BandSplitRotator(nn.Module):
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
         at once and may be 0 deep, the others where a Conformer takes their place.
-    mask_filter_bank : Tensor, optional
+    mask_filter_bank : Tensor, default None
         Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
     mask_fno_depth, mask_fno_modes : int
         Fourier neural operators along time make the masks, in place of MLPs, with that many blocks, each of which keeps
@@ -118,7 +118,7 @@ class BandSplitRotator(nn.Module):
         heads of that many features, and that many of them: the head of Large-Inst v2, where the depth is 4.
     match_input_audio_length : bool
         Return as many samples as came in. False: a multiple of the hop length.
-    mc_hyper_conn_sinkhorn_iters : int, optional
+    mc_hyper_conn_sinkhorn_iters : int, default None
         Manifold-constrained hyper-connections with that many Sinkhorn iterations; None: no constraint.
     mlp_expansion_factor : int
         Hidden features of a mask estimator, in multiples of `dim`.
@@ -131,7 +131,7 @@ class BandSplitRotator(nn.Module):
         Samples in the windows of the spectral term, one spectrum for each; frames have at least `stft_n_fft`.
     num_residual_fracs, num_residual_streams : int
         Hyper-connections: pieces that features are divided into, and copies of the residual stream; 1 each: neither.
-    n_wsa_sinks, wsa_window_len : int, optional
+    n_wsa_sinks, wsa_window_len : int, default 0 and None
         Before the first frame that many learned ones, to which all frames attend; apart from these a frame attends,
         along time, to those at most half a window away.
     residual_in_first_group_only : bool
@@ -140,7 +140,7 @@ class BandSplitRotator(nn.Module):
         were trained with them need.
     sage_attention : bool
         SageAttention on CUDA in half precision, without gradients; elsewhere as `flash_attn` says, after a warning.
-    scale : float, optional
+    scale : float, default None
         Factor on attention scores; `dim_head ** -0.5` by default.
     segm_backbone_channels, segm_base_depth
         With `use_hyperACE`: channels of the five stages of its branch, and bottlenecks of the second and last stage.
@@ -446,9 +446,9 @@ class BandSplitRotator(nn.Module):
         ----------
         raw_audio : Tensor
             The mixture, floating point, `(b, s, t)`, or `(b, t)` if mono; any length from one sample up.
-        target : Tensor, optional
+        target : Tensor, default None
             The true stems, all of them; for shapes see `hunterFormsBS.bandSplit.lossComputation`.
-        active_stem_ids : sequence of int, optional
+        active_stem_ids : sequence of int, default None
             Run only these stems' heads, in this order; all by default.
         return_loss_breakdown : bool
             Return the two terms of the loss as well.
@@ -489,7 +489,7 @@ class BandSplitRotator(nn.Module):
         ----------
         spectrum : Tensor
             `(b, s, f, t, c)`, from `self.stft.forward`.
-        stem_ids : sequence of int, optional
+        stem_ids : sequence of int, default None
             Stems to estimate; all by default.
 
         Returns

@@ -17,7 +17,7 @@ def find_device(name: str, *, local_rank: int | None = None) -> torch.device:
     ----------
     name : str
         As PyTorch names devices, or `auto` for the fastest kind that there is.
-    local_rank : int, optional
+    local_rank : int, default None
         Which process of a job this is on its machine. Each gets a GPU of its own where the name states none.
 
     Raises

@@ -40,12 +40,12 @@ def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: S
     ----------
     estimates : Sequence[Tensor]
         One for each model, of one shape, with samples along the last axis: what `separate` returns.
-    kind : Ensemble = "avg_wave"
+    kind : Ensemble, default "avg_wave"
         One of `ENSEMBLES`. Spectra are of 2048 samples, 1024 apart, with a Hann window, as in MSST. The song is
         continued by silence to a multiple of 1024 samples. MSST does not do that, and divides its last samples, up to
         1023, by the end of a window, which is nearly zero; audio-separator leaves them out in the ways of UVR. All the
         others are the same.
-    weights : Sequence[float] | None = None
+    weights : Sequence[float] | None, default None
         One for each estimate, for `avg_wave` and `avg_fft`: any unit, as they are divided by their sum.
 
     Returns
@@ -114,7 +114,7 @@ def separate_ensemble_stream(
         As in `hunterFormsBS.separation.separate_stream`.
     kind, weights
         As in `combine`.
-    length : int | None = None
+    length : int | None, default None
         Samples to expect.
     **keywords : Unpack[KeywordsSeparation]
         The fields of `ParametersSeparation`.

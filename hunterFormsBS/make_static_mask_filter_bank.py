@@ -35,7 +35,7 @@ def filter_bank_non_overlapping(freqs_per_bands: Sequence[int], num_bands: int |
     ----------
     freqs_per_bands : Sequence[int]
         Number of bins in each band. Their sum is the number of bins.
-    num_bands : int | None = None
+    num_bands : int | None, default None
         Number of bands that you expect, to catch a missing or repeated number in a long list.
     """
     counts = check_freqs_per_bands(freqs_per_bands)
@@ -64,11 +64,11 @@ def librosa_filters_mel(
 
     Parameters
     ----------
-    sample_rate, sr : float = 44100
+    sample_rate, sr : float, default 44100
         Samples per second of the audio.
-    stft_n_fft, n_fft : int = 2048
+    stft_n_fft, n_fft : int, default 2048
         Length of the Fourier transform, in samples.
-    num_bands, n_mels : int = 60
+    num_bands, n_mels : int, default 60
         Number of bands.
     **keywordArguments : Any
         For `librosa.filters.mel`, for example `htk=True`. With `fmin` or `fmax`, the model needs a `freq_range`.
@@ -123,9 +123,9 @@ def plot_mask_filter_bank(
     ----------
     mask_filter_bank : Tensor | BandSplitRotator
         Boolean, `(band, freq)`, where the last bin is at half the sample rate; or a model, for its layout.
-    sample_rate : float | None = None
+    sample_rate : float | None, default None
         Samples per second of the audio. `None`: what the model states, else 44100.
-    ax : Axes | None = None
+    ax : Axes | None, default None
         Where to draw; a new figure by default.
 
     Returns

@@ -90,11 +90,11 @@ class Option:
         As in the signature of `BandSplitRotator`.
     least, most : float
         Bounds of a number, or of each number of a sequence. Both belong to the range.
-    below : float, optional
+    below : float, default None
         A bound that does not belong to the range.
-    unset : object, optional
+    unset : object, default None
         What None stands for, or a `ByLayout`. None: the layer that uses the value knows.
-    needs : Needs, optional
+    needs : Needs, default None
         Without it, only the default is accepted: anything else would have no effect.
     excludes : tuple of str, default ()
         Arguments that must be as if they were not there, unless this one is.

@@ -52,13 +52,13 @@ def plot_separation(
         `(s, t)`, or `(t)` if mono.
     stems : Tensor
         As `hunterFormsBS.separation.separate` returns them: `(n, s, t)`.
-    truth : Tensor, optional
+    truth : Tensor, default None
         The true stems, `(n, s, t)`.
-    names : sequence of str, optional
+    names : sequence of str, default None
         Of the stems; numbers by default.
     sample_rate : float
         Samples per second.
-    figure : Figure, optional
+    figure : Figure, default None
         Where to draw; a new one of pyplot by default.
 
     Returns
@@ -111,11 +111,11 @@ def plot_band_masks(
         On any device.
     audio : Tensor
         A few seconds of a mixture, `(s, t)`, or `(t)` if mono. The model sees them in one piece.
-    names : sequence of str, optional
+    names : sequence of str, default None
         Of the model's stems; numbers by default.
     sample_rate : float
         Samples per second.
-    figure : Figure, optional
+    figure : Figure, default None
         Where to draw; a new one of pyplot by default.
 
     Returns

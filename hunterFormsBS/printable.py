@@ -58,7 +58,7 @@ def say(text: object, stream: TextIO | None, limit: int = LONGEST_LINE) -> None:
     Parameters
     ----------
     text : object
-    stream : TextIO, optional
+    stream : TextIO or None
         Standard output or standard error; None where the process was started without.
     limit : int
         Characters to print at most.

@@ -54,7 +54,7 @@ def separate(
         pass as they are. A module runs in eval mode and gets its training flags back afterwards.
     mixture : Tensor
         Floating-point audio, `(s, t)`, or `(t,)` for mono.
-    progress : bool | Progress = False
+    progress : bool | Progress, default False
         `True` shows a progress bar; a callable gets the number of chunks done and the number of all chunks.
     **keywords : Unpack[KeywordsSeparation]
         The fields of `ParametersSeparation`.
@@ -116,9 +116,9 @@ def separate_stream(
     blocks : Iterable[Tensor]
         Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
         channels, dtype and device. A block is read, never changed, and must not change while it is needed.
-    length : int | None = None
+    length : int | None, default None
         Samples to expect, for `progress` alone: the song ends where the blocks do.
-    progress : bool | Progress = False
+    progress : bool | Progress, default False
         True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
         that of those known so far.
     **keywords : Unpack[KeywordsSeparation]

@@ -37,7 +37,7 @@ def explained(init: Callable[P, None], further: Callable[..., None] | None = Non
     ----------
     init : Callable
         An `__init__` whose arguments, but for the first, have names.
-    further : Callable, optional
+    further : Callable, default None
         The `__init__` that takes what `init` passes on as `**keywords`, explained too.
 
     Returns

@@ -60,9 +60,9 @@ class ParametersAttention(NamedTuple):
         Dropout probability of attention weights, and after the output projection.
     flash_attn, sage_attention
         PyTorch's fused attention, or SageAttention where it can be used; see `hunterFormsBS.attend.Attend`.
-    scale : float, optional
+    scale : float, default None
         Factor on the scores, `dim_head ** -0.5` by default.
-    wsa_window_len, n_wsa_sinks : int, optional
+    wsa_window_len, n_wsa_sinks : int, default None and 0
         Positions attend to those at most half a window away, and to that many sinks before the first.
     """
 

@@ -78,11 +78,11 @@ class Variant:
         A regular expression for the keys that it has besides those of the plain model, in this package's form.
     layer : str
         What its layers are called in the arguments that count those of an axis, where they replace transformers.
-    overlapping : bool, optional
+    overlapping : bool, default None
         The upstream class that the next two describe is for bands that overlap, or for those that do not; None: both.
     defaults : Mapping[str, object]
         Defaults of that class where they differ from those of the plain model.
-    mask_estimator_depth_excess : int, optional
+    mask_estimator_depth_excess : int, default None
         What its `mask_estimator_depth` counts beyond the hidden layers; None: as the plain model.
     elsewhere : str
         The argument that switches it on in configurations of other programs.

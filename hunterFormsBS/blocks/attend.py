@@ -27,9 +27,9 @@ class Attend(Layer):
     sage_attention : bool
         Use SageAttention [2]_ for float16 and bfloat16 on CUDA without gradient (its kernels have no backward pass).
         Elsewhere `scaled_dot_product_attention` takes its place, and one warning says why.
-    scale : float, optional
+    scale : float, default None
         Factor on the scores; `q.shape[-1] ** -0.5` by default.
-    wsa_window_len, n_wsa_sinks : int, optional
+    wsa_window_len, n_wsa_sinks : int, default None and 0
         With a window, a position attends to those at most half a window away, and to the first `n_wsa_sinks`, which
         attend to all [3]_.
 

@@ -33,12 +33,12 @@ class Attention(Layer):
         Features in and out.
     parameters : ParametersAttention
         Heads, dropout, scale and the kernels allowed.
-    positions : PositionEmbedding, optional
+    positions : PositionEmbedding, default None
         Shared among layers. It is registered under its own `name`.
-    value_residual_mix : {'learned', 'constant', 'swapped'}, optional
+    value_residual_mix : {'learned', 'constant', 'swapped'}, default None
         How values are mixed with those of the first layer (see `mix_values`): by a learned factor per head and
         position, or halfway. None: they are not.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         Biases of the first and of the last projection, shared among layers. None: there are none.
     """
 
@@ -92,7 +92,7 @@ class Attention(Layer):
         ----------
         x : Tensor
             `(b, n, d)`.
-        first_values : Tensor, optional
+        first_values : Tensor, default None
             `(b, h, n, e)`, values of the first layer; needed when there is a `value_residual_mix`.
 
         Returns

@@ -112,7 +112,7 @@ class Conformer(Layer):
         Of attention, feedforward and the norm of the output.
     convolution : ParametersConvolution
         Of the convolutions.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         Of attention.
     """
 

@@ -35,7 +35,7 @@ def layer_groups(
         How many groups, and what runs in them.
     convolution : ParametersConvolution, default ParametersConvolution()
         Of every Conformer.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         Of every softmax attention.
     """
     heads, dim_head = parameters.attention.heads, parameters.attention.dim_head

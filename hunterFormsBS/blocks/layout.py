@@ -52,7 +52,7 @@ def mask_filter_bank_non_overlapping(
         Number of bins in each band; they sum to `num_freqs`, or to the number of bins within `freq_range`.
     num_freqs : int
         Number of frequency bins.
-    freq_range : tuple[int, int] | None = None
+    freq_range : tuple[int, int] | None, default None
         The bins that belong to bands, as in `resolve_freq_range`.
 
     Returns

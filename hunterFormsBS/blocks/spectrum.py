@@ -54,7 +54,7 @@ class SpectralTransform:
         ----------
         spectrum : Tensor
             Real and imaginary parts.
-        length : int, optional
+        length : int, default None
             Samples to return; as many as the frames hold by default, at most one hop less than was transformed.
         """
         spectrum = spectrum.to(at_least_float32(spectrum.dtype))

@@ -39,9 +39,9 @@ class Transformer(Layer):
         See `Attention`.
     keep_values : bool
         Return the first layer's values, for the layer groups that follow.
-    adds_input : bool, optional
+    adds_input : bool, default None
         Add to what a sublayer returns what it got. None: unless residual streams do it.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         See `Attention`.
     sinusoidal : bool
         Add sines and cosines of the positions to what comes in.
@@ -112,7 +112,7 @@ class Transformer(Layer):
         ----------
         x : Tensor
             `(b, n, d)`, with the streams of an item side by side in b. A transposed view costs nothing more.
-        first_values : Tensor, optional
+        first_values : Tensor, default None
             What the transformer of this axis in the first layer group returned.
 
         Returns

@@ -299,7 +299,7 @@ def read_adapters(pathFilename: PathFilename, configuration: Mapping[str, Any] |
     pathFilename : str | PathLike[str]
         The folder that `save_pretrained` of peft wrote, or the file of loralib's adapters that
         Music-Source-Separation-Training wrote.
-    configuration : mapping, optional
+    configuration : mapping, default None
         The configuration that adapters of loralib were trained with; its section `lora` states their scale.
 
     Raises

@@ -66,21 +66,21 @@ def from_checkpoint(
     pathFilename : str | PathLike[str]
         The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
         which are fetched.
-    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
+    configuration : str | PathLike[str] | Mapping[str, Any] | None, default None
         As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one beside a file
         that is fetched, else that of the catalogue, which recognises local files too.
-    upstream : Upstream | None = None
+    upstream : Upstream | None, default None
         Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
         `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
         `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
         `residual_in_first_group_only` of `BandSplitRotator`.
-    device : torch.device | str = 'cpu'
+    device : torch.device | str, default "cpu"
         Where the model goes.
-    dtype : torch.dtype = torch.float32
+    dtype : torch.dtype, default torch.float32
         Of the model's parameters, whatever that of the file.
-    stems : Sequence[int] | None = None
+    stems : Sequence[int] | None, default None
         Load only these heads, in this order. `None`: all.
-    partial : bool = False
+    partial : bool, default False
         Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
         others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
     **overrides : Any
@@ -228,9 +228,9 @@ def publish(
         It becomes one file of safetensors that holds its arguments.
     repository : str
         `OWNER/REPOSITORY`, made if it is not there.
-    configuration : Mapping[str, Any] | None = None
+    configuration : Mapping[str, Any] | None, default None
         Further sections; see `hunterFormsBS.checkpoint.save_checkpoint`.
-    private : bool = False
+    private : bool, default False
         Whether a new repository is.
 
     Returns

@@ -45,11 +45,11 @@ def linear(
         `(..., i)`.
     weight : Tensor
         `(o, i)`.
-    bias : Tensor, optional
+    bias : Tensor, default None
         `(o)`.
     activation : {'none', 'gelu', 'tanh'}
         What is applied to the results; with AVX-512 oneDNN does it before it writes them to memory.
-    packed : Tensor, optional
+    packed : Tensor, default None
         `weight` as `pack` returns it.
 
     Returns
@@ -147,7 +147,7 @@ def linear_of(
 
     Parameters
     ----------
-    cheap : Callable, optional
+    cheap : Callable or None
         An elementwise function or a normalisation of `inputs`, without randomness. None: the only input as it is.
     inputs : tuple of Tensor
         Its arguments, parameters included.

@@ -18,11 +18,11 @@ def mix_values(v: Tensor, first: Tensor | None, logits: Tensor | None, how: Valu
     ----------
     v : Tensor
         Values, `(b, h, n, e)`.
-    first : Tensor, optional
+    first : Tensor or None
         Values of the first layer, of the same shape; needed unless `how` is None.
-    logits : Tensor, optional
+    logits : Tensor or None
         `(b, n, h)`: `mix` is their sigmoid. None: 0.5.
-    how : {'learned', 'constant', 'swapped'}, optional
+    how : {'learned', 'constant', 'swapped'} or None
         None: values stay as they are.
 
     References
