@@ -17,7 +17,7 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, seen: Tensor | None = 
     scale : float
         Factor on the scores.
     seen : Tensor, default None
-        Boolean `(queries, keys)`: the keys that each query attends to; all by default.
+        Boolean `(queries, keys)`: the keys that each query attends to; None: all.
 
     Returns
     -------
