@@ -358,8 +358,7 @@ class OverlapAdd:
 
 
 def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Iterator[list[Tensor]]:
-    """Yield the next samples of all streams, float32 or better, equally many of each, with equal other axes if
-    `alike`."""
+    """Yield equally many samples of all streams, float32 or better; with `alike`, refuse different other axes."""
     iterators = [iter(stream) for stream in streams]
     held: list[Tensor | None] = [None] * len(streams)
     read = [0] * len(streams)
