@@ -224,8 +224,7 @@ class _ChunksWithBorders(Chunks):
     """
 
     def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
-        """Return a song with its mirror image at both ends, and the length of one border, 0 if the song is too
-        short."""
+        """Return a song with its mirror image at both ends, and the length of a border, 0 if the song is too short."""
         read: list[Tensor] = []
         received = 0
         while received <= 2 * (self.chunk_size - self.step) and (block := next(blocks, None)) is not None:

@@ -119,8 +119,7 @@ class GatedSkip(Layer):
 
 
 class FourierBlocks(Layer):
-    """Alternating convolutions in frequency and MLPs of channels, each with a skip connection; GELU after all but the
-    last."""
+    """Alternating convolutions in frequency and MLPs of channels, with skip connections; GELU between blocks."""
 
     def __init__(self, channels: int, *, modes: int, depth: int) -> None:
         super().__init__()

@@ -245,8 +245,7 @@ def counted_as_product(x: Tensor, weight: Tensor) -> AbstractContextManager[obje
 
 @cache
 def _recorder() -> Callable[..., Any] | None:
-    """Return the profiler's context manager for a named operator; None if this PyTorch lacks it: products are not
-    counted."""
+    """Return the profiler's context manager for a named operator; None, without counting, if PyTorch lacks it."""
     try:
         record = cast(Any, torch._C)._profiler._RecordFunctionFast
         with record("aten::mm", [torch.ones(1, 1, device="cpu")], {}):

@@ -34,8 +34,7 @@ def rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """View neighbours on the last axis as complex numbers; an error, never a copy, if they are not adjacent in
-    memory."""
+    """View neighbours on the last axis as complex numbers; an error, never a copy, if memory does not allow it."""
     return torch.view_as_complex(rearrange(x, "... (p c) -> ... p c", c=2))
 
 

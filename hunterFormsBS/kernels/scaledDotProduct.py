@@ -203,8 +203,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, *, sca
 
 
 class _GradientByFormula(torch.autograd.Function):
-    """The output of a PyTorch backend, with its gradient, or with that of the formula if the gradient is
-    differentiated."""
+    """The output of a PyTorch backend, with its gradient; for second derivatives, with that of the formula."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -17,8 +17,7 @@ irfft = cast("Callable[..., Tensor]", torch.fft.irfft)  # pyright: ignore[report
 
 
 def padded_for_stft(audio: Tensor, stft_n_fft: int) -> Tensor:
-    """Append silence to audio, `(..., t)`, that is too short for reflection at its ends: t > stft_n_fft / 2
-    afterwards."""
+    """Append silence to audio, `(..., t)`, too short for reflection at its ends, until t > stft_n_fft / 2."""
     return F.pad(audio, (0, max(0, stft_n_fft // 2 + 1 - audio.shape[-1])))
 
 

@@ -94,8 +94,7 @@ class C3AH(Layer):
 
 
 class HyperACE(Layer):
-    """Fuse four resolutions: half of the channels through hyperedges, a quarter through convolutions, the rest
-    unchanged.
+    """Fuse four resolutions: half of the channels through hyperedges, a quarter through convolutions.
 
     Parameters
     ----------
