@@ -100,7 +100,7 @@ def separate(
         Samples at a time.
     num_overlap : int
         How many chunks cover a sample.
-    progress : Callable, optional
+    progress : Callable, default None
         Gets the number of chunks done and of all chunks.
 
     Returns

@@ -1,7 +1,6 @@
 """Music source separation with band-split rotary transformers.
 
-The names of this module are imported from the modules that they live in when they are asked for, so that importing the
-package alone is quick and imports no PyTorch.
+Names are imported from their modules on first use, so `import hunterFormsBS` is quick and imports no PyTorch.
 """
 
 import typing as _typing
@@ -70,7 +69,7 @@ _HOMES = {
     "separation": ("separate", "separate_stream"),
     "theTypes": ("FlashAttentionConfig",),
 }
-"""Where the imports above come from, for running programs. A test compares the two."""
+"""The same names for the interpreter, by module. A test compares this with the imports above."""
 
 # Out of the sight of type checkers, for whom a module with `__getattr__` has every name.
 if not _typing.TYPE_CHECKING:

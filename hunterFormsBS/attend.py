@@ -1,4 +1,4 @@
-"""Transformer blocks by the names that users import."""
+"""Public names of the transformer blocks."""
 
 from hunterFormsBS.blocks.attend import Attend as Attend
 from hunterFormsBS.blocks.attention import Attention as Attention

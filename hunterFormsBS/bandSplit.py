@@ -1,4 +1,4 @@
-"""Band layouts, the layers that work band by band, and the loss, by the names that users import."""
+"""Public names of band layouts, the layers that work band by band, and the loss."""
 
 from hunterFormsBS.blocks.bandSplit import BandSplit as BandSplit
 from hunterFormsBS.blocks.layout import DEFAULT_FREQS_PER_BANDS as DEFAULT_FREQS_PER_BANDS

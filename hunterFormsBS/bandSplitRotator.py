@@ -55,8 +55,8 @@ class BandSplitRotator(nn.Module):
     letters: b batch, n stem, s audio channel, f frequency bin, t time frame (of audio: sample), c real and imaginary
     part, d feature, h head.
 
-    The first ten arguments are those that most models need. The others select variants, and how a model computes;
-    https://hunterhogan.github.io/hunterFormsBS/options.html has them in a table.
+    Most models need only the first ten arguments. The others select variants and change how a model computes;
+    https://hunterhogan.github.io/hunterFormsBS/options.html lists them.
 
     Parameters
     ----------
@@ -72,81 +72,80 @@ class BandSplitRotator(nn.Module):
         Features of an attention head, and heads.
     freqs_per_bands : sequence of int
         Bins in each band, for bands that do not overlap. Used unless one of the other two layouts is given.
-    num_bands : int, optional
-        Bands of a mel layout, with `sample_rate`; otherwise a check of the layout given.
-    sample_rate : float, optional
+    num_bands : int, default None
+        Bands of a mel layout, with `sample_rate`. Otherwise it must agree with the layout.
+    sample_rate : float, default None
         Hz. With `num_bands`: mel layout, unless `mask_filter_bank` is given.
-    mask_estimator_depth : int, optional
-        Hidden layers of a mask estimator; 1 by default. BS-RoFormer upstream counts one more.
+    mask_estimator_depth : int, default None
+        Hidden layers of a mask estimator; None: 1. Upstream's BS-RoFormer counts one more.
 
     Other Parameters
     ----------------
     attn_dropout, ff_dropout : float
         Dropout probabilities of attention and feedforward, in [0, 1).
     conv_expansion_factor, conv_kernel_size : int
-        Convolutions of Conformers: channels in multiples of `dim`, and positions that one reaches over.
+        Convolutions of Conformers: channels in multiples of `dim`, and kernel size in positions.
     dim_freqs_in : int
-        Frequency bins as older configurations state them. `stft_n_fft // 2 + 1` is used, and a warning says so when
-        they differ.
-    ff_mult : int, optional
-        Hidden features of the feedforward, in multiples of `dim`; 4 by default.
-    final_norm, norm_output, zero_dc : bool, optional
-        Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. Unless given they are
-        False, True, False where bands overlap and True, False, True where they do not, as in the upstream models.
+        Frequency bins, as older configurations state them. `stft_n_fft // 2 + 1` is used, with a warning if they
+        differ.
+    ff_mult : int, default None
+        Hidden features of the feedforward, in multiples of `dim`; None: 4.
+    final_norm, norm_output, zero_dc : bool, default None
+        Normalise after all layer groups; normalise after each transformer; silence the 0 Hz bin. None: False, True,
+        False if bands overlap, else True, False, True, as in the upstream models.
     flash_attn : bool or FlashAttentionConfig
         True: PyTorch's fused attention; False: explicit softmax; a configuration restricts PyTorch's choice of kernels.
     freq_conformer_depth, time_conformer_depth : int
-        Layers of a Conformer along frequency, or time, in a layer group, in place of a transformer: pass 0 for the
-        depth of that, see `hunterFormsBS.blocks.conformer`.
-    freq_range : (int, int), optional
+        Layers of the Conformer along frequency, or time, in a layer group. It replaces the transformer, whose depth
+        must be 0; see `hunterFormsBS.blocks.conformer`.
+    freq_range : (int, int), default None
         First bin, and the bin after the last, to separate; -1 leaves an end open. Other bins come out silent.
-    learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, optional
-        True or None: value residuals are mixed by a learned factor. False: halfway. 'swapped': as upstream's Mel models
-        mix them in softmax attention (see `hunterFormsBS.operations.valueResidual.mix_values`);
-        'swapped_everywhere': in linear attention too, as their versions before 1.0 did. Needs
-        `use_value_residual_learning`.
+    learned_value_residual_mix : bool or {'swapped', 'swapped_everywhere'}, default None
+        True or None: mix value residuals by a learned factor. False: halfway. 'swapped': as upstream's Mel models in
+        softmax attention (see `hunterFormsBS.operations.valueResidual.mix_values`); 'swapped_everywhere': in linear
+        attention too, as their versions before 1.0. Needs `use_value_residual_learning`.
     linear_transformer_depth, time_transformer_depth, freq_transformer_depth : int
         Attention and feedforward pairs in the transformers of a layer group. The linear one attends across all tokens
-        at once and may be 0 deep, the others where a Conformer takes their place.
-    mask_filter_bank : Tensor, optional
+        at once. 0: no transformer, for time and frequency only with a Conformer instead.
+    mask_filter_bank : Tensor, default None
         Boolean `(band, f)`: which bins belong to which band. Bands may overlap.
     mask_fno_depth, mask_fno_modes : int
-        Fourier neural operators along time make the masks, in place of MLPs, with that many blocks, each of which keeps
-        that many frequencies: the FNO head, where they are 3 and 33. No frequencies: no such head.
+        FNO head: Fourier neural operators along time make the masks instead of MLPs. Number of blocks, and frequencies
+        that each block keeps (3 and 33 in the published models). 0 frequencies: no FNO head.
     mask_transformer_depth, mask_transformer_dim_head, mask_transformer_heads : int
-        Each mask head has that many pairs of transformers along time and frequency before its MLPs, with attention
-        heads of that many features, and that many of them: the head of Large-Inst v2, where the depth is 4.
+        Large-Inst v2 head: pairs of transformers along time and frequency before the MLPs of each mask head (4 in the
+        published model), features of their attention heads, and number of heads.
     match_input_audio_length : bool
-        Return as many samples as came in. False: a multiple of the hop length.
-    mc_hyper_conn_sinkhorn_iters : int, optional
+        Return as many samples as the input has. False: a multiple of the hop length.
+    mc_hyper_conn_sinkhorn_iters : int, default None
         Manifold-constrained hyper-connections with that many Sinkhorn iterations; None: no constraint.
     mlp_expansion_factor : int
         Hidden features of a mask estimator, in multiples of `dim`.
     multi_stft_hop_size, multi_stft_normalized, multi_stft_window_fn
-        Of the spectra in the loss: samples between frames; scale by the frame's length to the power of -1/2; makes a
-        window from its length.
+        Spectra in the loss: samples between frames; whether to scale by the frame length to the power of -1/2; function
+        that makes a window from its length.
     multi_stft_resolution_loss_weight : float
         Factor on the spectral term of the loss.
     multi_stft_resolutions_window_sizes : sequence of int
-        Samples in the windows of the spectral term, one spectrum for each; frames have at least `stft_n_fft`.
+        Window lengths in samples, one spectrum for each; frames have at least `stft_n_fft` samples.
     num_residual_fracs, num_residual_streams : int
-        Hyper-connections: pieces that features are divided into, and copies of the residual stream; 1 each: neither.
-    n_wsa_sinks, wsa_window_len : int, optional
-        Before the first frame that many learned ones, to which all frames attend; apart from these a frame attends,
-        along time, to those at most half a window away.
+        Hyper-connections: fractions that features are divided into, and copies of the residual stream. 1 and 1:
+        ordinary residual connections.
+    n_wsa_sinks, wsa_window_len : int, default 0 and None
+        Windowed sink attention along time: learned frames before the first, to which all frames attend; and the window.
+        A frame attends to the sinks and to frames at most half a window away.
     residual_in_first_group_only : bool
-        In layer groups after the first, nothing is added to what a sublayer returns; in the first its input is, also
-        where residual streams did it already. That is a mistake in MSST's experimental classes, which checkpoints that
-        were trained with them need.
+        Sublayers add their input only in the first layer group, there even in addition to residual streams. This is a
+        mistake of MSST's experimental classes that their checkpoints need.
     sage_attention : bool
-        SageAttention on CUDA in half precision, without gradients; elsewhere as `flash_attn` says, after a warning.
-    scale : float, optional
+        SageAttention on CUDA in half precision without gradients; elsewhere `flash_attn` applies, after a warning.
+    scale : float, default None
         Factor on attention scores; `dim_head ** -0.5` by default.
     segm_backbone_channels, segm_base_depth
         With `use_hyperACE`: channels of the five stages of its branch, and bottlenecks of the second and last stage.
     segm_hyperace_k, segm_hyperace_l, segm_num_heads, segm_num_hyperedges : int
-        With `use_hyperACE`: exchanges through hyperedges side by side, convolutional blocks beside them, heads and
-        hyperedges of each exchange. By default 2, 1, 8 and 32 in version 2, and 3, 2, 8 and 16 in version 1.
+        With `use_hyperACE`: parallel hypergraph branches, convolutional blocks next to them, heads and hyperedges of
+        each branch. None: 2, 1 and 32 in version 2, and 3, 2 and 16 in version 1.
     segm_version : {1, 2}
         With `use_hyperACE`: which of the two published branches.
     siamese : bool
@@ -156,16 +155,16 @@ class BandSplitRotator(nn.Module):
     stft_hop_length, stft_n_fft, stft_win_length : int
         Samples between frames, in a frame, and in the window, which is centred in the frame.
     stft_normalized, stft_window_fn
-        Scale spectra by `stft_n_fft ** -0.5`; makes the window from its length.
+        Whether to scale spectra by `stft_n_fft ** -0.5`; function that makes the window from its length.
     use_hyperACE : bool
         Add to each mask that of a convolutional branch with hypergraph fusion; see
         `hunterFormsBS.heads.hyperACE.branch`. The published models have `zero_dc=False`.
     use_pope : bool
         Polar instead of rotary position embedding; see `hunterFormsBS.blocks.positions`.
     use_rotary_pos : bool
-        False: sines and cosines of positions are added to what each transformer gets, and nothing is rotated.
+        False: add sines and cosines of positions to the input of each transformer, and rotate nothing.
     use_shared_bias : bool
-        One bias for the projections to queries, keys and values of all layers, and one for their output projections.
+        All attention layers share one bias for queries, keys and values, and one for their output projections.
     use_torch_checkpoint : bool
         Activation checkpointing: less memory for a second forward pass in training.
     use_value_residual_learning : bool
@@ -175,9 +174,10 @@ class BandSplitRotator(nn.Module):
     Attributes
     ----------
     configuration : dict
-        The arguments, such that `type(model)(**model.configuration)` is the same model with new weights.
+        The arguments: `type(model)(**model.configuration)` is the same model with new weights.
     mask_filter_bank : Tensor
-        Boolean `(band, f)`, on the device of the model. No buffer: averages over buffers would refuse or truncate it.
+        Boolean `(band, f)`, on the device of the model. Not a buffer: averages over buffers would refuse or truncate
+        it.
 
     References
     ----------
@@ -280,20 +280,20 @@ class BandSplitRotator(nn.Module):
             freq_range=freq_range,
         )
         arguments = resolved(arguments, overlapping=is_overlapping(self.layout))
-        # Parameters are registered in upstream's order: optimizer states go by their positions.
+        # Parameters are registered in upstream's order, because optimizer states are positional.
         self._make_transforms(arguments)
         self._make_layers(arguments)
         self._make_band_layers(arguments)
 
     def _make_transforms(self, arguments: Mapping[str, Any]) -> None:
-        """Make what is between audio and bands, which has no parameters."""
+        """Make the stages between audio and bands, which have no parameters."""
         self.zero_dc: bool = arguments["zero_dc"]
         self.bins = Bins(self.layout)
         self.stft = SpectralTransform(ParametersSTFT(**taken_by(ParametersSTFT, arguments)))
         self.multi_stft = ParametersComputeLoss(**taken_by(ParametersComputeLoss, arguments))
 
     def _make_layers(self, arguments: Mapping[str, Any]) -> None:
-        """Make the layer groups, and what they share."""
+        """Make the layer groups, and the parameters that they share."""
         dim, sinks = arguments["dim"], arguments["n_wsa_sinks"]
         attention = ParametersAttention(**taken_by(ParametersAttention, arguments))
         residual = ParametersResidual(**taken_by(ParametersResidual, arguments))
@@ -331,12 +331,12 @@ class BandSplitRotator(nn.Module):
         **overrides : Any
             Further arguments of `hunterFormsBS.checkpoint.from_checkpoint`, whose errors these are.
         """
-        # The package hands on what reads checkpoints, which the model itself knows nothing of.
+        # Through the package: the model must not import the modules that read checkpoints.
         package: Any = sys.modules[__name__.partition(".")[0]]
         return package.from_checkpoint(f"hub:{repository}/{MODEL_FILE}@{revision}", **overrides)
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter, for a model that `to_empty` has left without content."""
+        """Initialise every parameter, for example after `to_empty`."""
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
@@ -349,12 +349,12 @@ class BandSplitRotator(nn.Module):
                 nn.init.zeros_(bias)
 
     def share_biases(self) -> None:
-        """Let all attention layers use the biases of the model, if it has any, after something gave each its own."""
+        """Let all attention layers share the model's biases again, if it has any."""
         if self.shared_qkv_bias is not None and self.shared_out_bias is not None:
             share(self.layers, SharedBias(self.shared_qkv_bias, self.shared_out_bias))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Do what `to`, `to_empty`, `double` and their like ask for."""
+        """Apply `to`, `to_empty`, `double` and the like, and share biases again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.share_biases()
         return self
@@ -379,7 +379,7 @@ class BandSplitRotator(nn.Module):
         )
 
     def __repr__(self) -> str:
-        """Describe the model in one screen: layers that differ in their sizes alone are shown once."""
+        """Describe the model in one screen: layers that differ only in size are shown once."""
         return folded_repr(self)
 
     @overload
@@ -440,16 +440,16 @@ class BandSplitRotator(nn.Module):
         *,
         return_loss_breakdown: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Separate audio, or, given the stems, return how far the estimates are from them.
+        """Separate audio, or, given the true stems, return the loss.
 
         Parameters
         ----------
         raw_audio : Tensor
             The mixture, floating point, `(b, s, t)`, or `(b, t)` if mono; any length from one sample up.
-        target : Tensor, optional
+        target : Tensor, default None
             The true stems, all of them; for shapes see `hunterFormsBS.bandSplit.lossComputation`.
-        active_stem_ids : sequence of int, optional
-            Run only these stems' heads, in this order; all by default.
+        active_stem_ids : sequence of int, default None
+            Run only these stems' heads, in this order; None: all.
         return_loss_breakdown : bool
             Return the two terms of the loss as well.
 
@@ -462,7 +462,7 @@ class BandSplitRotator(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            For input that does not fit, before anything is computed.
+            If the input does not fit, before anything is computed.
         """
         audio = check_audio(raw_audio, self.audio_channels)
         stem_ids = check_stem_ids(active_stem_ids, self.num_stems)
@@ -489,8 +489,8 @@ class BandSplitRotator(nn.Module):
         ----------
         spectrum : Tensor
             `(b, s, f, t, c)`, from `self.stft.forward`.
-        stem_ids : sequence of int, optional
-            Stems to estimate; all by default.
+        stem_ids : sequence of int, default None
+            Stems to estimate; None: all.
 
         Returns
         -------
@@ -506,7 +506,7 @@ class BandSplitRotator(nn.Module):
         return self.apply_mask(spectrum, mask)
 
     def gather_bands(self, spectrum: Tensor) -> Tensor:
-        """Line up the bins of every band: `(b, s, f, t, c)` to `(b, t, bins of all bands × s × c)`."""
+        """Concatenate the bins of all bands: `(b, s, f, t, c)` to `(b, t, bins of all bands × s × c)`."""
         frames = self.bins.gather(rearrange(spectrum, "b s f t c -> b t f s c"))
         return rearrange(frames, "b t f s c -> b t (f s c)")
 
@@ -554,7 +554,7 @@ class BandSplitRotator(nn.Module):
         return mask.to(at_least_float32(mask.dtype))
 
     def average_overlaps(self, band_masks: Tensor) -> Tensor:
-        """Give each bin the mean of its bands' masks: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
+        """Average the masks of all bands at each bin: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
         return self.bins.average(band_masks)
 
     def apply_mask(self, spectrum: Tensor, mask: Tensor) -> Tensor:
@@ -566,11 +566,11 @@ class BandSplitRotator(nn.Module):
         return rearrange(spectra, "b n s t f c -> b n s f t c")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state dict, in which frequencies that layers share are copies under all names but the first.
+        """Return the state dict, with copies of the frequencies that layers share under all names but the first.
 
-        So it can be written by `safetensors.torch.save_file`, which refuses tensors that share memory. All that is
-        trained shares memory with the parameters under each of its names, as in every module of PyTorch: a state dict
-        that is kept while the model learns stays the model's. With `keep_vars=True` frequencies do as well.
+        So `safetensors.torch.save_file`, which refuses tensors that share memory, can write it. Trained tensors share
+        memory with the parameters, as in every module of PyTorch, so a state dict follows the model during training.
+        With `keep_vars=True` frequencies do too.
         """
         state = cast("dict[str, Tensor]", super().state_dict(*args, **kwargs))
         if not kwargs.get("keep_vars", False):
@@ -601,5 +601,5 @@ class BandSplitRotator(nn.Module):
 
 
 def share_biases_again(model: nn.Module, _incompatible_keys: object) -> None:
-    """Share biases after weights were loaded: `assign=True` gives every layer parameters of its own."""
+    """Share biases after loading: `assign=True` gives every layer its own parameters."""
     cast(BandSplitRotator, model).share_biases()

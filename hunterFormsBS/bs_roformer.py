@@ -1,4 +1,4 @@
-"""BS-RoFormer by its own name."""
+"""BS-RoFormer under upstream's class name."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class BSRoformer(BandSplitRotator):
         Parameters
         ----------
         **section : Any
-            Arguments as that project's `BSRoformer` names, counts and defaults them: its `mask_estimator_depth` is one
-            more than here.
+            Arguments with the names, counting and defaults of that project's `BSRoformer`: its `mask_estimator_depth`
+            is one more than here.
 
         Raises
         ------
         CheckpointError
-            For an unknown argument, with the nearest known name, and for those of a Mel-Band RoFormer.
+            For an unknown argument, with the nearest known name, or for an argument of a Mel-Band RoFormer.
         """
         if is_for_mel(section):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Public checkpoints by name: where they are, how to recognise them, and what their files do not say.
+"""Public checkpoints by name: their addresses, digests, and the settings that their files lack.
 
 model = from_checkpoint("bs_roformer-unwa-revive")            # fetched once, then from the cache
 model = from_checkpoint("model_bs_roformer_ep_317_sdr_12.9755.ckpt")  # a name that other programs give it

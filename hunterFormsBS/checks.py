@@ -1,4 +1,4 @@
-"""What a model refuses of its input and of a state dict, with the value received and the remedy.
+"""Checks of a model's input and of a state dict; messages state the value received and the remedy.
 
 Arguments of the constructor are checked by their rows, in `hunterFormsBS.options`; the band layout where it is
 resolved, in `hunterFormsBS.blocks.layout`.
@@ -33,7 +33,7 @@ def check_audio(raw_audio: Tensor, audio_channels: int) -> Tensor:
 
 
 def check_length(audio: Tensor, stft: ParametersSTFT) -> None:
-    """Refuse to compare songs with estimates that are longer, because less than half a frame was filled up."""
+    """Refuse audio so short that its estimate would be longer than its target."""
     half, hop, length = stft.stft_n_fft // 2 + 1, stft.stft_hop_length, audio.shape[-1]
     if length < half and half // hop * hop > length:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_length(audio: Tensor, stft: ParametersSTFT) -> None:
 
 
 def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> list[int]:
-    """Return the stems to estimate as a list, all of them for None, or refuse the choice."""
+    """Return the stems to estimate as a list, all of them for None; refuse invalid ones."""
     if active_stem_ids is None:
         return list(range(num_stems))
     try:
@@ -67,7 +67,7 @@ def check_stem_ids(active_stem_ids: Sequence[int] | None, num_stems: int) -> lis
 
 
 def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
-    """Refuse true stems that do not fit the mixture `audio`, `(b, s, t)`."""
+    """Refuse targets that do not fit the mixture `audio`, `(b, s, t)`."""
     batch, channels, length = audio.shape
     shapes: list[tuple[int, ...]] = [(batch, num_stems, channels)]
     if num_stems == 1:
@@ -87,7 +87,7 @@ def check_target(target: Tensor, audio: Tensor, num_stems: int) -> None:
 
 
 def explain_misfit(state_dict: Mapping[str, Any], prefix: str, arguments: Mapping[str, Any]) -> str | None:
-    """Say which constructor arguments would make the mask estimators of a state dict fit, None if they do.
+    """Return a message with the constructor arguments that would fit a state dict's mask estimators; None if these fit.
 
     Parameters
     ----------

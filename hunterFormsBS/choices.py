@@ -1,6 +1,6 @@
-"""The values that options may have, and usual ones, as far as they are words and numbers: nothing here imports PyTorch.
+"""Values of options, and their defaults, as words and numbers. Nothing here imports PyTorch.
 
-Parsers of command lines offer them before anything heavy is imported. Whatever uses a value takes it from here too.
+Command-line parsers need them before anything heavy is imported. All code takes them from here.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ __all__ = [
 
 Blend: TypeAlias = Literal["smooth", "msst", "pymss", "audio-separator"]
 BLENDS: Final[tuple[Blend, ...]] = get_args(Blend)
-"""The ways to lay chunks and to fade from one to the next."""
+"""Ways to place and blend chunks."""
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
-"""The types of numbers that weights may have."""
+"""Dtypes of weights."""
 
 Precision: TypeAlias = Literal[Dtype, "int8"]
 DTYPES_COMPUTED: Final[tuple[Precision, ...]] = (*DTYPES, "int8")
-"""The types of numbers in which a song is separated."""
+"""Dtypes of a separation."""
 
 Ensemble: TypeAlias = Literal[
     "avg_wave",
@@ -66,28 +66,28 @@ Ensemble: TypeAlias = Literal[
     "uvr_max_spec",
 ]
 ENSEMBLES: Final[tuple[Ensemble, ...]] = get_args(Ensemble)
-"""The ways to combine estimates."""
+"""Ways to combine estimates."""
 
 Format: TypeAlias = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4"]
 KINDS: Final[tuple[Format, ...]] = get_args(Format)
-"""The kinds of audio files that are written."""
+"""Audio formats that can be written."""
 
 STEM_MP4: Final = "stem.mp4"
-"""The kind that holds all stems of a song."""
+"""The format that holds all stems of a song."""
 
 FORMATS: Final[tuple[Format, ...]] = tuple(kind for kind in KINDS if kind != STEM_MP4)
-"""The kinds that hold one stem each."""
+"""The formats that hold one stem each."""
 
 Layout: TypeAlias = Literal["hunterFormsBS", "msst"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
-"""The kinds of checkpoints that are written."""
+"""Formats of checkpoints that can be written."""
 
 MODEL_FILE: Final = "model.safetensors"
-"""The file of a model that is uploaded to the Hugging Face Hub."""
+"""The file name of a model on the Hugging Face Hub."""
 
 Upstream: TypeAlias = Literal["msst", "msst_experimental", "lucidrains", "hunterFormsBS"]
 UPSTREAMS: Final[tuple[Upstream, ...]] = get_args(Upstream)
-"""The projects whose conventions a configuration may follow."""
+"""Projects whose convention a configuration may follow."""
 
 CHUNK_SIZE: Final = 352800
 NUM_OVERLAP: Final = 2
@@ -95,26 +95,26 @@ BATCH_SIZE: Final = 1
 SHIFTS: Final = 1
 
 SOUNDING: Final = -50.0
-"""Level in dB of full scale above which a stem sounds. What separation leaves of a silent stem is below."""
+"""Level in dB of full scale above which a stem sounds. Residue in a silent stem is below it."""
 
 LARGEST: Final = 10**12
-"""Samples or chunks: more than any memory holds, and so little that no product of sizes overflows unnoticed."""
+"""Samples or chunks: more than any memory holds, but small enough that products of sizes do not overflow."""
 
 ACCELERATORS: Final = ("auto", "cpu", "cuda", "mps")
-"""Where a training runs: `auto` is a GPU if there is one."""
+"""Accelerators for training: `auto` is a GPU if there is one."""
 
 STRATEGIES: Final = ("auto", "ddp", "fsdp2")
-"""How processes train together; `auto` is one process, or DDP."""
+"""Strategies for several processes; `auto` is one process, or DDP."""
 
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
-"""The types of numbers of a training, by the names of Lightning Fabric."""
+"""Precisions of training, by Lightning Fabric's names."""
 
 METRICS: Final = ("sdr", "si_sdr", "l1_freq", "bleedless", "fullness", "log_wmse", "museval_sdr")
-"""What can be measured of separated stems."""
+"""Metrics of separated stems."""
 
 
 def dtype_of(name: Precision) -> torch.dtype:
-    """Return PyTorch's object for a type of numbers."""
+    """Return PyTorch's dtype of a name."""
     import torch
 
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int8)

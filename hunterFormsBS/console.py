@@ -1,4 +1,4 @@
-"""What the program says: one line each, on standard output for results and on standard error for everything else."""
+"""Output of the program, in single lines: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -26,59 +26,59 @@ RECORD: Mapping[str, object] = {
     "warnings": [],
     "error": None,
 }
-"""What is known of a song before anything becomes of it."""
+"""Facts about a song before it is separated."""
 
 
 class Console:
-    """Where the program prints.
+    """The program's output.
 
     Parameters
     ----------
     program : str
-        Begins every message.
+        Prefix of every message.
     """
 
     def __init__(self, program: str) -> None:
         self.program = program
         self.quiet = False
-        """Whether only warnings and errors are said."""
+        """Whether to print only warnings and errors."""
         self.json = False
-        """Whether standard output is for records, and not for names of files."""
+        """Whether standard output gets JSON records instead of file names."""
         self.warnings: list[str] = []
-        """The warnings since the list was emptied last."""
+        """The warnings since the list was last emptied."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody sees a progress bar."""
+        """Whether a progress bar would be visible."""
         return sys.stderr is not None and sys.stderr.isatty()
 
     def tell(self, text: object) -> None:
-        """Say something on standard error."""
+        """Print a message on standard error."""
         say(f"{self.program}: {text}", sys.stderr)
 
     def remark(self, text: object) -> None:
-        """Say something that is no warning, unless the program is to be quiet."""
+        """Print a remark that is not a warning, unless the program is quiet."""
         if not self.quiet:
             self.tell(text)
 
     def warn(self, text: object) -> None:
-        """Say a warning, and keep it."""
+        """Print a warning, and keep it."""
         self.warnings.append(one_line(text))
         self.tell(f"warning: {one_line(text)}")
 
     def show(self, result: object) -> None:
-        """Print a result, such as the name of a file."""
+        """Print a result, for example a file name."""
         if not (self.quiet or self.json):
             say(result, sys.stdout)
 
     def record(self, record: Mapping[str, object]) -> None:
-        """Print a result as one line of JSON, in ASCII, if records were asked for."""
+        """Print a result as one line of JSON, in ASCII, if records are on."""
         if self.json:
             say(json.dumps(record), sys.stdout, limit=sys.maxsize)
 
     @contextmanager
     def showing_warnings(self) -> Generator[None]:
-        """Show Python's warnings in one line, without the line of code that gave them."""
+        """Print Python's warnings in one line, without source code."""
         with warnings.catch_warnings():
 
             def show(message: object, *_position: object, **_stream: object) -> None:
@@ -89,16 +89,16 @@ class Console:
 
 
 def keep_standard_streams() -> None:
-    """Lead standard streams that are closed to nowhere.
+    """Connect closed standard streams to the null device.
 
-    The next file that is opened would have the number of one, and get the messages that libraries in C print there: a
-    stem would hold what libmpg123 says about a damaged song.
+    Otherwise the next opened file would get the file descriptor of one, and with it the messages of C libraries: a stem
+    would contain what libmpg123 prints about a damaged song.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free descriptor, which is this one.
 
 
 def one_line(message: object) -> str:

@@ -1,4 +1,4 @@
-"""Lists of modules: typed, and short where they are shown."""
+"""Lists of modules: typed, with a short `repr`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import nn
 
 _NUMBER = re.compile(r"\d+")
 _SHORT = 60
-"""Characters of the only line of a module that stands beside its name."""
+"""Longest one-line `repr` of a module, in characters, that is shown next to its name."""
 
 _USUAL = (nn.Module.__repr__, nn.ModuleList.__repr__)
 
 
 def nested(layers: Iterable[nn.Module]) -> Iterator[nn.ModuleList]:
-    """Iterate over modules that are lists themselves, for example pairs of sublayers or the layers of a group."""
+    """Iterate over nested lists of modules, for example pairs of sublayers or the layers of a group."""
     for layer in layers:
         inner: Any = layer
         yield inner
 
 
 def folded_repr(module: nn.Module) -> str:
-    """Return the `repr` of a module in which neighbours of a list that differ in numbers alone are shown once.
+    """Return the `repr` of a module, showing neighbours in a list once if they differ only in numbers.
 
-    A number that differs is shown as its range: `(0-2): 3 x Linear(in_features=4..24, out_features=8, bias=True)`.
-    Modules inside whose class has a `repr` of its own are shown by it.
+    Numbers that differ are shown as ranges: `(0-2): 3 x Linear(in_features=4..24, out_features=8, bias=True)`. Inner
+    modules whose class defines a `repr` are shown by it.
     """
     named: Iterable[tuple[str, nn.Module]] = module.named_children()
     children = [(name, folded_repr(child) if type(child).__repr__ in _USUAL else repr(child)) for name, child in named]
@@ -44,7 +44,7 @@ def folded_repr(module: nn.Module) -> str:
 
 
 def _shown_once(children: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return one name and one text for neighbours whose texts differ in numbers alone."""
+    """Return one name and one text for neighbours whose texts differ only in numbers."""
     (first, text), (last, _) = children[0], children[-1]
     if len(children) == 1:
         return first, text

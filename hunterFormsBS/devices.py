@@ -1,4 +1,4 @@
-"""Devices by their names: which one `auto` is, and whether anything can be computed on one."""
+"""Devices by name: what `auto` selects, and whether a device works."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def find_device(name: str, *, local_rank: int | None = None) -> torch.device:
     Parameters
     ----------
     name : str
-        As PyTorch names devices, or `auto` for the fastest kind that there is.
-    local_rank : int, optional
-        Which process of a job this is on its machine. Each gets a GPU of its own where the name states none.
+        PyTorch's name of a device, or `auto` for the fastest available kind.
+    local_rank : int, default None
+        Rank of this process on its machine. Each process gets its own GPU unless the name states one.
 
     Raises
     ------
     UsageError
-        If nothing can be computed there.
+        If the device does not work.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -35,7 +35,7 @@ def find_device(name: str, *, local_rank: int | None = None) -> torch.device:
 
 
 def unusable(device: torch.device | str) -> str | None:
-    """Return why nothing can be computed on a device, in one short line; None if it can."""
+    """Return in one short line why a device does not work; None if it does."""
     try:
         kind = torch.empty(0, device=device).device.type
     except (AssertionError, ImportError, RuntimeError) as error:

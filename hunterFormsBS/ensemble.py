@@ -1,9 +1,9 @@
-"""Ensembles: the stems of several models combined into one, under the names that MSST and UVR give to the ways.
+"""Ensembles: the stems of several models combined, under MSST's and UVR's names of the methods.
 
-`*_wave` combines samples, `*_fft` bins of short-time spectra. `avg` is the mean, weighted where weights are given;
-`median` the middle one, or the mean of the two in the middle; `min` and `max` take, of each sample or bin, the value of
-the smallest or largest modulus. Where moduli are equal, the first model's value counts in the ways of MSST, and the
-last one's in those of UVR, `uvr_min_spec` and `uvr_max_spec`, which are otherwise `min_fft` and `max_fft`.
+`*_wave` combines samples, `*_fft` bins of short-time spectra. `avg` is the mean, weighted if weights are given;
+`median` the middle value, or the mean of the two in the middle; `min` and `max` take the value of the smallest or
+largest modulus at each sample or bin. If moduli are equal, MSST's methods take the first model's value. UVR's,
+`uvr_min_spec` and `uvr_max_spec`, take the last one's, and otherwise equal `min_fft` and `max_fft`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[re
 _irfft = cast("Callable[[Tensor, int], Tensor]", torch.fft.irfft)  # pyright: ignore[reportUnknownMemberType]
 
 HOP = 1024
-"""Samples between the spectra that are combined."""
-_PIECE = 256 * HOP  # Samples of whole songs that are combined at a time.
+"""Samples between spectra."""
+_PIECE = 256 * HOP  # Samples combined at a time.
 
 
 def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: Sequence[float] | None = None) -> Tensor:
@@ -40,13 +40,13 @@ def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: S
     ----------
     estimates : Sequence[Tensor]
         One for each model, of one shape, with samples along the last axis: what `separate` returns.
-    kind : Ensemble = "avg_wave"
-        One of `ENSEMBLES`. Spectra are of 2048 samples, 1024 apart, with a Hann window, as in MSST. The song is
-        continued by silence to a multiple of 1024 samples. MSST does not do that, and divides its last samples, up to
-        1023, by the end of a window, which is nearly zero; audio-separator leaves them out in the ways of UVR. All the
-        others are the same.
-    weights : Sequence[float] | None = None
-        One for each estimate, for `avg_wave` and `avg_fft`: any unit, as they are divided by their sum.
+    kind : Ensemble, default "avg_wave"
+        One of `ENSEMBLES`. Spectra have 2048 samples and a hop of 1024, with a Hann window, as in MSST. The song is
+        padded with silence to a multiple of 1024 samples. MSST does not pad, and divides the last samples, up to 1023,
+        by the end of a window, which is nearly zero; audio-separator drops them in UVR's methods. All other samples are
+        equal.
+    weights : Sequence[float] | None, default None
+        One for each estimate, for `avg_wave` and `avg_fft`. They are divided by their sum.
 
     Returns
     -------
@@ -71,10 +71,10 @@ def combine(estimates: Sequence[Tensor], kind: Ensemble = "avg_wave", weights: S
 def combine_streams(
     streams: Sequence[Iterable[Tensor]], kind: Ensemble = "avg_wave", weights: Sequence[float] | None = None
 ) -> Generator[Tensor]:
-    """Combine streams of estimates of the same stems, and yield blocks as soon as they are finished.
+    """Combine streams of estimates of the same stems, and yield blocks as soon as they are final.
 
-    For parameters see `combine`. The streams, such as those of `separate_stream`, may be cut at different offsets and
-    are read in turn, so little is held; where a block begins and ends does not show in the result.
+    For parameters see `combine`. Streams, for example of `separate_stream`, may have different block boundaries, which
+    do not affect the result. They are read in turn, so little is held.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def combine_streams(
 
 
 def uses_spectra(kind: Ensemble) -> bool:
-    """Return whether spectra are combined, frame by frame, and not samples."""
+    """Return whether spectra are combined, not samples."""
     return not kind.endswith("_wave")
 
 
@@ -101,10 +101,10 @@ def separate_ensemble_stream(
     length: int | None = None,
     **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
-    """Separate a stream with several models of the same stems, and yield combined blocks `(n, s, t)`.
+    """Separate a stream with several models of the same stems; yield combined blocks `(n, s, t)`.
 
-    The blocks are read once, for all models. Models that need different chunks, or have their stems in different
-    orders, go through `hunterFormsBS.separation.separate_stream` one by one and are combined with `combine_streams`.
+    The blocks are read once, for all models. If models need different chunks, or have stems in different orders, use
+    `hunterFormsBS.separation.separate_stream` for each, and `combine_streams`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def separate_ensemble_stream(
         As in `hunterFormsBS.separation.separate_stream`.
     kind, weights
         As in `combine`.
-    length : int | None = None
+    length : int | None, default None
         Samples to expect.
     **keywords : Unpack[KeywordsSeparation]
         The fields of `ParametersSeparation`.
@@ -132,7 +132,7 @@ def separate_ensemble_stream(
 
 
 def _check(count: int, kind: object, weights: Sequence[float] | None) -> None:
-    """Raise unless so many estimates can be combined in this way."""
+    """Refuse invalid methods, numbers of estimates and weights."""
     if count == 0:
         message = "an ensemble needs at least one estimate: received none."
         raise ValueError(message)
@@ -208,7 +208,7 @@ def _spectra_combined(
     pending: list[Tensor] = []
     later = torch.empty(0)  # What the last frame so far adds to the next hop.
     received = 0
-    ready = -HOP  # Samples that are finished, counted from the beginning of the song.
+    ready = -HOP  # Final samples, counted from the start of the song.
 
     def finished(audio: list[Tensor]) -> Tensor:
         """Return as many samples as there are frames times the hop: all but what the last frame adds later."""
@@ -233,7 +233,7 @@ def _spectra_combined(
             continue
         block = finished([one[..., : hops * HOP] for one in pending])
         pending = [one[..., (hops - 1) * HOP :] for one in pending]
-        block = block if ready >= 0 else block[..., HOP:]  # What lies before the song goes.
+        block = block if ready >= 0 else block[..., HOP:]  # Drop what lies before the song.
         ready += (hops - 1) * HOP
         if block.shape[-1]:
             yield block

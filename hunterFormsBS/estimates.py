@@ -1,4 +1,4 @@
-"""The estimates of chunks, one after another: how a model is called, and what is asked of its answers."""
+"""Estimates of chunks: how a model is called, and checks of what it returns."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Estimator:
             )
         self._ran = self._warned_of_float32 = False
         whole = model_within(model)
-        # Its masks scale the spectrum of the mixture: nothing in, nothing out.
+        # Masks scale the mixture's spectrum: zeros in, zeros out.
         self._silent_in_silence = whole is not None
         self._num_stems: int | None = None if whole is None else whole.configuration["num_stems"]
 
@@ -93,7 +93,7 @@ class Estimator:
             size -= count
 
     def _try(self, chunks: Chunks, index: int, size: int, stream: Stream) -> Tensor | None:
-        """Return the estimates of a batch, or None if it did not fit the device but a smaller one might."""
+        """Return the estimates of a batch; None if it did not fit the device but a smaller one might."""
         try:
             channels = stream.channels
             audio = torch.empty((size, channels, chunks.samples), dtype=chunks.dtype, device=self.device)
@@ -121,7 +121,7 @@ class Estimator:
         return None
 
     def _warn_unless_used(self, use: Use | None) -> None:
-        """Warn once where int8 was asked for and all of a model that ran was computed in float32."""
+        """Warn once if int8 was requested but everything was computed in float32."""
         if use is not None and not use.weights and self._ran and not self._warned_of_float32:
             self._warned_of_float32 = True
             _warn_caller(
@@ -163,7 +163,7 @@ class Estimator:
 
 
 def _warn_caller(message: str) -> None:
-    """Warn in the name of whoever called the package: the depth of generators between differs."""
+    """Warn at the caller of the package: the number of generators in between varies."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("hunterFormsBS."):
         frame, level = frame.f_back, level + 1
@@ -171,7 +171,7 @@ def _warn_caller(message: str) -> None:
 
 
 def model_within(model: object) -> BandSplitRotator | None:
-    """Return the model of this package, which may be within what `torch.compile` made of it."""
+    """Return the model of this package, unwrapped from `torch.compile`."""
     inside = getattr(model, "_orig_mod", model)
     return inside if isinstance(inside, BandSplitRotator) else None
 
@@ -183,7 +183,7 @@ def is_finite(audio: Tensor) -> bool:
 
 
 def _check_estimates(estimates: object, size: tuple[int, ...], num_stems: int | None) -> Tensor:
-    """Raise if the model returned anything but floating-point `(b, n, s, t)` for its input `(b, s, t)`."""
+    """Raise unless the model returned floating-point `(b, n, s, t)` for its input `(b, s, t)`."""
     received = type(estimates).__name__
     if isinstance(estimates, Tensor):
         shape = estimates.shape
@@ -216,14 +216,14 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 
 
 def _dtype_computation(device: torch.device, reference: Tensor | None, dtype_audio: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a model computes when the caller asks for none."""
+    """Return the dtype in which a model computes by default."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return dtype_audio if reference is None else reference.dtype
 
 
 def _not_finite(chunks: Chunks, index: int, dtype: torch.dtype) -> str:
-    """Say which estimate is not finite and what to do about it."""
+    """Return a message: which estimate is not finite, and what to do."""
     start, stop = chunks.span(index)
     total = "" if chunks.length is None else f" of {chunks.count(chunks.length)}"
     remedy = "Look for NaN in the weights." if dtype.itemsize > 2 else "Run in float32."
@@ -235,7 +235,7 @@ def _not_finite(chunks: Chunks, index: int, dtype: torch.dtype) -> str:
 
 @contextmanager
 def _evaluation_mode(model: object) -> Generator[None]:
-    """Put a module in eval mode, and every submodule back as it was."""
+    """Put a module in eval mode, and restore every submodule afterwards."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]
     try:

@@ -1,4 +1,4 @@
-"""How a program ends without success: the errors that become one line, and the exit status of each way."""
+"""Failures of a program: errors that become one line, and exit statuses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 __all__ = ["FAILED", "FAILURES", "INTERRUPTED", "UNUSABLE", "UsageError"]
 
 FAILED: Final = 1
-"""Exit status where something failed."""
+"""Exit status if something failed."""
 
 UNUSABLE: Final = 2
-"""Exit status where the command line cannot be used."""
+"""Exit status if the command line cannot be used."""
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, which shells report for a program that SIGINT ended."""

@@ -1,4 +1,4 @@
-"""Modules under names of earlier versions: importing one works, and warns once with its present name."""
+"""Modules under names of earlier versions: importing one works, and warns once with the present name."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ FORMER_NAMES: Final = MappingProxyType(
         "kernels.fft": ("operations.fft",),
     }
 )
-"""Former names of modules of this package, and where what was in them is now."""
+"""Former names of modules, and where their contents are now."""
 
 FORMER_PROGRAMS: Final = MappingProxyType({"checkpoint.__main__": "convert"})
-"""What was a program of its own, `python -m` with a module's name, and the command that it is now."""
+"""Former programs (`python -m` and a module), and the commands that replace them."""
 
 GONE: Final = MappingProxyType(
     {
@@ -43,7 +43,7 @@ GONE: Final = MappingProxyType(
         "hunterFormsBS.heads.hyperACE, with other names. docs/migration.md says what else moved."
     }
 )
-"""Modules of version 0.3 whose names are all others now, and what to do about it."""
+"""Modules of version 0.3 that are gone, and what to do instead."""
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -1,4 +1,4 @@
-"""How to get what is not installed, for every message that says so."""
+"""Commands that install missing packages, for messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PACKAGE = "hunterFormsBS"
 
 
 def how_to_install(*extras: str) -> str:
-    """Return the command that installs the missing packages of extras for the interpreter that runs.
+    """Return the command that installs the missing packages of extras for the running interpreter.
 
-    It names the packages and not the extras: those of an installed wheel cannot be asked for without its file, and a
-    package registry may hold another version.
+    It names packages, not extras: an installed wheel's extras cannot be requested without its file, and a package
+    registry may have another version.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def how_to_install(*extras: str) -> str:
         Names from `project.optional-dependencies` of pyproject.toml.
     """
     needed = list(dict.fromkeys(requirement for extra in extras for requirement in _requirements(extra)))
-    # All of them where each is there, since one must be too old or broken.
+    # All of them if each is installed: one must be too old or broken.
     packages = [requirement for requirement in needed if not _is_installed(requirement)] or needed
     # Not by `find_spec`: setuptools takes the search for pip as its import, and torch.compile then fails on 3.11.
     uv = None if _is_installed("pip") else shutil.which("uv")
@@ -37,7 +37,7 @@ def how_to_install(*extras: str) -> str:
 
 
 def is_installed(extra: str) -> bool:
-    """Tell whether all packages of an extra are installed, in whatever version."""
+    """Tell whether all packages of an extra are installed, in any version."""
     return all(map(_is_installed, _requirements(extra)))
 
 

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody asks for them, as PEP 562 provides."""
+"""Names of a package that are imported on first use, by PEP 562."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def lazy(
     package : str
         Its full name.
     homes : Mapping[str, Sequence[str]]
-        For each module within the package, the names that the package takes from it. The modules themselves are
-        attributes too, which `__dir__` lists and `__all__` does not.
+        The names that the package exports, by module. The modules are attributes too, listed by `__dir__` and not by
+        `__all__`.
     """
     home_of = {name: module for module, names in homes.items() for name in names}
     modules = {module.partition(".")[0] for module in homes}

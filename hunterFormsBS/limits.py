@@ -1,7 +1,7 @@
-"""How large what a stranger's file holds may be, in one place.
+"""Limits for the contents of untrusted files.
 
-The limits are far above what real files need: the largest public checkpoints have a few thousand tensors and 1.3 GB,
-and their pickles a few hundred kilobytes. They are far below what would hang a program or take a machine's memory.
+They are far above what real files need: the largest checkpoints of the catalogue have a few thousand tensors and 1.3
+GB, and their pickles a few hundred kilobytes. They are far below what would hang a program or exhaust memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LARGEST_TEXT: Final = 16 * 2**20
 """Bytes of a file that is read as text: a configuration, or the index of several safetensors files."""
 
 LARGEST_HEADER: Final = 64 * 2**20
-"""Bytes of what describes the tensors of a file: the pickle of a checkpoint, or the header of safetensors."""
+"""Bytes of the description of a file's tensors: a checkpoint's pickle, or the header of safetensors."""
 
 MOST_INSTRUCTIONS: Final = 4_000_000
 """Instructions of a pickle. A tensor takes about 40, and an optimizer keeps two more for each."""
@@ -22,13 +22,13 @@ MOST_KEYS: Final = 200_000
 """Entries of a mapping in a configuration, tensors in a state dict, entries in an archive."""
 
 MOST_SHARDS: Final = 1000
-"""Files that an index names."""
+"""Files in an index."""
 
 MOST_VALUES: Final = 1_000_000
-"""Values of a configuration, counted as often as aliases repeat them."""
+"""Values of a configuration, with aliases expanded."""
 
 DEEPEST: Final = 50
-"""Containers inside containers of a configuration."""
+"""Nesting depth of a configuration."""
 
 DEEPEST_WEIGHTS: Final = 8
 """Containers around a state dict."""
@@ -37,7 +37,7 @@ LONGEST_KEY: Final = 500
 """Characters of a tensor's key."""
 
 MOST_DIGITS: Final = 5
-"""Digits of a number within a tensor's key: layers, bands and stems are counted with them."""
+"""Digits of a number in a tensor's key, an index of layers, bands or stems."""
 
 MOST_AXES: Final = 16
 """Axes of a tensor."""
@@ -46,16 +46,16 @@ LONGEST_INTEGER: Final = 256
 """Bytes of an integer in a pickle."""
 
 LARGEST_EXPANSION: Final = 100
-"""How many times larger what an archive holds may be than the archive; weights hardly compress at all."""
+"""Largest ratio of an archive's contents to the archive; weights hardly compress."""
 
 COMPRESSIONS: Final = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-"""Methods by which the entries of an archive may be compressed. Of the others, some ask for gigabytes to begin with."""
+"""Compression methods allowed in an archive. Some of the others allocate gigabytes."""
 
 MOST_RESTARTS: Final = 2
-"""How often a server may break off a download, and then send the file from its start."""
+"""How often a server may interrupt a download and restart it from the beginning."""
 
 LONGEST_MATCHING: Final = 5.0
-"""Seconds in which names and regular expressions of adapters are compared with the names of a model's layers."""
+"""Seconds for matching an adapter's names and regular expressions with a model's layers."""
 
 # Songs
 

@@ -1,7 +1,7 @@
 """Helpers for a REPL or notebook: print a band layout as code to paste, or draw it.
 
-The printing functions return nothing, so that the REPL shows the code and no tensor after it. Where the tensor itself
-is wanted, `hunterFormsBS.blocks.layout` makes it.
+The printing functions return nothing, so that a REPL shows only the code. `hunterFormsBS.blocks.layout` makes the
+tensors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def filter_bank_non_overlapping(freqs_per_bands: Sequence[int], num_bands: int |
     ----------
     freqs_per_bands : Sequence[int]
         Number of bins in each band. Their sum is the number of bins.
-    num_bands : int | None = None
-        Number of bands that you expect, to catch a missing or repeated number in a long list.
+    num_bands : int | None, default None
+        Expected number of bands, to catch a missing or repeated number in a long list.
     """
     counts = check_freqs_per_bands(freqs_per_bands)
     if num_bands is not None and num_bands != len(counts):
@@ -57,18 +57,18 @@ def librosa_filters_mel(
     n_mels: int | None = None,
     **keywordArguments: Any,
 ) -> None:
-    """Print the layout of `librosa.filters.mel`: each band holds the bins to which its filter gives weight.
+    """Print the layout of `librosa.filters.mel`: each band holds the bins with nonzero weight.
 
     The first bin is put into the first band and the last bin into the last. Without `keywordArguments` this is the
     layout of `hunterFormsBS.blocks.layout.mask_filter_bank_mel`, which needs no librosa.
 
     Parameters
     ----------
-    sample_rate, sr : float = 44100
+    sample_rate, sr : float, default 44100
         Samples per second of the audio.
-    stft_n_fft, n_fft : int = 2048
+    stft_n_fft, n_fft : int, default 2048
         Length of the Fourier transform, in samples.
-    num_bands, n_mels : int = 60
+    num_bands, n_mels : int, default 60
         Number of bands.
     **keywordArguments : Any
         For `librosa.filters.mel`, for example `htk=True`. With `fmin` or `fmax`, the model needs a `freq_range`.
@@ -98,7 +98,7 @@ def librosa_filters_mel(
 
 
 def print_static_mask(mask_filter_bank: Tensor) -> None:
-    """Print code that makes a mask again, with its runs of equal values compressed.
+    """Print code that makes a mask, with runs of equal values compressed.
 
     Parameters
     ----------
@@ -114,25 +114,25 @@ def print_static_mask(mask_filter_bank: Tensor) -> None:
 def plot_mask_filter_bank(
     mask_filter_bank: Tensor | BandSplitRotator, *, sample_rate: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw each band from its lowest to its highest frequency, and below them how many bands share each bin.
+    """Draw each band from its lowest to its highest frequency, and below, how many bands share each bin.
 
-    Each bin reaches half the way to its neighbours. The lowest is at 0 Hz, which a logarithmic axis cannot show, and is
-    drawn at the left edge. A bin in no band is shaded over the whole height.
+    Each bin extends halfway to its neighbours. The lowest, at 0 Hz, which a logarithmic axis cannot show, is drawn at
+    the left edge. A bin in no band is shaded over the whole height.
 
     Parameters
     ----------
     mask_filter_bank : Tensor | BandSplitRotator
-        Boolean, `(band, freq)`, where the last bin is at half the sample rate; or a model, for its layout.
-    sample_rate : float | None = None
+        Boolean, `(band, freq)`, with the last bin at half the sample rate; or a model, for its layout.
+    sample_rate : float | None, default None
         Samples per second of the audio. `None`: what the model states, else 44100.
-    ax : Axes | None = None
+    ax : Axes | None, default None
         Where to draw; a new figure by default.
 
     Returns
     -------
     ax : Axes
-        Of the bands, one collection each, in order. The sharing is drawn in its child axes. A plain Python session
-        shows it with `ax.figure.show()`, a notebook by itself.
+        The bands, one collection each, in order; the counts are in its child axes. In a REPL, show it with
+        `ax.figure.show()`; a notebook shows it automatically.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def plot_mask_filter_bank(
     edges = _edges_hz(num_freqs, sample_rate)
     bands_per_bin = [int(count) for count in mask.sum(dim=0)]
     drawn: Axes = plt.subplots(figsize=(10, 6.5), layout="constrained")[1] if ax is None else ax
-    # matplotlib's annotations leave its keyword arguments out, so that strict checkers know none of its methods.
+    # matplotlib's annotations omit keyword arguments, so strict checkers know none of its methods.
     axes: Any = drawn
 
     for band, row in enumerate(mask):
@@ -167,7 +167,7 @@ def plot_mask_filter_bank(
     if uncovered:
         axes.legend(handles=axes.patches[-1:], loc="upper left")
 
-    # The sharing stands inside the axes, under band 0, so that a caller's own axes keep their place.
+    # The counts are inside the axes, under band 0, so that the layout of a caller's axes does not change.
     share = 0.2
     strip: Any = axes.inset_axes((0, 0, 1, 0.7 * share), sharex=drawn)
     strip.stairs(bands_per_bin, edges, fill=True, color="0.75")
@@ -196,7 +196,7 @@ def _one_of(name: str, value: _Number | None, alias: str, alias_value: _Number |
 
 
 def _runs(row: Tensor) -> list[tuple[bool, int, int]]:
-    """Return each run of equal values: the value, its first index and the index after its last."""
+    """Return each run of equal values: the value, the first index and the index after the last."""
     changes = [int(index) + 1 for index in (row[1:] != row[:-1]).nonzero()]
     return [(bool(row[start]), start, stop) for start, stop in pairwise((0, *changes, len(row)))]
 

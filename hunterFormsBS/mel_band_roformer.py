@@ -1,4 +1,4 @@
-"""Mel-Band RoFormer by its own name."""
+"""Mel-Band RoFormer under upstream's class name."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class MelBandRoformer(BandSplitRotator):
         Parameters
         ----------
         **section : Any
-            Arguments as that project's `MelBandRoformer` names and defaults them: its `zero_dc` is true unless stated.
+            Arguments with the names and defaults of that project's `MelBandRoformer`: its `zero_dc` is true by default.
 
         Raises
         ------
         CheckpointError
-            For an unknown argument, with the nearest known name, and for that of a BS-RoFormer.
+            For an unknown argument, with the nearest known name, or for an argument of a BS-RoFormer.
         """
         if section.get("freqs_per_bands") is not None:
             raise CheckpointError("freqs_per_bands is of a BS-RoFormer: use BSRoformer.from_msst")

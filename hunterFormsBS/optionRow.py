@@ -1,7 +1,6 @@
-"""One row of the table of the model's options, and what can be said of a value by its row alone.
+"""One row of the table of the model's options, and the checks of a value that need only its row.
 
-The rows stand beside the types of the arguments, as `Annotated[type, Option(...)]`; `hunterFormsBS.options` puts them
-together.
+Rows annotate the types of the arguments, as `Annotated[type, Option(...)]`; `hunterFormsBS.options` collects them.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ __all__ = [
 ]
 
 REQUIRED: Final = object()
-"""The default of what has none."""
+"""The default of a required argument."""
 
 LARGEST = 2**20
-"""The largest integer of any argument: features, layers, samples. Beyond it memory would run out, or counting."""
+"""The largest integer of any argument. Beyond it memory would run out, or sizes overflow."""
 
 
 class Needs(NamedTuple):
-    """What an argument needs to have any effect."""
+    """The condition under which an argument has an effect."""
 
     words: str
     names: tuple[str, ...]
-    """The other arguments that this depends on."""
+    """The other arguments in the condition."""
     are_met: Callable[[Sequence[Any]], bool]
-    """Asked of the values of those, for example `any`, `none_of` or `any_above_one`."""
+    """The test of their values, for example `any`, `none_of` or `any_above_one`."""
 
     def are_met_by(self, arguments: Mapping[str, Any]) -> bool:
-        """Tell whether the other arguments are such that this one has an effect."""
+        """Tell whether the other arguments let this one have an effect."""
         return self.are_met([arguments[name] for name in self.names])
 
 
@@ -74,7 +73,7 @@ def any_above_one(values: Sequence[Any]) -> bool:
 
 
 class ByLayout(NamedTuple):
-    """What None stands for where bands overlap, and where they lie side by side."""
+    """What None stands for if bands overlap, and if they lie side by side."""
 
     overlapping: bool
     side_by_side: bool
@@ -90,22 +89,22 @@ class Option:
         As in the signature of `BandSplitRotator`.
     least, most : float
         Bounds of a number, or of each number of a sequence. Both belong to the range.
-    below : float, optional
+    below : float, default None
         A bound that does not belong to the range.
-    unset : object, optional
-        What None stands for, or a `ByLayout`. None: the layer that uses the value knows.
-    needs : Needs, optional
-        Without it, only the default is accepted: anything else would have no effect.
+    unset : object, default None
+        What None stands for, or a `ByLayout`. None: the layer that uses the value decides.
+    needs : Needs, default None
+        If not met, only the default is accepted: any other value would have no effect.
     excludes : tuple of str, default ()
-        Arguments that must be as if they were not there, unless this one is.
+        Arguments that must be off if this one is on.
     off : tuple, default ()
-        Values besides the default that are as if the argument was not there.
+        Values besides the default that mean off.
     is_audible : bool, default False
-        A listener hears it, and the shapes of a state dict do not determine it: a loader that did not find it says so.
+        A listener hears it, and the shapes of a state dict do not determine it: the loader warns if nothing states it.
     is_of_class : bool, default False
-        Upstream's class determines it, and its configurations never state it: the loader says nothing of it.
+        The upstream class determines it, and configurations never state it: the loader does not warn.
     is_layout : bool, default False
-        `hunterFormsBS.blocks.layout` checks it, together with the others that say which bins form bands.
+        `hunterFormsBS.blocks.layout` checks it, together with the other arguments of the band layout.
     """
 
     default: object = REQUIRED
@@ -121,7 +120,7 @@ class Option:
     is_layout: bool = False
 
     def is_off(self, value: object) -> bool:
-        """Tell whether the argument is as if it was not there."""
+        """Tell whether the value means off."""
         given: Any = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         return any(
             given is one or (isinstance(one, (int, float, str, tuple)) and bool(given == one))
@@ -130,7 +129,7 @@ class Option:
 
 
 class Row(NamedTuple):
-    """The types of an argument, those of a union one by one, and what else is known of it."""
+    """The types of an argument, with unions split, and its option."""
 
     kinds: tuple[Any, ...]
     option: Option
@@ -149,12 +148,12 @@ def rows_of(table: type) -> dict[str, Row]:
 
 
 def taken_by(table: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arguments that a `TypedDict` of options, or a record of `theTypes`, has."""
+    """Return the arguments that a `TypedDict` of options, or a record of `theTypes`, has."""
     return {name: arguments[name] for name in table.__annotations__ if name in arguments}
 
 
 def check_value(name: str, value: object, row: Row) -> None:
-    """Refuse a value of the wrong type, or out of range.
+    """Refuse a value that has the wrong type or is out of range.
 
     Raises
     ------

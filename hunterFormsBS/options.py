@@ -1,9 +1,9 @@
-"""The model's options: one row for each argument of the constructor, and what holds between them.
+"""The model's options: one row for each argument of the constructor, and the rules that involve several.
 
-A row is the type of an argument and an `Option`. From the rows follow the checks of the constructor, the types of
-keyword arguments that are passed on to it, what the loader warns about, and the table in the documentation. To add an
-option, add a row here, or in the room of the head that takes it, and its line to the signature and the docstring of
-`BandSplitRotator`; a test says what is missing.
+A row is the type of an argument and an `Option`. The checks of the constructor, the types of forwarded keywords, the
+loader's warnings and the table in the documentation follow from the rows. To add an option, add a row here, or in the
+module of the head that takes it, and a line to the signature and the docstring of `BandSplitRotator`; a test says what
+is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_PARAMETERS = 2**33
 
 _FLOAT32 = torch.finfo(torch.float32)
 _LEAST_POWER = 1e-11
-"""Below this PyTorch's inverse transform refuses the sum of squared windows."""
+"""PyTorch's inverse transform refuses smaller sums of squared windows."""
 
 _CONFORMERS = Needs("one of them of at least 1", ("time_conformer_depth", "freq_conformer_depth"), any)
 _DEPTH = Needs("a depth of at least 2", ("depth",), any_above_one)
@@ -143,7 +143,7 @@ class ParametersBandSplitRotator(ParametersOfEveryLayout, total=False):
 
 
 OPTIONS: Final[Mapping[str, Row]] = MappingProxyType(rows_of(ParametersBandSplitRotator))
-"""All rows, by the names of the arguments."""
+"""All rows by argument name."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def resolved(arguments: Mapping[str, Any], *, overlapping: bool) -> dict[str, Any]:
-    """Return the arguments with each None replaced by what it stands for, where a row says so.
+    """Return the arguments with each None replaced by what its row says it stands for.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def resolved(arguments: Mapping[str, Any], *, overlapping: bool) -> dict[str, An
 
 
 def idle_options(arguments: Mapping[str, Any]) -> set[str]:
-    """Return the names of arguments that have no effect beside these, of which those that are left out are off."""
+    """Return the arguments that have no effect with these; arguments that are left out are off."""
     complete = {name: arguments.get(name, row.option.default) for name, row in OPTIONS.items()}
     complete["depth"] = arguments.get("depth", 1)
     needs = {name: row.option.needs for name, row in OPTIONS.items()}
@@ -199,7 +199,7 @@ def idle_options(arguments: Mapping[str, Any]) -> set[str]:
 
 
 def _check_company(name: str, option: Option, arguments: Mapping[str, Any]) -> None:
-    """Refuse an argument without what it needs, or beside what it excludes."""
+    """Refuse an argument whose needs are not met, or that excludes another."""
     written = f"{name}={short_repr(arguments[name])}"
     if option.needs is not None and not option.needs.are_met_by(arguments):
         beside = ", ".join(f"{other}={short_repr(arguments[other])}" for other in option.needs.names)
@@ -209,8 +209,7 @@ def _check_company(name: str, option: Option, arguments: Mapping[str, Any]) -> N
     for other in option.excludes:
         if not OPTIONS[other].option.is_off(arguments[other]):
             raise ValueError(
-                f"{other}={short_repr(arguments[other])} with {written}, which has none of that: leave one of the two "
-                "out."
+                f"{other}={short_repr(arguments[other])} with {written} is not possible: leave one of the two out."
             )
 
 
@@ -272,12 +271,12 @@ def _check_stft(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_overlap(window_function: Callable[..., Tensor], window: int, hop: int) -> None:
-    """Refuse a hop at which some sample is under no window, so that no spectrum tells what it was."""
+    """Refuse a hop that leaves samples which no window covers."""
     with torch.device("cpu"):
         samples = window_function(window).detach().double()
     if samples.device.type != "cpu" or samples.shape != (window,):
-        return  # the layer that makes the transform says what is wrong with it
-    # The sum over windows of what falls on one sample, which repeats after each hop.
+        return  # the layer that makes the transform reports the error
+    # The sum of squared windows at each sample, which repeats after each hop.
     power = F.pad(samples.square(), (0, -window % hop)).reshape(-1, hop).sum(dim=0)
     if not float(power.min()) > _LEAST_POWER:
         name = getattr(window_function, "__name__", "the window")
@@ -289,7 +288,7 @@ def _check_overlap(window_function: Callable[..., Tensor], window: int, hop: int
 
 
 def _check_size(arguments: Mapping[str, Any]) -> None:
-    """Refuse a model that no memory would hold, by a low estimate of its parameters."""
+    """Refuse a model too large for any memory, by a low estimate of its parameters."""
     dim, depth, stems = (arguments[name] for name in ("dim", "depth", "num_stems"))
     kinds = ("linear_transformer", "time_transformer", "freq_transformer", "time_conformer", "freq_conformer")
     layers = depth * sum(arguments[f"{kind}_depth"] for kind in kinds)

@@ -1,4 +1,4 @@
-"""Overlap-add of a stream: where chunks lie, what they weigh, and which part of the sum no later chunk can change.
+"""Overlap-add of a stream: offsets and weights of chunks, and which part of the sum is final.
 
 Axis letters in this module: s channels, t samples, n stems.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Stream:
-    """The part of a song that chunks still need: blocks in at one end, and out at the other once they are past."""
+    """The part of a song that chunks still need: a queue of blocks."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
         self.received = 0
@@ -32,7 +32,7 @@ class Stream:
         self._blocks: deque[tuple[int, Tensor]] = deque()
 
     def read(self) -> bool:
-        """Take the next block of the song, `(s, t)`, if there is one."""
+        """Read the next block of the song, `(s, t)`, if there is one."""
         block = next(self._source, None)
         if block is None:
             return False
@@ -43,7 +43,7 @@ class Stream:
         return True
 
     def forget(self, before: int) -> None:
-        """Let go of blocks that end before this sample."""
+        """Drop blocks that end before this sample."""
         while self._blocks and self._blocks[0][0] + self._blocks[0][1].shape[-1] <= before:
             self._blocks.popleft()
 
@@ -56,19 +56,20 @@ class Stream:
 
 
 class _Window(NamedTuple):
-    """A chunk's window: its first sample, and what determines its shape, the arguments of `Chunks.window`."""
+    """A chunk's window: its first sample, and its shape as the arguments of `Chunks.window`."""
 
     start: int
     shape: tuple[int, ...]
 
 
 class Chunks:
-    """Where the chunks of a song lie, one every `step` samples, and what they weigh: the blend "smooth".
+    """Offsets of a song's chunks, one every `step` samples, and their weights: the blend "smooth".
 
     The other blends override the methods in which they differ.
 
-    While `length` is None, the song goes on for nobody knows how long, and the answers hold for chunks that are
-    `settled`: the last chunk, which is moved back to end with the song, lies beyond all that overlaps them.
+    While `length` is None, the length of the song is unknown, and the results hold only for chunks for which
+    `is_settled` is true: the last chunk, which is moved back to end with the song, starts after everything that
+    overlaps them.
     """
 
     def __init__(self, parameters: ParametersSeparation, dtype: torch.dtype, device: torch.device) -> None:
@@ -86,19 +87,19 @@ class Chunks:
 
     @property
     def samples(self) -> int:
-        """Samples of a chunk that the model gets."""
+        """Length of a chunk for the model, in samples."""
         return self.chunk_size
 
     def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
-        """Return a song with what is put before and after it, and how many samples that is at either end."""
+        """Return a song with borders before and after it, and their length in samples."""
         return blocks, 0
 
     def border(self, length: int) -> int:  # noqa: ARG002  # other chunks ask
-        """Return how many samples are put before and after a song."""
+        """Return the length of the borders before and after a song, in samples."""
         return 0
 
     def number(self, length: int, start: int, end: float) -> int:
-        """Return how many chunks a part of a song of some length needs."""
+        """Return how many chunks a part of a song needs."""
         border = self.border(length)
         return self.count(length + 2 * border, min(end, length) + border) - self.first(start + border)
 
@@ -108,20 +109,20 @@ class Chunks:
         return 1 + math.ceil(begin / self.step) if end > begin else math.ceil(end / self.step)
 
     def first(self, start: int) -> int:
-        """Return the first chunk that reaches beyond a sample."""
+        """Return the first chunk that ends after a sample."""
         return max(0, (start - self.chunk_size) // self.step + 1)
 
     def is_settled(self, index: int, received: int) -> bool:
-        """Tell whether no length that the song may still get changes the first sample or the weights of a chunk."""
-        # Chunks that overlap this one begin within it, and how they fall depends on the one after them.
+        """Tell whether the offset and the weights of a chunk are independent of how the song continues."""
+        # Chunks that overlap this one begin within it, and how they fade out depends on the next one.
         return self.length is not None or received >= index * self.step + 2 * self.chunk_size + self.step
 
     def least(self, index: int, received: int) -> int:
-        """Return the first sample that a chunk can have, however long the song may still get."""
+        """Return the smallest first sample that a chunk can have, however long the song is."""
         return min(index * self.step, received - self.chunk_size)
 
     def is_there(self, index: int) -> bool:
-        """Tell whether the song has this chunk, as far as is known."""
+        """Tell whether the song has this chunk, as far as known."""
         return index >= 0 and (self.length is None or index < self.count(self.length))
 
     def start(self, index: int) -> int:
@@ -136,11 +137,11 @@ class Chunks:
         return start, stop if self.length is None else min(self.length, stop)
 
     def final(self, index: int) -> int:
-        """Return up to where the sum is final once a chunk and all before it are added: where the next one begins."""
+        """Return the sample before which the sum is final once this chunk is added: where the next one begins."""
         return self.start(index + 1) if self.is_there(index + 1) else self.span(index)[1]
 
     def audio(self, index: int, stream: Stream, target: Tensor) -> None:
-        """Fill a tensor `(s, t)` with a chunk: a song that is shorter is mirrored at its end, then silent."""
+        """Fill a tensor `(s, t)` with a chunk: a shorter song is mirrored at its end, then silent."""
         start, stop = self.span(index)
         music = stop - start
         stream.copy_to(target[:, :music], start, stop)
@@ -150,7 +151,7 @@ class Chunks:
             target[:, music + mirrored :].zero_()
 
     def mirrored(self, music: int) -> int:
-        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        """Return how many mirrored samples extend a chunk that the song does not fill."""
         return min(music - 1, self.chunk_size - music)
 
     def weights(self, index: int) -> Tensor:
@@ -171,19 +172,19 @@ class Chunks:
                 target = slice(max(0, offset), self.chunk_size + min(0, offset))
                 source = slice(max(0, -offset), self.chunk_size - max(0, offset))
                 total[target] += self._shape(*shape)[source]
-            # Where no window but its own reaches, and that is zero, the estimate does not count.
+            # Where only its own window reaches and is zero, the estimate does not count.
             weights = (self._shape(*own.shape) / total).nan_to_num(nan=0.0)
             self._weights[geometry] = weights.to(self.dtype).to(self.device)
         return self._weights[geometry]
 
     def _window(self, index: int) -> _Window:
-        # A window rises over what the chunk shares with the one before it, and falls likewise, each within its half.
-        # At the ends of the song, and where chunks abut, it is flat.
+        # A window rises over the overlap with the chunk before it and falls over that with the next, each within its
+        # half. At the ends of the song, and where chunks abut, it is flat.
         return _Window(self.start(index), (self._fade(index - 1), self._fade(index)))
 
     @staticmethod
     def window(size: int, rise: int = 0, fall: int = 0) -> Tensor:
-        """Return `(t)`: a squared sine that rises, ones, and one that falls, none of which reaches zero."""
+        """Return `(t)`: a rising squared sine, ones, and a falling squared sine, never zero."""
         window = torch.ones(size, dtype=torch.float64, device="cpu")
         for length, slope in ((rise, window[:rise]), (fall, window[size - fall :])):
             angle = torch.linspace(0.5, length - 0.5, length, dtype=torch.float64, device="cpu")
@@ -192,7 +193,7 @@ class Chunks:
         return window
 
     def _fade(self, index: int) -> int:
-        """Return over how many samples a chunk gives way to the next."""
+        """Return the length of the fade from one chunk to the next."""
         if not (self.is_there(index) and self.is_there(index + 1)):
             return 0
         shared = self.start(index) + self.chunk_size - self.start(index + 1)
@@ -200,11 +201,11 @@ class Chunks:
 
 
 class _ChunksOfAudioSeparator(Chunks):
-    """The chunks of audio-separator: Hamming windows, and a song shorter than one chunk as it is."""
+    """The chunks of audio-separator: Hamming windows; a song shorter than one chunk is not padded."""
 
     @property
     def samples(self) -> int:
-        """Samples of a chunk that the model gets: all of a song that is shorter."""
+        """Length of a chunk for the model, in samples: that of the song if it is shorter."""
         return self.chunk_size if self.length is None else min(self.chunk_size, self.length)
 
     def _window(self, index: int) -> _Window:
@@ -217,13 +218,13 @@ class _ChunksOfAudioSeparator(Chunks):
 
 
 class _ChunksWithBorders(Chunks):
-    """Chunks of a song that is continued at both ends by its mirror image, if it is longer than two borders.
+    """Chunks of a song that is extended at both ends by its mirror image, if it is longer than two borders.
 
-    Chunks begin as long as there are samples. Windows rise from zero and fall to zero in straight lines.
+    Chunks begin as long as there are samples. Windows rise from zero and fall to zero linearly.
     """
 
     def continued(self, blocks: Iterator[Tensor]) -> tuple[Iterator[Tensor], int]:
-        """Return a song with its mirror image at both ends, and the samples of one, 0 if the song is too short."""
+        """Return a song with its mirror image at both ends, and the length of a border, 0 if the song is too short."""
         read: list[Tensor] = []
         received = 0
         while received <= 2 * (self.chunk_size - self.step) and (block := next(blocks, None)) is not None:
@@ -235,7 +236,7 @@ class _ChunksWithBorders(Chunks):
         return _with_borders(read[0] if len(read) == 1 else torch.cat(read, dim=-1), blocks, border), border
 
     def border(self, length: int) -> int:
-        """Return the samples that chunks share, if a song is longer than twice as many."""
+        """Return the overlap of chunks, in samples, if a song is longer than twice that."""
         border = self.chunk_size - self.step
         return border if length > 2 * border else 0
 
@@ -249,7 +250,7 @@ class _ChunksWithBorders(Chunks):
 
     @staticmethod
     def window(size: int, rise: int = 0, fall: int = 0, flat: int | None = None) -> Tensor:
-        """Return `(t)`: a line that rises from zero, ones, and a line that falls to zero; from `flat` on, ones."""
+        """Return `(t)`: a linear rise from zero, ones, and a linear fall to zero; ones from `flat` on."""
         window = torch.ones(size, dtype=torch.float64, device="cpu")
         window[:rise] = torch.linspace(0, 1, rise, dtype=torch.float64, device="cpu")
         window[size - fall :] = torch.linspace(1, 0, fall, dtype=torch.float64, device="cpu")
@@ -260,9 +261,8 @@ class _ChunksWithBorders(Chunks):
 class _ChunksOfMSST(_ChunksWithBorders):
     """The chunks of MSST's `demix`.
 
-    One that the song does not fill is mirrored at its end if it is more than half full. Windows rise and fall over a
-    tenth of a chunk. The first rises only where chunks are computed together; of the last ones, computed together, none
-    falls.
+    A chunk that the song does not fill is mirrored at its end if it is more than half full. Windows rise and fall over
+    a tenth of a chunk. The first rises only if it is computed with others; none in the last batch falls.
     """
 
     def is_settled(self, index: int, received: int) -> bool:
@@ -271,7 +271,7 @@ class _ChunksOfMSST(_ChunksWithBorders):
         return self.length is not None or received > (index + self._reach + self.batch_size) * self.step
 
     def mirrored(self, music: int) -> int:
-        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        """Return how many mirrored samples extend a chunk that the song does not fill."""
         return self.chunk_size - music if music > self.chunk_size // 2 else 0
 
     def _window(self, index: int) -> _Window:
@@ -285,8 +285,8 @@ class _ChunksOfMSST(_ChunksWithBorders):
 class _ChunksOfPymss(_ChunksWithBorders):
     """The chunks of pymss's `demix_track`.
 
-    One that the song does not fill is mirrored at its end if it is more than half full, by two samples at least.
-    Windows rise and fall over a tenth of a chunk, and no further than chunks overlap. The first does not rise; one that
+    A chunk that the song does not fill is mirrored at its end if it is more than half full, by at least two samples.
+    Windows rise and fall over a tenth of a chunk, but no further than chunks overlap. The first does not rise; one that
     reaches the end of the song is flat over its last tenth, even where it would still rise.
     """
 
@@ -296,7 +296,7 @@ class _ChunksOfPymss(_ChunksWithBorders):
         return self.length is not None or received > (index + self._reach) * self.step + self.chunk_size
 
     def mirrored(self, music: int) -> int:
-        """Return how many samples of its mirror image continue a chunk that the song does not fill."""
+        """Return how many mirrored samples extend a chunk that the song does not fill."""
         return self.chunk_size - music if music > self.chunk_size // 2 + 1 else 0
 
     def _window(self, index: int) -> _Window:
@@ -317,7 +317,7 @@ KINDS_OF_CHUNKS: Mapping[Blend, type[Chunks]] = {
 
 
 def _with_borders(head: Tensor, blocks: Iterator[Tensor], border: int) -> Iterator[Tensor]:
-    """Yield a song, of which the first samples are read, between the mirror images of its beginning and its end."""
+    """Yield a song, whose first samples are already read, between the mirror images of its beginning and its end."""
     yield head[:, 1 : border + 1].flip(-1)
     yield head
     end = head
@@ -328,9 +328,9 @@ def _with_borders(head: Tensor, blocks: Iterator[Tensor], border: int) -> Iterat
 
 
 class OverlapAdd:
-    """The weighted sum of estimates, of which only what later chunks may still change is kept.
+    """The weighted sum of estimates; only the part that later chunks may change is kept.
 
-    Of the song it returns the samples from `start` to before `end`.
+    It returns the samples of the song from `start` to before `end`.
     """
 
     def __init__(self, chunks: Chunks, start: int = 0, end: float = math.inf) -> None:
@@ -342,7 +342,7 @@ class OverlapAdd:
     def add(self, index: int, estimate: Tensor) -> Tensor:
         """Add the estimate `(n, s, t)` of the next chunk; return the samples that are final now, `(n, s, t')`."""
         start, stop = self.chunks.span(index)
-        # What inference mode allocates cannot take part in a backward pass afterwards.
+        # Tensors allocated in inference mode cannot take part in a backward pass later.
         with torch.inference_mode(mode=False):
             summed = torch.zeros((*estimate.shape[:-1], stop - start), dtype=estimate.dtype, device=estimate.device)
             if self._open is not None:
@@ -357,7 +357,7 @@ class OverlapAdd:
 
 
 def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Iterator[list[Tensor]]:
-    """Yield the next samples of all streams, float32 or better, equally many of each; `alike` in all other axes."""
+    """Yield equally many samples of all streams, float32 or better; with `alike`, refuse different other axes."""
     iterators = [iter(stream) for stream in streams]
     held: list[Tensor | None] = [None] * len(streams)
     read = [0] * len(streams)
@@ -390,7 +390,7 @@ def aligned(streams: Sequence[Iterable[Tensor]], *, alike: bool = True) -> Itera
 
 
 def branches(stream: Iterator[T], count: int) -> list[Iterator[T]]:
-    """Return so many iterators over one stream. An item is held until the last of them has it.
+    """Return several iterators over one stream. An item is held until all have read it.
 
     `itertools.tee` holds up to 57 items more.
     """

@@ -1,4 +1,4 @@
-"""How a song is separated: one record, made of keywords once and passed whole."""
+"""Settings of a separation: one record, made from keywords once and passed whole."""
 
 from __future__ import annotations
 
@@ -17,43 +17,40 @@ __all__ = ["BLENDS", "LARGEST", "Blend", "KeywordsSeparation", "ParametersSepara
 
 @dataclass(frozen=True, kw_only=True)
 class ParametersSeparation:
-    """How a song is separated. Whatever takes these as keywords has the default values of this record.
+    """Settings of a separation. Functions that take them as keywords have the defaults of this record.
 
     Parameters
     ----------
     chunk_size : int, default 352800
-        Samples that the model sees at a time. What it was trained on is best; at least the window of its transform.
+        Samples that the model sees at a time, at least the window of its transform. The length in training is best.
     num_overlap : float, default 2
-        How many chunks cover a sample away from the ends of the song, on average: 1.25 lets each chunk share a fifth
-        with each neighbour. With 1 the chunks abut. The time is proportional to it.
+        How many chunks cover a sample on average, away from the ends of the song: with 1.25 each chunk shares a fifth
+        with each neighbour, with 1 chunks abut. Time is proportional to it.
     batch_size : int, default 1
-        Chunks in one call of the model. It is halved, with a warning, when the device is out of memory.
+        Chunks in one call of the model. It is halved, with a warning, if the device is out of memory.
     device : torch.device | str | None, default None
-        Where the model runs. A module is moved there and stays there. `None`: where the module's parameters are; the
-        mixture's device when it has none.
+        Where the model runs. A module is moved there and stays there. `None`: the device of the module's parameters, or
+        of the mixture if it has none.
     dtype : torch.dtype | None, default None
-        `torch.bfloat16` or `torch.float16`: run under autocast to it, the weights staying as they are.
-        `torch.float32`: run without autocast. `torch.int8`: on a CPU, the linear maps of the transformers in integers
-        of 8 bits, all else in float32; a warning says where nothing of a model can be computed so. `None`: autocast
-        as it is around the call.
+        `torch.bfloat16` or `torch.float16`: run under autocast, without converting weights. `torch.float32`: run
+        without autocast. `torch.int8`: on a CPU, compute the linear maps of the transformers in 8-bit integers,
+        everything else in float32; a warning says if that is impossible. `None`: keep the caller's autocast.
     tta : bool, default False
-        Test-time augmentation: the mean of the estimates for the song, for its polarity inverted and, in stereo, for
-        its channels exchanged, each undone afterwards. It takes three times as long, in mono twice.
+        Test-time augmentation: average over the song, the song with inverted polarity and, in stereo, with swapped
+        channels. It takes three times as long, in mono twice.
     shifts : int, default 1
-        The mean of that many passes, each with the end of the song put before its beginning, further by its length
-        over `shifts` each time, and put back afterwards: as `bigshifts` of Music-Source-Separation-Training. It takes
-        as many times as long; of all passes but one, chunks over the seam are computed twice. The song is held whole.
+        Average over this many passes, in which the song is rotated in time by multiples of its length over `shifts`, as
+        `bigshifts` of Music-Source-Separation-Training. Time is proportional to it. The whole song is held in memory.
     blend : {"smooth", "msst", "pymss", "audio-separator"}, default "smooth"
-        Where chunks lie, what they weigh, and how a song is continued at its ends. "msst" is what
-        Music-Source-Separation-Training does, for the same stems as it writes; there they depend on `batch_size`.
-        "pymss" and "audio-separator" are the same for these programs.
+        Offsets and weights of chunks, and how a song is extended at its ends. "msst", "pymss" and "audio-separator"
+        give the same stems as these programs (MSST's depend on `batch_size`).
     start : int, default 0
-        First sample of the part of the song to separate. The model sees what lies around the part, so that the samples
-        of its stems are those of the whole song, up to rounding.
+        First sample of the part of the song to separate. The model sees the surroundings of the part, so its samples
+        equal those of the whole song's stems, up to rounding.
     end : int | None, default None
-        The sample after its last; `None`, or one beyond the end of the song: all that follows.
+        The sample after its last. `None`, or one beyond the end of the song: up to the end.
     duration : int | None, default None
-        Its samples, in place of `end`.
+        Its length in samples, instead of `end`.
 
     Raises
     ------
@@ -74,12 +71,12 @@ class ParametersSeparation:
     duration: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be used."""
+        """Refuse invalid values."""
         _check(self)
 
     @property
     def stop(self) -> float:
-        """The sample after the last of the part; infinity where that is the end of the song."""
+        """The sample after the last of the part; infinity for the end of the song."""
         return (self.end or math.inf) if self.duration is None else self.start + self.duration
 
 
@@ -103,7 +100,7 @@ ParametersSeparation.__init__ = explained(ParametersSeparation.__init__)  # type
 
 
 def _check(parameters: ParametersSeparation) -> None:
-    """Raise unless all values can be used; devices are tried where the model goes there."""
+    """Refuse invalid values. Devices are tried later, when the model is moved."""
     for name in ("chunk_size", "batch_size", "shifts"):
         _check_integer(name, getattr(parameters, name))
     if parameters.blend not in BLENDS:
@@ -146,8 +143,8 @@ def _check_part(parameters: ParametersSeparation) -> None:
             )
         if parameters.end <= parameters.start:
             raise ValueError(
-                f"`end` must be greater than `start`: received {parameters.end} and {parameters.start}. A duration is "
-                "`duration`."
+                f"`end` must be greater than `start`: received {parameters.end} and {parameters.start}. "
+                "For a length pass `duration`."
             )
     if parameters.duration is not None:
         _check_integer("duration", parameters.duration)

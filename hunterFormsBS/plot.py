@@ -1,7 +1,7 @@
-"""Pictures for a REPL or notebook: a band layout, a separation, and what the masks of a model do in each band.
+"""Pictures for a REPL or notebook: band layouts, separations, and masks by band.
 
-Each function returns the axes that it drew in. A notebook shows the picture by itself, a plain session with
-`axes[0].figure.show()`. All of them need matplotlib.
+Each function returns the axes that it drew in. A notebook shows the picture automatically; in a REPL call
+`axes[0].figure.show()`. All need matplotlib.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _rfft = cast("Callable[[Tensor], Tensor]", torch.fft.rfft)  # pyright: ignore[re
 
 LABELLED_BANDS = 8
 FRAMES = 1500
-"""Frames of a spectrogram at most: more than a screen has columns, few enough to be drawn in a second."""
+"""Most frames of a spectrogram: more than a screen has columns, few enough to draw in a second."""
 DECIBELS = {"vmin": -90, "vmax": -10}
 
 
@@ -44,7 +44,7 @@ def plot_separation(
     sample_rate: float = 44100,
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Draw spectrograms of a mixture and its stems on one scale, and of the true stems above them where they are known.
+    """Draw spectrograms of a mixture, its stems and, if given, the true stems above them, on one scale.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def plot_separation(
         `(s, t)`, or `(t)` if mono.
     stems : Tensor
         As `hunterFormsBS.separation.separate` returns them: `(n, s, t)`.
-    truth : Tensor, optional
+    truth : Tensor, default None
         The true stems, `(n, s, t)`.
-    names : sequence of str, optional
-        Of the stems; numbers by default.
+    names : sequence of str, default None
+        Of the stems; None: numbers.
     sample_rate : float
         Samples per second.
-    figure : Figure, optional
-        Where to draw; a new one of pyplot by default.
+    figure : Figure, default None
+        Where to draw; None: a new figure of pyplot.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def plot_separation(
         pictures[0] += [(f"{name}, true", audio) for name, audio in zip(names, truth, strict=True)]
         pictures += [[(f"{name}, estimated", audio) for name, audio in zip(names, stems, strict=True)]]
     columns = 1 + len(stems)
-    # matplotlib's annotations leave its keyword arguments out, so that strict checkers know none of its methods.
+    # matplotlib's annotations omit keyword arguments, so strict checkers know none of its methods.
     drawing: Any = _figure(figure, (3.6 * columns, 3.6 * len(pictures)), "plot_separation")
     grid = drawing.subplots(len(pictures), columns, sharex=True, sharey=True, squeeze=False)
     if truth is not None:
@@ -103,20 +103,20 @@ def plot_band_masks(
     sample_rate: float = 44100,
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Draw how much of each band each stem keeps, over time: the mean modulus of the masks.
+    """Draw the mean modulus of each stem's masks, by band and time.
 
     Parameters
     ----------
     model : BandSplitRotator
         On any device.
     audio : Tensor
-        A few seconds of a mixture, `(s, t)`, or `(t)` if mono. The model sees them in one piece.
-    names : sequence of str, optional
-        Of the model's stems; numbers by default.
+        A few seconds of a mixture, `(s, t)`, or `(t)` if mono. The model sees them as one chunk.
+    names : sequence of str, default None
+        Of the model's stems; None: numbers.
     sample_rate : float
         Samples per second.
-    figure : Figure, optional
-        Where to draw; a new one of pyplot by default.
+    figure : Figure, default None
+        Where to draw; None: a new figure of pyplot.
 
     Returns
     -------
@@ -154,9 +154,9 @@ def plot_band_masks(
 
 @torch.inference_mode()
 def band_masks(model: BandSplitRotator, audio: Tensor) -> Tensor:
-    """Return how much of each band each stem keeps of a mixture `(s, t)` or `(t)`: `(n, band, t)`.
+    """Return the mean modulus of each stem's masks for a mixture `(s, t)` or `(t)`: `(n, band, t)`.
 
-    The mean modulus of the masks as the estimators make them, before bands that overlap are averaged.
+    These are the masks of the estimators, before overlapping bands are averaged.
     """
     audio = audio[None] if audio.ndim == 1 else audio
     if audio.ndim != 2 or audio.shape[0] != model.audio_channels:
@@ -188,7 +188,7 @@ def _names(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def save_spectrogram(path: Path, blocks: Iterable[Tensor], length: int, sample_rate: float) -> None:
-    """Write the spectrogram of audio of any length as a PNG; a few blocks are in memory at a time.
+    """Write the spectrogram of audio of any length as a PNG, holding a few blocks in memory.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def matplotlib_module(name: str, needed_by: str) -> Any:
 
 
 def _draw_spectrogram(axes: Any, blocks: Iterable[Tensor], length: int, sample_rate: float) -> Any:
-    """Draw the power of audio, the mean of its channels, in dB on a logarithmic axis of frequency."""
+    """Draw the power of audio, averaged over channels, in dB on a logarithmic frequency axis."""
     size = max(4, min(4096, 2 * (length // 4)))
     hop = max(size // 4, length // FRAMES)
     power = _power(blocks, size, hop)[1:] / (size / 4) ** 2  # 1 for a sine of full scale
@@ -235,7 +235,7 @@ def _power(blocks: Iterable[Tensor], size: int, hop: int) -> Tensor:
     margin = torch.zeros(1, size // 2)  # silence before the song, and behind it
     pending = margin
     frames: list[Tensor] = []
-    skip = 0  # samples between windows that are further apart than they are long
+    skip = 0  # samples between windows whose hop exceeds their length
     for block in chain(blocks, [margin]):
         audio = block.detach().cpu().float().reshape(-1, block.shape[-1])
         channels = max(len(pending), len(audio))

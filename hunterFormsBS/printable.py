@@ -1,4 +1,4 @@
-"""Text from files and command lines, made fit for a message: bounded, on one line, nothing that steers a terminal."""
+"""Text from files and command lines, made safe for messages: bounded, on one line, without control characters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 __all__ = ["LISTED", "list_some", "printable", "say", "short_repr"]
 
 LONGEST_TEXT = 300
-"""Characters of a name or a message that are shown; the middle of a longer one is left out."""
+"""Longest name or message, in characters; longer ones lose their middle."""
 
 LONGEST_LINE = 5000
-"""Characters of a line of the command line, which may name several files."""
+"""Longest line of program output, which may name several files."""
 
 LISTED = 20
 """How many names a message lists before it counts the rest."""
@@ -45,21 +45,21 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
 
 
 def list_some(names: Sequence[str]) -> str:
-    """Write names out, the first of them and the number of the rest where there are many."""
+    """List names; of many, the first ones and the number of the rest."""
     rest = len(names) - LISTED
     return ", ".join(printable(name, 120) for name in names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def say(text: object, stream: TextIO | None, limit: int = LONGEST_LINE) -> None:
-    """Print one line, whatever is in it and whatever became of the stream: nothing fails because nobody reads.
+    """Print one line. Never fail, even if the stream is closed or the text cannot be encoded.
 
     Characters that the stream's encoding lacks are escaped, as control characters are.
 
     Parameters
     ----------
     text : object
-    stream : TextIO, optional
-        Standard output or standard error; None where the process was started without.
+    stream : TextIO or None
+        Standard output or standard error; None if the process was started without.
     limit : int
         Characters to print at most.
     """
@@ -70,13 +70,13 @@ def say(text: object, stream: TextIO | None, limit: int = LONGEST_LINE) -> None:
     try:
         print(line, file=stream, flush=True)
     except (OSError, ValueError):
-        # Closed, or full. What is left in its buffer would fail again when Python ends.
+        # Closed, or full. The rest of its buffer would fail again when Python exits.
         with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def short_repr(value: object, limit: int = LONGEST_TEXT) -> str:
-    """Return a `repr` for a message: bounded in depth, in number of elements and in length, and printable."""
+    """Return a printable `repr` for a message, bounded in depth, elements and length."""
     return printable(_REPR.repr(value), limit)
 
 
@@ -87,14 +87,14 @@ def _escape(character: str) -> str:
 
 
 class _Bounded(Repr):
-    """`reprlib.Repr` that never asks an unknown object for its own `repr`, which may be of any length."""
+    """`reprlib.Repr` that never calls the `repr` of unknown objects, which may be of any length."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """Return the size of an integer that is too long to be written out."""
+        """Return the size of an integer that is too long to print."""
         return f"<integer of {x.bit_length()} bits>" if x.bit_length() > 200 else super().repr_int(x, level)
 
     def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  # the signature is reprlib's
-        """Return the type of an object of a kind that has no bounded `repr`."""
+        """Return the type of an object without a bounded `repr`."""
         if isinstance(x, (bool, bytes, float, complex, type(None))):
             return repr(x if not isinstance(x, bytes) else x[: self.maxstring])
         return f"<{type(x).__name__}>"

@@ -1,7 +1,7 @@
-"""Separate songs of any length with a model that takes chunks: overlap-add of weighted chunks.
+"""Separate songs of any length by overlap-add of weighted chunks.
 
-There is one overlap-add, and it works on streams: `separate` gives it a song that is all there as one block. The song
-stays where it is, usually in host memory; the device sees one batch of chunks at a time.
+The one overlap-add works on streams; `separate` passes a whole song as one block. The song stays on its device, usually
+the CPU; the model's device gets one batch of chunks at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hunterFormsBS.signature import with_fields_of
 __all__ = ["ParametersSeparation", "Progress", "iter_blocks", "separate", "separate_stream", "stems_of"]
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""What is called after each chunk: with the number of chunks done, and of all chunks."""
+"""Called after each chunk with the number of chunks done and the number of all chunks."""
 
 
 @with_fields_of(ParametersSeparation)
@@ -38,38 +38,37 @@ def separate(
 ) -> Tensor:
     """Separate a whole song into stems.
 
-    Chunks begin every `chunk_size // num_overlap` samples. The last one is moved back to end with the song, so that
-    every chunk is full of music. Where chunks overlap, their estimates are averaged with weights that rise and fall
-    as squared sines and sum to one at every sample. `blend="msst"` does all of this another way.
+    Chunks begin every `chunk_size // num_overlap` samples. The last one is moved back to end with the song. Where
+    chunks overlap, their estimates are averaged with weights that rise and fall as squared sines and sum to one at
+    every sample. `blend` selects the methods of other programs.
 
-    A song shorter than one chunk is continued by its mirror image, then by silence: the model gets the length that it
-    was trained on, a compiled model sees one shape, and the end of the song is no click. For many short clips a
-    smaller `chunk_size` costs less. Chunks of nothing but zeros are not given to a `BandSplitRotator`, whose estimates
-    of them are zeros.
+    A song shorter than one chunk is extended by its mirror image, then by silence, so the model gets the length that it
+    was trained on, a compiled model sees one shape, and the end of the song does not click. For many short clips a
+    smaller `chunk_size` costs less. A `BandSplitRotator` is not called for chunks of zeros, whose estimates are zeros.
 
     Parameters
     ----------
     model : Callable[[Tensor], Tensor]
-        Takes `(b, s, t)`, returns `(b, n, s, t)`. Of its attributes only `stereo` is read; without it the channels
-        pass as they are. A module runs in eval mode and gets its training flags back afterwards.
+        Maps `(b, s, t)` to `(b, n, s, t)`. Only its attribute `stereo` is read; without it channels are passed
+        unchanged. A module runs in eval mode, and its training flags are restored afterwards.
     mixture : Tensor
         Floating-point audio, `(s, t)`, or `(t,)` for mono.
-    progress : bool | Progress = False
-        `True` shows a progress bar; a callable gets the number of chunks done and the number of all chunks.
+    progress : bool | Progress, default False
+        `True` shows a progress bar; a callable gets the number of chunks done and of all chunks.
     **keywords : Unpack[KeywordsSeparation]
         The fields of `ParametersSeparation`.
 
     Returns
     -------
     stems : Tensor
-        `(n, s, t)` on the mixture's device, as long as the mixture or the part of it. Mono into a stereo model gives
-        two channels; of stereo into a mono model each channel is separated by itself. It is float32, or float64 where
-        both the mixture and the model are.
+        `(n, s, t)` on the mixture's device, as long as the mixture or its part. A stereo model returns two channels for
+        mono audio; a mono model separates each channel of stereo audio. The dtype is float32, or float64 if mixture and
+        model are float64.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument cannot be used.
+        If an argument is invalid.
     RuntimeError
         If the model returns another shape or values that are not finite.
     torch.OutOfMemoryError
@@ -103,24 +102,23 @@ def separate_stream(
     progress: bool | Progress = False,
     **keywords: Unpack[KeywordsSeparation],
 ) -> Generator[Tensor]:
-    """Separate a song that comes in blocks, such as from a file or a pipe, holding a few chunks of it at a time.
+    """Separate a song that arrives in blocks, for example from a file or a pipe, holding a few chunks at a time.
 
-    The stems are those of `separate`, sample for sample. Some three chunks of the song must be there before the first
-    is separated, or its end: the last chunk is moved back to end with the song. With `shifts` the whole song must be
-    there, since its end comes before its beginning; the stems are still given in blocks.
+    The stems equal those of `separate`, sample for sample. About three chunks must have arrived before the first is
+    separated, because the last chunk is moved back to end with the song. With `shifts` the whole song must have
+    arrived; stems are still yielded in blocks.
 
     Parameters
     ----------
     model : Callable[[Tensor], Tensor]
         As in `separate`.
     blocks : Iterable[Tensor]
-        Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, none included; all of one number of
-        channels, dtype and device. A block is read, never changed, and must not change while it is needed.
-    length : int | None = None
-        Samples to expect, for `progress` alone: the song ends where the blocks do.
-    progress : bool | Progress = False
-        True shows a progress bar, a callable gets the numbers of chunks. Without `length` the number of all chunks is
-        that of those known so far.
+        Floating-point audio, each `(s, t)` or `(t,)` with any number of samples, including none; all with the same
+        channels, dtype and device. Blocks are not changed, and must not change while they are needed.
+    length : int | None, default None
+        Samples to expect, only for `progress`: the song ends where the blocks end.
+    progress : bool | Progress, default False
+        As in `separate`. Without `length` the number of all chunks is that of those known so far.
     **keywords : Unpack[KeywordsSeparation]
         The fields of `ParametersSeparation`.
 
@@ -132,15 +130,14 @@ def separate_stream(
     Raises
     ------
     TypeError, ValueError, RuntimeError, torch.OutOfMemoryError
-        As `separate`, when the first block is asked for or at the block that cannot be used. What `blocks` raises
-        passes through.
+        As `separate`, at the first block or at the block that is invalid. Exceptions of `blocks` propagate.
     """
     parameters = ParametersSeparation(**keywords)
     yield from stems_of(model, iter_blocks(blocks), parameters, length=length, progress=progress)
 
 
 def iter_blocks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Return an iterator over blocks, unless they are one tensor, whose channels would be taken for blocks."""
+    """Return an iterator over blocks; refuse a single tensor, whose channels would be taken for blocks."""
     if isinstance(blocks, Tensor):
         message = (
             f"`blocks` must be an iterable of tensors: received one tensor of shape {tuple(blocks.shape)}. Pass it in "
@@ -159,7 +156,7 @@ def stems_of(
     length: int | None = None,
     progress: bool | Progress = False,
 ) -> Generator[Tensor]:
-    """Separate a stream as a record says; `what` is how messages call a block. See `separate_stream`."""
+    """Separate a stream with a record of settings; messages call a block `what`. See `separate_stream`."""
     _check_window(model, parameters.chunk_size)
     song = _Song(blocks, what, getattr(model, "stereo", None))
     run = Estimator(model, parameters, each_channel=song.each_channel, dtype_song=song.dtype, device_song=song.device)
@@ -180,12 +177,12 @@ def _shifted(
     parameters: ParametersSeparation,
     progress: bool | Progress,
 ) -> Generator[Tensor]:
-    """Yield the mean over shifts of the stems of a song whose end is put before its beginning, moved back."""
+    """Yield stems averaged over rotations of the song in time."""
     length = mixture.shape[-1]
     _check_start(parameters.start, length)
     end = int(min(parameters.stop, length))
     shifts = [number * (length // parameters.shifts) for number in range(parameters.shifts)]
-    # Where the part lies in a shifted song: in two pieces if what was the beginning of the song lies within it.
+    # Where the part lies in the rotated song: in two pieces if the seam lies within it.
     pieces = [
         [
             (max(0, parameters.start + moved), min(length, end + moved))
@@ -236,7 +233,7 @@ def _overlap_added(
         size = min(run.batch_size, chunks.count(stream.received, overlapAdd.end) - index)
         for estimate in run.estimates(chunks, index, size, stream):
             final = overlapAdd.add(index, estimate)
-            del estimate  # Or the next call of the model would find the memory of a batch still in use.
+            del estimate  # Otherwise the memory of a batch would still be in use at the next call of the model.
             index += 1
             known = 0 if chunks.length is not None else stream.received - 2 * border
             report(index - first, max(index - first, chunks.number(max(known, length or 0), start, end)))
@@ -248,7 +245,7 @@ def _overlap_added(
 
 
 class _Song:
-    """Blocks as they come: bad ones are refused, the others get the channels that the model takes."""
+    """Checked blocks, with the channels that the model takes."""
 
     def __init__(self, blocks: Iterator[Tensor], what: str, stereo: object) -> None:
         self._what = what
@@ -265,7 +262,7 @@ class _Song:
         self.blocks = self._matching(chain([block], blocks))
 
     def _matching(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield blocks with the channels that the model takes; raise if they end without a sample."""
+        """Yield blocks with the channels that the model takes; raise if there is no sample at all."""
         received = 0
         for given in blocks:
             block = self._checked(given, received)
@@ -303,7 +300,7 @@ def _check_window(model: object, chunk_size: int) -> None:
 
 
 def _check_audio(audio: object, what: str, place: int) -> Tensor:
-    """Return audio if it is finite, floating-point and of one or two axes; else say what is wrong at which sample."""
+    """Return audio if it is finite, floating-point and has one or two axes; otherwise raise."""
     if not isinstance(audio, Tensor):
         message = f"`{what}` must be a tensor: received {type(audio).__name__}. torch.from_numpy converts an array."
         raise TypeError(message)

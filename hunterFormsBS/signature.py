@@ -1,4 +1,4 @@
-"""Constructors and functions that explain themselves: signatures that read well, and the right name for a wrong one."""
+"""Readable signatures of constructors and functions, and the right name for a wrong argument."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ FORMER_NAMES: Final = MappingProxyType(
         "melscale_fbanks_norm": "only which weights are positive counts, and no norm changes that: leave it out",
     }
 )
-"""Arguments of version 0.3 and of upstream packages that are not here under their names, and what to do about each."""
+"""Arguments of version 0.3 and of upstream packages that do not exist here, and what to do instead."""
 
 
 def explained(init: Callable[P, None], further: Callable[..., None] | None = None) -> Callable[P, None]:
-    """Wrap a constructor so that its signature reads well and an unknown argument is answered with the right name.
+    """Wrap a constructor: its signature is readable, and an unknown argument is answered with the right name.
 
     Parameters
     ----------
     init : Callable
-        An `__init__` whose arguments, but for the first, have names.
-    further : Callable, optional
-        The `__init__` that takes what `init` passes on as `**keywords`, explained too.
+        An `__init__` whose arguments are keywords, except the first.
+    further : Callable, default None
+        The explained `__init__` that takes the `**keywords` of `init`.
 
     Returns
     -------
     Callable
-        The constructor. Its signature holds all arguments in the order of `further`, with annotations as objects, and
-        prints long defaults by their names.
+        The constructor. Its signature has all arguments in the order of `further`, with annotations as objects, and
+        long defaults by name.
     """
     signature = _signature(init, further)
     names = list(signature.parameters)[1:]
@@ -61,10 +61,10 @@ def explained(init: Callable[P, None], further: Callable[..., None] | None = Non
 
 
 def with_fields_of(record: type) -> Callable[[F], F]:
-    """Return a decorator for functions that make a record of their `**keywords`.
+    """Return a decorator for functions that make a record from their `**keywords`.
 
-    Signature and help of such a function have the fields of the record, with types, default values and what the record
-    says of them, in place of the keywords.
+    In the signature and help of such a function, the record's fields replace the keywords, with types, defaults and
+    descriptions.
     """
 
     def explain(function: F) -> F:
@@ -90,7 +90,7 @@ def _remedy(name: str, names: list[str]) -> str:
 
 
 class _Parameter(inspect.Parameter):
-    """A parameter whose default prints by its name where its `repr` would fill the screen."""
+    """A parameter whose default prints by name if its `repr` would fill the screen."""
 
     __slots__ = ()
 
@@ -99,7 +99,7 @@ class _Parameter(inspect.Parameter):
         return str(inspect.Parameter(self.name, self.kind, default=default, annotation=self.annotation))
 
     def _format(self, **_options: Any) -> str:
-        # What a signature calls, in place of `str`, from Python 3.14 on.
+        # Called by signatures instead of `str` from Python 3.14 on.
         return str(self)
 
 

@@ -1,7 +1,7 @@
-"""Records that carry arguments from a constructor to the block that uses them.
+"""Records that carry arguments from the constructor to the layers that use them.
 
-`BandSplitRotator` takes flat keyword arguments. It packs those that belong together once, into one of these records,
-whose fields have the same names, and the record is passed whole.
+`BandSplitRotator` takes flat keyword arguments. It packs related ones once into these records, with the same names, and
+passes the records whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ WindowFunction: TypeAlias = Callable[..., Tensor]
 """A function of a length in samples, such as `torch.hann_window`, that also takes `device` and `dtype`."""
 
 ValueResidualMix: TypeAlias = Literal["constant", "learned", "swapped"]
-"""How one attention layer mixes: halfway, by a learned factor, or by a learned factor in the wrong place."""
+"""How one attention layer mixes values: halfway, by a learned factor, or with the learned factor and the values
+swapped."""
 
 LearnedValueResidualMix: TypeAlias = bool | Literal["swapped", "swapped_everywhere"]
 """The same choice for a whole model."""
@@ -50,7 +51,7 @@ class ParametersScaledDotProduct(NamedTuple):
 
 
 class ParametersAttention(NamedTuple):
-    """What is the same in the attention of every layer.
+    """Settings of attention that all layers share.
 
     Parameters
     ----------
@@ -60,10 +61,10 @@ class ParametersAttention(NamedTuple):
         Dropout probability of attention weights, and after the output projection.
     flash_attn, sage_attention
         PyTorch's fused attention, or SageAttention where it can be used; see `hunterFormsBS.attend.Attend`.
-    scale : float, optional
+    scale : float, default None
         Factor on the scores, `dim_head ** -0.5` by default.
-    wsa_window_len, n_wsa_sinks : int, optional
-        Positions attend to those at most half a window away, and to that many sinks before the first.
+    wsa_window_len, n_wsa_sinks : int, default None and 0
+        Positions attend to those at most half a window away, and to this many sinks before the first.
     """
 
     heads: int = 8
@@ -85,7 +86,7 @@ class ParametersResidual(NamedTuple):
 
 
 class ParametersTransformer(NamedTuple):
-    """What is the same in every transformer, on every axis and in every layer group.
+    """Settings that all transformers share.
 
     Parameters
     ----------
@@ -94,11 +95,11 @@ class ParametersTransformer(NamedTuple):
     residual : ParametersResidual
         Of the connections between layers.
     ff_mult, ff_dropout
-        Hidden features of the feedforward in multiples of `dim`, and its dropout probability.
+        Hidden features of the feedforward, in multiples of `dim`, and its dropout probability.
     norm_output : bool
-        Normalise what comes out.
+        Normalise the output.
     use_torch_checkpoint : bool
-        In the backward pass compute again, instead of storing, what happens inside.
+        Activation checkpointing: recompute inner activations in the backward pass instead of storing them.
     """
 
     attention: ParametersAttention = ParametersAttention()
@@ -117,7 +118,7 @@ class ParametersConvolution(NamedTuple):
     conv_expansion_factor : int
         Channels, in multiples of the features of a token.
     conv_kernel_size : int
-        Positions that a convolution reaches over, an odd number.
+        Kernel size in positions, an odd number.
     """
 
     conv_expansion_factor: int = 2
@@ -125,7 +126,7 @@ class ParametersConvolution(NamedTuple):
 
 
 class ParametersLayerGroups(NamedTuple):
-    """What runs along which axis in the layer groups of a model; `BandSplitRotator` documents the fields.
+    """The transformers and Conformers of a layer group, by axis; `BandSplitRotator` documents the fields.
 
     Axes are named linear (all tokens at once), time and frequency, in the order in which they run in a group.
     """
@@ -159,7 +160,7 @@ class ParametersLayerGroups(NamedTuple):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes that something runs along."""
+        """The axes with a transformer or a Conformer."""
         conformers = self.conformer_depths
         return tuple(axis for axis, depth in self.transformer_depths.items() if depth or conformers[axis])
 
@@ -174,9 +175,9 @@ class ParametersBranch(NamedTuple):
     segm_base_depth : int
         Bottlenecks of the second and the last stage; those between have twice as many.
     segm_hyperace_k, segm_hyperace_l : int
-        Exchanges through hyperedges side by side, and convolutional blocks beside them.
+        Parallel hypergraph branches, and convolutional blocks next to them.
     segm_num_heads, segm_num_hyperedges : int
-        Of each exchange.
+        Of each hypergraph branch.
     segm_version : {1, 2}
         Which of the two published branches.
     """

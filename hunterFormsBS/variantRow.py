@@ -1,6 +1,6 @@
-"""One row of the table of variants: how a variant of the architecture shows in a state dict.
+"""One row of the table of variants: how to recognise a variant of the architecture in a state dict.
 
-The rows of heads stand beside the heads; `checkpoint/variants.py` puts all together.
+Rows for heads are in the modules of the heads; `checkpoint/variants.py` collects all.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FEED_FORWARD_KEYS: Final = r"net\.0\.gamma|net\.[14]\.(?:weight|bias)"
 
 HEADS: Final = r"mask_estimators\.\d+\."
 HEAD: Final = r"mask_estimators\.0\."
-"""How keys of any head, and of the first, begin."""
+"""Prefixes of keys of any head, and of the first."""
 
 # None of the classes for these variants silences 0 Hz.
 NEVER_SILENT: Final[Mapping[str, object]] = MappingProxyType({"zero_dc": False})
 
 
 class Count(NamedTuple):
-    """How many numbers the group of a regular expression takes, among the keys that begin with what it matches."""
+    """The number of distinct values of the expression's group, among the keys whose beginning it matches."""
 
     pattern: str
 
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 Reading: TypeAlias = Count | Present | Size | Sizes | int
-"""Where keys and shapes say what an argument is, or its value, where the variant alone says it."""
+"""Where an argument's value is found in keys and shapes, or the value itself if the variant determines it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Variant:
     Parameters
     ----------
     name : str
-        What messages call it.
+        Its name in messages.
     pattern : str
         A regular expression that matches a key of its state dicts, and none of other variants'.
     example : str
@@ -71,23 +71,23 @@ class Variant:
     options : str
         The arguments of `BandSplitRotator` that make it, for readers. Empty: it is not supported.
     switches : tuple[str, ...]
-        Those that have their defaults in every other model.
+        Those of the arguments that have their defaults in every other model.
     readings : Mapping[str, Reading]
-        Where keys and shapes say its arguments.
+        How to read its arguments from keys and shapes.
     keys : str
-        A regular expression for the keys that it has besides those of the plain model, in this package's form.
+        A regular expression for its keys besides those of the plain model, in this package's form.
     layer : str
-        What its layers are called in the arguments that count those of an axis, where they replace transformers.
-    overlapping : bool, optional
-        The upstream class that the next two describe is for bands that overlap, or for those that do not; None: both.
+        If its layers replace transformers: their name in the arguments that count the layers of an axis.
+    overlapping : bool, default None
+        Whether the upstream class of the next two fields is for overlapping bands, or not; None: both.
     defaults : Mapping[str, object]
         Defaults of that class where they differ from those of the plain model.
-    mask_estimator_depth_excess : int, optional
+    mask_estimator_depth_excess : int, default None
         What its `mask_estimator_depth` counts beyond the hidden layers; None: as the plain model.
     elsewhere : str
-        The argument that switches it on in configurations of other programs.
+        The argument that turns it on in configurations of other programs.
     advice : str
-        One sentence for the message that refuses it.
+        A sentence for the message that refuses it.
     published : str
         Where it comes from.
     """

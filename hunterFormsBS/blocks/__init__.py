@@ -1,1 +1,1 @@
-"""What a layer is: the formulas that the model is made of, in ordinary PyTorch."""
+"""Layers: the formulas of the model, in ordinary PyTorch."""

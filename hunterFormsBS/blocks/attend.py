@@ -25,12 +25,12 @@ class Attend(Layer):
         True: PyTorch's `scaled_dot_product_attention` and whatever backend it picks. A configuration restricts its
         choice. False: explicit softmax, which keeps the whole attention matrix.
     sage_attention : bool
-        Use SageAttention [2]_ for float16 and bfloat16 on CUDA without gradient (its kernels have no backward pass).
-        Elsewhere `scaled_dot_product_attention` takes its place, and one warning says why.
-    scale : float, optional
+        Use SageAttention [2]_ for float16 and bfloat16 on CUDA without gradients (its kernels have no backward pass).
+        Elsewhere `scaled_dot_product_attention` is used, and one warning says why.
+    scale : float, default None
         Factor on the scores; `q.shape[-1] ** -0.5` by default.
-    wsa_window_len, n_wsa_sinks : int, optional
-        With a window, a position attends to those at most half a window away, and to the first `n_wsa_sinks`, which
+    wsa_window_len, n_wsa_sinks : int, default None and 0
+        With a window, a position attends to positions at most half a window away, and to the first `n_wsa_sinks`, which
         attend to all [3]_.
 
     References
@@ -72,7 +72,7 @@ class Attend(Layer):
 
 
 def windowed_sinks(length: int, window: int, sinks: int, like: Tensor) -> Tensor:
-    """Return which positions each position attends to, boolean `(queries, keys)`, where `like` is."""
+    """Return which positions each position attends to, boolean `(queries, keys)`, on the device of `like`."""
     positions = torch.arange(length, device=like.device)
     queries, keys = positions[:, None], positions
     return (queries < sinks) | (keys < sinks) | ((queries - keys).abs() <= window // 2)

@@ -33,12 +33,12 @@ class Attention(Layer):
         Features in and out.
     parameters : ParametersAttention
         Heads, dropout, scale and the kernels allowed.
-    positions : PositionEmbedding, optional
-        Shared among layers. It is registered under its own `name`.
-    value_residual_mix : {'learned', 'constant', 'swapped'}, optional
-        How values are mixed with those of the first layer (see `mix_values`): by a learned factor per head and
-        position, or halfway. None: they are not.
-    shared_bias : SharedBias, optional
+    positions : PositionEmbedding, default None
+        Shared among layers, and registered under its own `name`.
+    value_residual_mix : {'learned', 'constant', 'swapped'}, default None
+        How to mix values with those of the first layer (see `mix_values`): by a learned factor per head and position,
+        or halfway. None: not at all.
+    shared_bias : SharedBias, default None
         Biases of the first and of the last projection, shared among layers. None: there are none.
     """
 
@@ -69,7 +69,7 @@ class Attention(Layer):
         )
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim_inner, bias=self.has_shared_bias)
-        # In upstream's order, which is another one in its Mel models.
+        # In upstream's order, which differs in its Mel models.
         self.to_value_residual_mix = nn.Linear(dim, heads) if value_residual_mix == "learned" else None
         self.to_gates = nn.Linear(dim, heads)
         if value_residual_mix == "swapped":
@@ -92,8 +92,8 @@ class Attention(Layer):
         ----------
         x : Tensor
             `(b, n, d)`.
-        first_values : Tensor, optional
-            `(b, h, n, e)`, values of the first layer; needed when there is a `value_residual_mix`.
+        first_values : Tensor, default None
+            `(b, h, n, e)`, values of the first layer; required with a `value_residual_mix`.
 
         Returns
         -------

@@ -1,7 +1,7 @@
-"""The layer that makes one token of each band of each frame.
+"""The layer that turns each band of each frame into a token.
 
-A band layout enters as the widths of its bands, in real numbers per frame: bins × audio channels × 2. Bands lie one
-after another on the last axis, and within a band the order is (f s c).
+A layer sees a band layout as the widths of its bands, in real numbers per frame: bins × audio channels × 2. Bands are
+concatenated on the last axis; within a band the order is (f s c).
 """
 
 from __future__ import annotations

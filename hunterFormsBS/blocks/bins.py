@@ -1,4 +1,4 @@
-"""From the bins of a spectrum to those of bands, and from the masks of bands to those of bins."""
+"""Gathering the bins of bands from a spectrum, and averaging the masks of bands at each bin."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Bins:
 
     @served_by(gather_slice, gather_runs)
     def gather(self, frames: Tensor) -> Tensor:
-        """Line up the bins of every band: `(b, t, f, s, c)` to `(b, t, bins of all bands, s, c)`."""
+        """Concatenate the bins of all bands: `(b, t, f, s, c)` to `(b, t, bins of all bands, s, c)`."""
         return frames.index_select(2, self.constants.on(frames.device, "freq_indices"))
 
     @served_by(average_slice, average_runs)
     def average(self, masks: Tensor) -> Tensor:
-        """Give each bin the mean of its bands' masks: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
+        """Average the masks of all bands at each bin: `(b, n, t, bins of all bands, s, c)` to `(b, n, t, f, s, c)`."""
         freq_indices, num_bands = (
             self.constants.on(masks.device, name) for name in ("freq_indices", "num_bands_per_freq")
         )

@@ -1,4 +1,4 @@
-"""The Conformer [1]_ that runs along one axis, in place of a transformer.
+"""The Conformer [1]_ that can replace the transformer along an axis.
 
 Axis letters in this module: b sequences, n positions, d features, c channels.
 
@@ -24,7 +24,7 @@ know(nn.BatchNorm1d, nn.Conv1d, nn.SiLU)
 
 
 class HalfFeedForward(Layer):
-    """Half of what a feedforward returns."""
+    """A feedforward network scaled by one half."""
 
     def __init__(self, dim: int, *, ff_mult: int, ff_dropout: float) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class HalfFeedForward(Layer):
 class ConvolutionModule(Layer):
     """RMSNorm, gated linear unit, depthwise convolution along the sequence, batch norm, SiLU, Linear.
 
-    Under activation checkpointing the running statistics of the batch norm move twice in a training step, because its
-    forward pass runs twice.
+    Under activation checkpointing the forward pass runs twice, and updates the running statistics of the batch norm
+    twice.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class Conformer(Layer):
         Of attention, feedforward and the norm of the output.
     convolution : ParametersConvolution
         Of the convolutions.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         Of attention.
     """
 
@@ -135,7 +135,7 @@ class Conformer(Layer):
         self.norm = RMSNorm(dim) if parameters.norm_output else nn.Identity()
 
     def forward(self, x: Tensor, first_values: Tensor | None = None) -> tuple[Tensor, None]:  # noqa: ARG002
-        """Map `(b, n, d)` to `(b, n, d)`; there are no values for later layers, as there are of a transformer."""
+        """Map `(b, n, d)` to `(b, n, d)`. Unlike a transformer, it returns no values for later layers."""
         run = checkpointed(self.run_layers) if self.use_torch_checkpoint else self.run_layers
         return run(x), None
 

@@ -1,4 +1,4 @@
-"""The feedforward half of a transformer layer."""
+"""The feedforward network of a transformer layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The axes that attention runs along, and the transformers or Conformers that run there."""
+"""The axes of attention, and the transformers or Conformers along them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hunterFormsBS.operations.valueResidual import mixes_of_axes
 from hunterFormsBS.theTypes import ParametersConvolution, ParametersLayerGroups, ParametersTransformer
 
 SEQUENCES = {"linear": "b (t f) d", "time": "(b f) t d", "frequency": "(b t) f d"}
-"""How tokens, `b t f d`, line up for the transformer of each axis."""
+"""The einops pattern of tokens, from `b t f d`, for the transformer of each axis."""
 
 
 def layer_groups(
@@ -23,19 +23,19 @@ def layer_groups(
     convolution: ParametersConvolution = ParametersConvolution(),  # noqa: B008  # it cannot change
     shared_bias: SharedBias | None = None,
 ) -> nn.ModuleList:
-    """Build groups of one transformer or Conformer for each axis; those of an axis share their positions.
+    """Build groups of one transformer or Conformer per axis; those of an axis share a position embedding.
 
     Parameters
     ----------
     dim : int
         Features of a token.
     parameters : ParametersTransformer
-        Of every transformer; a window of attention is that of those along time.
+        Of every transformer; an attention window applies only along time.
     groups : ParametersLayerGroups
-        How many groups, and what runs in them.
+        Number of groups, and what each contains.
     convolution : ParametersConvolution, default ParametersConvolution()
         Of every Conformer.
-    shared_bias : SharedBias, optional
+    shared_bias : SharedBias, default None
         Of every softmax attention.
     """
     heads, dim_head = parameters.attention.heads, parameters.attention.dim_head

@@ -1,8 +1,8 @@
 """Band layouts: which frequency bins each band contains.
 
-A layout is a boolean tensor `(band, freq)`, here called a mask filter bank. It is the only difference between
-BS-RoFormer (bands side by side) and Mel-Band RoFormer (triangles that overlap their neighbours). Every tensor is made
-on the CPU, whatever the default device, because a model may be built on the meta device.
+A layout is a boolean tensor `(band, freq)`, called a mask filter bank. It is the only difference between BS-RoFormer
+(bands side by side) and Mel-Band RoFormer (overlapping triangles). All tensors are made on the CPU, whatever the
+default device, because a model may be built on the meta device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEFAULT_FREQS_PER_BANDS: tuple[int, ...] = (
 _LOWEST_SAMPLE_RATE = 1e-3
 _HIGHEST_SAMPLE_RATE = 10**9
 _LARGEST_MASK = 2**26
-"""Entries of a layout, bands times bins, beyond which memory would run out."""
+"""Largest number of entries of a layout, bands times bins; beyond it memory would run out."""
 
 # The Slaney mel scale: linear to 1 kHz, then 27 mel for each factor of 6.4.
 _HZ_PER_MEL = 200.0 / 3
@@ -52,8 +52,8 @@ def mask_filter_bank_non_overlapping(
         Number of bins in each band; they sum to `num_freqs`, or to the number of bins within `freq_range`.
     num_freqs : int
         Number of frequency bins.
-    freq_range : tuple[int, int] | None = None
-        The bins that belong to bands, as in `resolve_freq_range`.
+    freq_range : tuple[int, int] | None, default None
+        The bins that belong to bands; see `resolve_freq_range`.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def mask_filter_bank_non_overlapping(
 
 
 def mask_filter_bank_mel(sample_rate: float, stft_n_fft: int, num_bands: int) -> Tensor:
-    """Make the mel layout: band b holds the bins to which triangle b of a Slaney mel filter bank gives weight.
+    """Make the mel layout: band b holds the bins where triangle b of a Slaney mel filter bank is positive.
 
     The mask is that of `librosa.filters.mel(sr=sample_rate, n_fft=stft_n_fft, n_mels=num_bands) > 0`, with the first
     bin put into the first band and the last bin into the last, where the triangles are zero.
@@ -96,7 +96,7 @@ def mask_filter_bank_mel(sample_rate: float, stft_n_fft: int, num_bands: int) ->
     Raises
     ------
     ValueError
-        When a band contains no bin: the lowest triangles are narrower than the spacing of the bins.
+        If a band contains no bin: the lowest triangles are narrower than the spacing of the bins.
     """
     check_sample_rate(sample_rate)
     n_fft = _positive_integer("stft_n_fft", stft_n_fft)
@@ -111,7 +111,7 @@ def mask_filter_bank_mel(sample_rate: float, stft_n_fft: int, num_bands: int) ->
     mask = _mask_mel(sample_rate, n_fft, bands)
     empty = _empty_bands(mask)
     if empty:
-        # A single band always holds every bin, so the bisection starts from a number that fits.
+        # A single band always holds every bin, so the bisection starts from a valid number.
         fits, fails = 1, bands
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -137,17 +137,17 @@ def resolve_mask_filter_bank(
     freqs_per_bands: Sequence[int],
     freq_range: tuple[int, int] | None,
 ) -> Tensor:
-    """Choose the layout that a model's arguments describe, and check it.
+    """Choose the layout by a model's arguments, and check it.
 
-    A given `mask_filter_bank` comes first, then the mel layout of `sample_rate` and `num_bands`, then the bands side by
-    side of `freqs_per_bands`. `sample_rate` without `num_bands` only describes the audio.
+    `mask_filter_bank` takes precedence, then the mel layout of `sample_rate` and `num_bands`, then `freqs_per_bands`,
+    bands side by side. `sample_rate` without `num_bands` only describes the audio.
 
     Parameters
     ----------
     num_freqs : int
         Number of frequency bins of the STFT.
     stft_n_fft : int
-        Length of the Fourier transform, in samples, which places the bins of a mel layout.
+        Length of the Fourier transform, in samples; determines the frequencies of bins in a mel layout.
     mask_filter_bank : Tensor | None
         Boolean, `(band, num_freqs)`.
     sample_rate : float | None
@@ -157,7 +157,7 @@ def resolve_mask_filter_bank(
     freqs_per_bands : Sequence[int]
         As in `mask_filter_bank_non_overlapping`.
     freq_range : tuple[int, int] | None
-        As in `resolve_freq_range`. The bins outside are removed from every band.
+        As in `resolve_freq_range`. Bins outside are removed from every band.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def resolve_mask_filter_bank(
 
 
 def resolve_freq_range(freq_range: tuple[int, int] | None, num_freqs: int) -> tuple[int, int]:
-    """Turn a range of bins with open ends into a range without.
+    """Replace open ends in a range of bins.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def resolve_freq_range(freq_range: tuple[int, int] | None, num_freqs: int) -> tu
 
 
 def check_freqs_per_bands(freqs_per_bands: object) -> list[int]:
-    """Return the numbers of bins in each band, or refuse values that cannot be that."""
+    """Return the numbers of bins in each band; refuse invalid ones."""
     counts = _integers("freqs_per_bands", freqs_per_bands)
     if not counts or min(counts) < 1:
         raise ValueError(
@@ -240,7 +240,7 @@ def check_freqs_per_bands(freqs_per_bands: object) -> list[int]:
 
 
 def check_mask_filter_bank(mask_filter_bank: object, num_freqs: int | None = None) -> Tensor:
-    """Return a copy, on the CPU, of a boolean tensor `(band, freq)`, or refuse what is not one of `num_freqs` bins."""
+    """Return a copy, on the CPU, of a boolean tensor `(band, freq)`; refuse anything else."""
     mask = mask_filter_bank
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         received = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -293,10 +293,10 @@ def _mel_to_hz(mel: float) -> float:
 
 
 def _mask_mel(sample_rate: float, stft_n_fft: int, num_bands: int) -> Tensor:
-    """Make the mel mask, empty bands included; consecutive triangles overlap, so no bin is ever uncovered."""
+    """Make the mel mask, including empty bands. Consecutive triangles overlap, so every bin is covered."""
     highest = _hz_to_mel(sample_rate / 2)
     step = highest / (num_bands + 1)
-    # Where a corner falls exactly on a bin, the last bit decides: the order of operations is part of the definition.
+    # If a corner falls exactly on a bin, rounding decides: the order of operations is part of the definition.
     corners = [_mel_to_hz(k * step) for k in range(num_bands + 1)] + [_mel_to_hz(highest)]
     spacing = 1.0 / (stft_n_fft * (1.0 / sample_rate))
     hz = torch.arange(stft_n_fft // 2 + 1, dtype=torch.float64, device="cpu") * spacing
@@ -308,7 +308,7 @@ def _mask_mel(sample_rate: float, stft_n_fft: int, num_bands: int) -> Tensor:
 
 
 def _mask_from_runs(first: Sequence[int], counts: Sequence[int], num_freqs: int) -> Tensor:
-    """Make the mask whose band b holds `counts[b]` bins from bin `first[b]` on."""
+    """Make the mask in which band b holds `counts[b]` bins from bin `first[b]` on."""
     if len(counts) * num_freqs > _LARGEST_MASK:
         raise ValueError(
             f"{len(counts)} bands of {short_repr(num_freqs)} bins are too many: bands times bins may be at most "
@@ -344,7 +344,7 @@ def _indices(flags: Tensor) -> list[int]:
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Write increasing integers as ranges, such as '0-3, 7', ten of them at most."""
+    """Format increasing integers as ranges, such as '0-3, 7', at most ten of them."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:
@@ -356,7 +356,7 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _integer(name: str, value: object) -> int:
-    # `SupportsIndex` lets NumPy's integers in; a bool is an index too, but never a size.
+    # `SupportsIndex` accepts NumPy's integers; a bool is an index too, but not a size.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be made of integers, but {short_repr(value)} is a {type(value).__name__}")
     return value.__index__()

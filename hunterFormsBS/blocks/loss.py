@@ -1,4 +1,4 @@
-"""The loss: estimated stems against true ones, as waveforms and as spectra at several resolutions."""
+"""The loss: estimated and true stems compared as waveforms and as spectra at several resolutions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def lossComputation(
     *,
     return_loss_breakdown: bool = False,
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compare estimated stems with true ones, as waveforms and as spectra at several resolutions.
+    """Return the loss of estimated stems, in waveforms and in spectra at several resolutions.
 
     The mean absolute difference of samples, plus a weight times the sum, over window sizes, of the mean modulus of
     the difference of STFTs, with frames of at least `stft_n_fft` samples. Computed in float32 or better.
@@ -92,7 +92,7 @@ def lossComputation(
     if weight == 0 and not return_loss_breakdown:
         return waveform_term
 
-    # The transform is linear: one STFT of the difference serves for two.
+    # The transform is linear: one STFT of the difference replaces two.
     multi_stft_term = spectral_l1(difference.flatten(0, -2), multi_stft)
     loss = waveform_term + weight * multi_stft_term
     return (loss, (waveform_term, multi_stft_term)) if return_loss_breakdown else loss

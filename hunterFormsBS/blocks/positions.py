@@ -1,8 +1,8 @@
-"""Where positions enter attention: rotary and polar embeddings.
+"""Position embeddings: rotary and polar.
 
-Both multiply complex numbers by a table of unit vectors, one for each position and frequency. The table depends on the
-frequencies and the length only. Frequencies and tables stay float32 when the model is cast: in bfloat16 an angle of
-400 rad would be off by more than a radian.
+Both multiply complex numbers by a table of unit vectors, one for each position and frequency. The table depends only on
+the frequencies and the length. Frequencies and tables stay in float32 when the model is cast: in bfloat16 an angle of
+400 rad would be wrong by more than a radian.
 
 Axis letters in this module: b sequences, n positions, h heads, e features of one head, p pairs of them, c real and
 imaginary part.
@@ -38,34 +38,34 @@ def complex_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 class PositionEmbedding(Layer):
-    """Base of the embeddings: gives queries and keys their positions, and keeps its own tensors in full precision.
+    """Base class: embeds positions in queries and keys, and keeps its own tensors in full precision.
 
-    A new one needs a `name`, a `table` and an `embed`.
+    Subclasses need a `name`, a `table` and an `embed`.
     """
 
     name: ClassVar[str]
-    """The attribute of `Attention` that holds it, and so the first part of its keys in a state dict."""
+    """The attribute of `Attention` that holds it, and the first part of its keys in a state dict."""
 
     turns_pairs: ClassVar[bool] = False
-    """Whether `table` is one tensor of unit vectors, `(n, p, 2)`, by which `embed` turns neighbouring features."""
+    """Whether `table` is one tensor of unit vectors, `(n, p, 2)`, by which `embed` rotates neighbouring features."""
 
     frequencies: ClassVar[str] = ""
-    """The attribute that holds frequencies, which are never trained, so that copies of them stay true."""
+    """The attribute that holds frequencies. They are never trained, so copies stay valid."""
 
     @abstractmethod
     def table(self, length: int) -> tuple[Tensor, ...]:
-        """Return what depends on positions 0 to `length` - 1 alone, so that layers can share it."""
+        """Return what depends only on positions 0 to `length` - 1, so that layers can share it."""
 
     @abstractmethod
     def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return queries and keys, `(b, h, n, e)`, with their positions, which `table(n)` describes."""
+        """Embed positions, given as `table(n)`, in queries and keys, `(b, h, n, e)`."""
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys, `(b, h, n, e)`, with their positions; they may come out wider."""
+        """Embed positions in queries and keys, `(b, h, n, e)`; the result may be wider."""
         return self.embed(q, k, self.table(q.shape[-2]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `Module.to` and similar methods end up here. Let them do their work, then undo what it did to the dtype.
+        # `Module.to` and similar methods call this. Let them work, then restore the dtype.
         before = {name: tensor.data for name, tensor in self._tensors()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self._tensors():
@@ -80,7 +80,7 @@ class PositionEmbedding(Layer):
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # With assign=True the tensors of the state dict, whatever their dtype, would become the module's own.
+        # With assign=True the tensors of the state dict would become the module's own in any dtype.
         for name, tensor in self._tensors():
             if (key := prefix + name) in state_dict:
                 state_dict[key] = state_dict[key].to(tensor.dtype)
@@ -88,10 +88,10 @@ class PositionEmbedding(Layer):
 
     @staticmethod
     def exact(frequencies: Tensor, formula: Callable[[], Tensor]) -> Tensor:
-        """Return frequencies in full precision, whatever has cast them.
+        """Return frequencies in full precision even if something has cast them.
 
         Some programs cast parameters where this module cannot undo it, for example FSDP2 with mixed precision in each
-        forward pass. What is the rounded value of the formula then stands for that of the formula.
+        forward pass. Frequencies that equal the rounded formula are replaced by the formula.
         """
         if frequencies.dtype.itemsize >= torch.float32.itemsize:
             return frequencies
@@ -164,7 +164,7 @@ class RotaryEmbedding(PositionEmbedding):
 def add_sinusoids(x: Tensor, theta: float = 10000.0) -> Tensor:
     """Add to tokens `(b, n, d)` sines and cosines of their positions, in turn, instead of rotating queries and keys.
 
-    As the first Transformer [1]_ did, and as Edge-BS-RoFormer does without rotary positions.
+    As the first Transformer [1]_ does, and Edge-BS-RoFormer without rotary positions.
 
     References
     ----------
@@ -179,10 +179,10 @@ def add_sinusoids(x: Tensor, theta: float = 10000.0) -> Tensor:
 
 
 class PolarEmbedding(PositionEmbedding):
-    """Let magnitude say what and angle say where: PoPE [1]_.
+    """Polar position embedding, PoPE [1]_: magnitudes depend on content, angles on position.
 
-    A feature becomes a complex number with softplus of the feature as magnitude and an angle that depends on
-    position alone, plus a learned bias on the keys; attention takes the real part of their product.
+    A feature becomes a complex number: its magnitude is the softplus of the feature, its angle depends only on
+    position, plus a learned bias for keys. Attention takes the real part of their product.
 
     Parameters
     ----------
@@ -233,13 +233,13 @@ class PolarEmbedding(PositionEmbedding):
         return unit_vectors(angles), unit_vectors(angles + self.limited_bias().to(angles.dtype)[:, None])
 
     def limited_bias(self) -> Tensor:
-        """Return the bias within [-2π, 0], with gradient 1 at both bounds: it starts on one of them."""
-        # PyTorch's own `clamp` had that gradient up to 2.13, and has 0 there since.
+        """Return the bias within [-2π, 0], with gradient 1 at both bounds, because it starts at one of them."""
+        # PyTorch's `clamp` had that gradient up to 2.13, and has 0 there since.
         outside = (self.bias < -2 * pi) | (self.bias > 0)
         return torch.where(outside, self.bias.detach().clamp(-2 * pi, 0.0), self.bias)
 
     def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Turn features into real and imaginary parts: queries and keys come out `(b, h, n, 2 · e)`."""
+        """Turn features into real and imaginary parts: return queries and keys `(b, h, n, 2 · e)`."""
 
         def polar(x: Tensor, vectors: Tensor) -> Tensor:
             magnitude = F.softplus(x.to(at_least_float32(x.dtype)))

@@ -25,7 +25,7 @@ know(
 
 
 def has_streams(parameters: ParametersResidual) -> bool:
-    """Tell whether sublayers are wrapped at all: one stream in one piece is the ordinary residual connection."""
+    """Tell whether sublayers are wrapped: one stream and one fraction is the ordinary residual connection."""
     return parameters.num_residual_streams > 1 or parameters.num_residual_fracs > 1
 
 
@@ -37,10 +37,10 @@ def residual_wrapper(dim: int, parameters: ParametersResidual) -> Callable[[nn.M
     dim : int
         Features, a multiple of `num_residual_fracs`.
     parameters : ParametersResidual
-        `num_residual_streams`: copies of the residual stream, hyper-connections [1]_. `num_residual_fracs`: pieces that
-        the features of each stream are divided into, frac-connections [2]_. `mc_hyper_conn_sinkhorn_iters`: constrain
-        the mixing of streams to (nearly) doubly stochastic matrices with that many Sinkhorn iterations [3]_; None: no
-        constraint. Without streams a sublayer stays as it is.
+        `num_residual_streams`: copies of the residual stream, hyper-connections [1]_. `num_residual_fracs`: fractions
+        that the features of each stream are divided into, frac-connections [2]_. `mc_hyper_conn_sinkhorn_iters`:
+        constrain the mixing of streams to (nearly) doubly stochastic matrices with that many Sinkhorn iterations [3]_;
+        None: no constraint. Without streams a sublayer is not wrapped.
 
     References
     ----------
@@ -57,14 +57,14 @@ def residual_wrapper(dim: int, parameters: ParametersResidual) -> Callable[[nn.M
         keywords["sinkhorn_iters"] = parameters.mc_hyper_conn_sinkhorn_iters
 
     def wrap(sublayer: nn.Module, index: int) -> nn.Module:
-        # The index picks the stream that the sublayer reads at first; the library would draw it at random.
+        # The index selects the stream that the sublayer reads initially; the library would choose at random.
         return cast(nn.Module, kind(parameters.num_residual_streams, branch=sublayer, layer_index=index, **keywords))
 
     return wrap
 
 
 def reset_connection(wrapped: nn.Module, dim: int, parameters: ParametersResidual, index: int) -> None:
-    """Give the parameters of a wrapper, not those of the sublayer in it, their initial values."""
+    """Initialise the parameters of a wrapper, not those of its sublayer."""
     fresh = dict(residual_wrapper(dim, parameters)(nn.Identity(), index).named_parameters())
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

@@ -1,7 +1,7 @@
-"""One bias of the projections to queries, keys and values, and one of the output projections, for all attention layers.
+"""Two biases that all attention layers share: of queries, keys and values, and of the output projections.
 
-Every layer holds the same two parameters. Operations that give a module new parameters, such as `to_empty` and loading
-with `assign=True`, would give each layer its own: `share` makes them one again.
+Every layer holds the same two parameters. Operations that replace parameters, such as `to_empty` and loading with
+`assign=True`, give each layer its own; `share` undoes that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SharedBias(NamedTuple):
 
     @classmethod
     def zeros(cls, dim: int, dim_inner: int) -> SharedBias:
-        """Make both, for layers with `dim` features in and out and `dim_inner` in all heads."""
+        """Make both, for layers with `dim` features and `dim_inner` features in all heads."""
         return cls(nn.Parameter(torch.zeros(3 * dim_inner)), nn.Parameter(torch.zeros(dim)))
 
 
@@ -33,9 +33,9 @@ def share(layers: nn.Module, bias: SharedBias) -> None:
 
 
 def _give(module: nn.Module, bias: nn.Parameter) -> None:
-    """Give a linear layer its bias: the module itself, or the one that adapters surround.
+    """Set the bias of a linear layer, which adapters may wrap.
 
-    A quantised layer has a copy of the bias among its packed weights, and nothing to share.
+    A quantised layer keeps a copy of the bias in its packed weights: nothing can be shared.
     """
     linear = next((each for each in module.modules() if isinstance(each, nn.Linear)), None)
     if linear is not None:

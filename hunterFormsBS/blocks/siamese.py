@@ -23,10 +23,10 @@ from hunterFormsBS.theTypes import ParametersTransformer
 
 
 class Gains(Layer):
-    """One gain for each feature and layer.
+    """One gain per feature and layer.
 
-    A module that is called, unlike `nn.ParameterList`, so that programs that fetch weights when a module runs, for
-    example accelerate's offloading, fetch these.
+    Unlike `nn.ParameterList` this module is called, so programs that load weights when a module runs, for example
+    accelerate's offloading, load these too.
     """
 
     def __init__(self, depth: int, dim: int) -> None:
@@ -40,7 +40,7 @@ class Gains(Layer):
             nn.init.ones_(gain)
 
     def forward(self, x: Tensor, layer: int) -> Tensor:
-        """Multiply `(b, n, d)` by the gains of a layer, counted from 0."""
+        """Multiply `(b, n, d)` by the gains of a layer, numbered from 0."""
         return x * cast(Tensor, getattr(self, str(layer)))
 
     if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Gains(Layer):
 
 
 class SiameseTransformer(Layer):
-    """Attention and feedforward, `depth` times, on the sum of two streams, x after a norm and y before it.
+    """Attention and feedforward, `depth` times, on the sum of two streams: x, post-norm, and y, pre-norm.
 
-    A sublayer reads both streams. What it returns is added to y as it is, and to x with the factor `1 + 1 / √l`, where
-    l counts the layers of the model from 1; then x is normalised.
+    A sublayer reads both streams. Its output is added to y, and, multiplied by `1 + 1 / √l`, to x, where l numbers the
+    layers of the model from 1; then x is normalised.
 
     Parameters
     ----------

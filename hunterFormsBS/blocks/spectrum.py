@@ -20,7 +20,7 @@ istft = cast("Callable[..., Tensor]", torch.istft)  # pyright: ignore[reportUnkn
 
 
 class SpectralTransform:
-    """Audio to spectrum and back, with frames centred and audio reflected at its ends.
+    """Audio to spectrum and back, with centred frames and reflection at the ends.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ class SpectralTransform:
         ----------
         spectrum : Tensor
             Real and imaginary parts.
-        length : int, optional
-            Samples to return; as many as the frames hold by default, at most one hop less than was transformed.
+        length : int, default None
+            Samples to return. None: as many as the frames hold, which is less than a hop short of the input.
         """
         spectrum = spectrum.to(at_least_float32(spectrum.dtype))
         audio = istft(

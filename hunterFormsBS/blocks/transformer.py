@@ -1,4 +1,4 @@
-"""The transformer that runs along one axis.
+"""The transformer along one axis.
 
 Axis letters in this module: b sequences, n positions, h heads, d features, e features of one head.
 """
@@ -39,12 +39,12 @@ class Transformer(Layer):
         See `Attention`.
     keep_values : bool
         Return the first layer's values, for the layer groups that follow.
-    adds_input : bool, optional
-        Add to what a sublayer returns what it got. None: unless residual streams do it.
-    shared_bias : SharedBias, optional
+    adds_input : bool, default None
+        Add the input of a sublayer to its output. None: unless residual streams do.
+    shared_bias : SharedBias, default None
         See `Attention`.
     sinusoidal : bool
-        Add sines and cosines of the positions to what comes in.
+        Add sines and cosines of the positions to the input.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Transformer(Layer):
         self.residual = parameters.residual
 
     def reset_parameters(self) -> None:
-        """Set the parameters of the connections between layers, if there are any, to their initial values."""
+        """Initialise the parameters of the hyper-connections, if any."""
         if self.has_streams:
             for index, sublayer in enumerate(chain.from_iterable(nested(self.layers))):
                 reset_connection(sublayer, self.dim, self.residual, index)
@@ -111,9 +111,9 @@ class Transformer(Layer):
         Parameters
         ----------
         x : Tensor
-            `(b, n, d)`, with the streams of an item side by side in b. A transposed view costs nothing more.
-        first_values : Tensor, optional
-            What the transformer of this axis in the first layer group returned.
+            `(b, n, d)`, with the streams of an item adjacent in b. A transposed view costs nothing extra.
+        first_values : Tensor, default None
+            The values that the transformer of this axis in the first layer group returned.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class Transformer(Layer):
         return run(x, first_values)
 
     def run_layers(self, x: Tensor, first_values: Tensor | None, **prepared: object) -> tuple[Tensor, Tensor | None]:
-        """Run all layers, without activation checkpointing; kernels hand down what they have prepared."""
+        """Run all layers, without activation checkpointing; kernels pass `prepared` to inner kernels."""
         first: Tensor | None = None
         if self.sinusoidal:
             x = add_sinusoids(x)

@@ -1,6 +1,6 @@
 """Checkpoints and configurations of every upstream family, read into `BandSplitRotator`.
 
-The names are imported when they are asked for: the catalogue, `facts`, is read without PyTorch.
+Names are imported on first use: the catalogue, `facts`, is read without PyTorch.
 """
 
 import typing as _typing
@@ -26,7 +26,7 @@ _HOMES = {
     "saving": ("save_checkpoint",),
     "stateDict": ("InferredConfiguration", "infer_configuration", "translate_state_dict"),
 }
-"""Where the imports above come from, for running programs. A test compares the two."""
+"""The same names for the interpreter, by module. A test compares this with the imports above."""
 
 # Out of the sight of type checkers, for whom a module with `__getattr__` has every name.
 if not _typing.TYPE_CHECKING:

@@ -37,22 +37,22 @@ CONFIGURATION: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _COPY: Final = re.compile(r"\.(?:original_module|modules_to_save\.[^.]+)(?=\.)")
-"""The part of a name that marks a copy of a bias, which peft saves besides a module that was trained as a whole."""
+"""The part of a name that marks a copy of a bias, which peft saves in addition to a fully trained module."""
 
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Adapters(ABC):
-    """Adapters that were read, and not merged yet.
+    """Adapters that are read but not merged.
 
     Parameters
     ----------
     path : Path
-        Where they are from, for messages.
+        Their file or folder, for messages.
     weights : mapping
     heads : mapping, default {}
-        For each stem of the model that had the adapters the number of the checkpoint's head that its own started from,
-        None for a new one, whose weights are among those of the adapters. Empty if it had the heads of the checkpoint.
+        For each stem of the adapted model, the checkpoint's head that its head started from; None for a new head, whose
+        weights are saved with the adapters. Empty if the model had the checkpoint's heads.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Adapters(ABC):
         Parameters
         ----------
         model : BandSplitRotator
-            Its weights are changed, in their own dtype: all of them, or none where adapters are refused. Where the
-            adapters have heads of their own, it stays as it is.
+            Its weights are changed, in their own dtype; none are if the adapters are refused. If the adapters have
+            their own heads, a new model is returned and this one is unchanged.
 
         Returns
         -------
         model : BandSplitRotator
-            The same, or one with the stems of `heads`, in eval mode.
+            The same model, or a new one with the stems of `heads`, in eval mode.
 
         Raises
         ------
         CheckpointError
-            If the adapters are those of another model, or its weights with them are not finite.
+            If the adapters do not fit the model, or the merged weights are not finite.
         ImportError
-            If a package is needed for their regular expressions, and not installed.
+            If their regular expressions need a package that is not installed.
         """
         try:
             if self.heads:
@@ -117,7 +117,7 @@ class Adapters(ABC):
 
     @abstractmethod
     def _merge(self, merging: _Merging) -> None:
-        """Compute the new weights of the model."""
+        """Compute the merged weights."""
 
 
 def without_adapters(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class _PeftAdapters(Adapters):
 
 
 class _LoralibAdapters(Adapters):
-    """Parameters of loralib's layers `Linear` and `MergedLinear`, as Music-Source-Separation-Training saves them."""
+    """Adapters of loralib's layers `Linear` and `MergedLinear`, as Music-Source-Separation-Training saves them."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor], section: LoralibSection) -> None:
         super().__init__(path, weights)
@@ -184,7 +184,8 @@ class _LoralibAdapters(Adapters):
             width = weight.shape[0]
             down, up = merging.take(f"{name}.lora_A"), merging.take(f"{name}.lora_B")
             rank = up.shape[-1]
-            # Where all is of one rank, whatever the section says, it is `Linear`, or `MergedLinear` of one part.
+            # If all parts have one rank, whatever the section says, the layer is `Linear`, or `MergedLinear` of one
+            # part.
             plain = (down.shape, up.shape) == ((rank, weight.shape[1]), (width, rank))
             enabled = [True] if plain else self.section.enable_lora or [True]
             part = width // len(enabled)
@@ -211,7 +212,7 @@ def _split(tensor: Tensor, size: int) -> Iterable[Tensor]:
 
 
 class _Merging:
-    """Weights of adapters, each of which is to be taken once, and the new values that a model gets in the end."""
+    """Weights of adapters, each to be used once, and the new values of the model's parameters."""
 
     def __init__(self, model: BandSplitRotator, weights: Mapping[str, Tensor]) -> None:
         self.model = model
@@ -222,13 +223,13 @@ class _Merging:
         self._of_all: set[str] = set()
 
     def now(self, key: str) -> Tensor:
-        """Return a weight of the model, as changed so far, in float32 at least."""
+        """Return a weight of the model, as changed so far, in float32 or better."""
         if key not in self.state:
             raise CheckpointError(f"the model has no {key}")
         return _in_full(self._new.get(key, self.state[key]))
 
     def weight_of(self, name: str) -> Tensor:
-        """Return the matrix, or the kernel, of a layer that can have adapters."""
+        """Return the weight of a layer that can have adapters."""
         layer = self._modules.get(name)
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             what = "not in the model" if layer is None else f"of the class {type(layer).__name__}"
@@ -238,7 +239,7 @@ class _Merging:
         return self.now(f"{name}.weight")
 
     def take(self, key: str, shape: Collection[int] | None = None) -> Tensor:
-        """Take a weight of the adapters, of this shape if it is known: on the model's device, in float32 at least."""
+        """Take a weight of the adapters, checking its shape if known: on the model's device, in float32 or better."""
         tensor = self._weights.pop(key, None)
         if tensor is None:
             raise CheckpointError(f"{printable(key, 160)} is missing")
@@ -249,7 +250,7 @@ class _Merging:
         return _in_full(tensor.to(next(self.model.parameters()).device))
 
     def put(self, key: str, value: Tensor, *, of_all: bool = False) -> None:
-        """Give the model a new value; with `of_all` it holds for all names of a shared parameter."""
+        """Set a new value; with `of_all`, for all names of a shared parameter."""
         if key not in self.state:
             raise CheckpointError(f"the model has no {key}")
         old = self.state[key]
@@ -267,7 +268,7 @@ class _Merging:
         Raises
         ------
         CheckpointError
-            If a weight of the adapters was not taken, or a shared parameter would need several values.
+            If a weight of the adapters was not used, or a shared parameter would need several values.
         """
         if self._weights:
             raise CheckpointError(f"{list_some([*self._weights])} belong to none of its layers that have adapters")
@@ -299,13 +300,13 @@ def read_adapters(pathFilename: PathFilename, configuration: Mapping[str, Any] |
     pathFilename : str | PathLike[str]
         The folder that `save_pretrained` of peft wrote, or the file of loralib's adapters that
         Music-Source-Separation-Training wrote.
-    configuration : mapping, optional
-        The configuration that adapters of loralib were trained with; its section `lora` states their scale.
+    configuration : mapping, default None
+        The configuration of the training, for adapters of loralib: its section `lora` states their scale.
 
     Raises
     ------
     CheckpointError
-        If there are no adapters, or they are damaged or not supported, with the remedy.
+        If there are no adapters, or they are damaged or not supported.
     OSError
         If a file cannot be opened.
     """

@@ -1,4 +1,4 @@
-"""What the loader knows of the constructor's arguments, whatever files say."""
+"""Facts about the constructor's arguments for the loader, independent of files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DEFAULTS: Final[Mapping[str, object]] = MappingProxyType({name: row.option.defau
 SEQUENCES: Final = frozenset(
     name for name, row in OPTIONS.items() if any(get_origin(kind) in (Sequence, tuple) for kind in row.kinds)
 )
-"""Arguments that are tuples, and lists in files."""
+"""Arguments that are tuples in Python and lists in files."""
 
 OPEN: Final = ("learned_value_residual_mix", "mc_hyper_conn_sinkhorn_iters")
-"""Arguments that decide how a model computes with parameters that look the same."""
+"""Arguments that change the computation and leave no trace in the parameters."""
 
 NOT_AUDIBLE: Final = ("match_input_audio_length", "sage_attention", "use_torch_checkpoint", "flash_attn")
-"""Arguments that change the computation, and of the stems nothing but rounding and their length."""
+"""Arguments that change the computation, but only the rounding and the length of stems."""
 
 _IDLE_UPSTREAM: Final = frozenset(
     {
@@ -30,14 +30,13 @@ _IDLE_UPSTREAM: Final = frozenset(
         "use_value_residual_learning",
     }
 )
-"""Arguments that upstream accepts where they have no effect."""
+"""Arguments that upstream accepts even where they have no effect."""
 
 
 def audible_arguments(arguments: Mapping[str, object]) -> list[str]:
     """Return the names of audible arguments that tensor shapes and upstream's class do not determine.
 
-    `stft_hop_length` is not among them: upstream's configurations always state it, and leave others out where they
-    equal upstream's defaults.
+    `stft_hop_length` is not among them: upstream's configurations always state it, but omit others that equal defaults.
     """
     determined = idle_options(arguments) | {"stft_hop_length"}
     return [

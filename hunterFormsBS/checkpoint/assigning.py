@@ -1,4 +1,4 @@
-"""The tensors of a state dict become the parameters of a model, each in memory of its own."""
+"""The tensors of a state dict become the parameters of a model, each in its own memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREQUENCIES: Final = ".rotary_embed.freqs"
 
 
 class FittedWeights(NamedTuple):
-    """A state dict for one model, and remarks on tensors that the file lacks."""
+    """A state dict for a model, with remarks on tensors that the file lacks."""
 
     state_dict: dict[str, Tensor]
     remarks: tuple[str, ...]
@@ -35,13 +35,13 @@ def fit(
     stems: Sequence[int] | None = None,
     partial: bool = False,
 ) -> FittedWeights:
-    """Choose the heads of some stems, and fill in frequencies or, for a partial load, whatever does not fit."""
+    """Select the heads of some stems; fill in frequencies and, for a partial load, everything that does not fit."""
     chosen = dict(state_dict) if stems is None else _select_heads(state_dict, stems)
     return _take_what_fits(chosen, model) if partial else _fill_in_positions(chosen, model, path)
 
 
 def assign(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -> None:
-    """Make the tensors the parameters of a model without content, or refuse them with one message for all misfits."""
+    """Make the tensors the parameters of an uninitialised model; refuse them with one message for all misfits."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state_dict]
     extra = [key for key in state_dict if key not in expected]
@@ -68,7 +68,7 @@ def assign(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -
     ]
     if problems:
         raise CheckpointError(f"the weights of {printable(path)} do not make a whole model: {'; '.join(problems)}")
-    # Each parameter gets memory of its own; what was read for it goes at once where it is of another type.
+    # Each parameter gets its own memory; if the dtype differs, the tensor that was read is freed at once.
     taken: set[int] = set()
     for key, tensor in expected.items():
         read = state_dict.pop(key).detach().to(tensor.dtype)
@@ -80,7 +80,7 @@ def assign(model: BandSplitRotator, state_dict: dict[str, Tensor], path: Path) -
 
 
 def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int]) -> dict[str, Tensor]:
-    """Keep the mask estimators of these stems, numbered anew, and everything else."""
+    """Keep everything, but of the mask estimators only those of these stems, renumbered."""
     renumbered = {f"mask_estimators.{index(stem)}.": f"mask_estimators.{number}." for number, stem in enumerate(stems)}
     selected: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -94,7 +94,7 @@ def _select_heads(state_dict: Mapping[str, Tensor], stems: Sequence[int]) -> dic
 
 
 def _take_what_fits(state_dict: Mapping[str, Tensor], model: BandSplitRotator) -> FittedWeights:
-    """Return a whole state dict, of the tensors that fit and the model's own, and say which are which."""
+    """Return a complete state dict of the tensors that fit and the model's own, with a remark on each kind."""
     own = model.state_dict()
     fitting = {key for key, tensor in state_dict.items() if key in own and own[key].shape == tensor.shape}
     if not fitting:
@@ -106,15 +106,15 @@ def _take_what_fits(state_dict: Mapping[str, Tensor], model: BandSplitRotator) -
 
 
 def _by_part(keys: Iterable[str]) -> str:
-    """Say how many of the keys are in each numbered part of a model."""
+    """Return the number of keys in each numbered part of a model, as text."""
     counts = Counter(".".join(key.split(".")[:2]) for key in sorted(keys))
     return ", ".join(f"{printable(part, 120)} ({count})" for part, count in counts.items()) or "none"
 
 
 def _fill_in_positions(state_dict: dict[str, Tensor], model: BandSplitRotator, path: Path) -> FittedWeights:
-    """Give every attention its frequencies, where a file has but one copy of what all share, or none."""
+    """Give every attention layer its frequencies if a file has only one shared copy, or none."""
     attentions = [key for key in model.state_dict() if key.endswith(_FREQUENCIES)]
-    # Where more of an attention is missing, the file is incomplete.
+    # If more of an attention layer is missing, the file is incomplete.
     whole = [key for key in attentions if key.replace(_FREQUENCIES, ".to_qkv.weight") in state_dict]
     missing = [key for key in whole if key not in state_dict]
     if not missing:
@@ -122,7 +122,7 @@ def _fill_in_positions(state_dict: dict[str, Tensor], model: BandSplitRotator, p
     copies = {_in_any_group(key): state_dict[key] for key in attentions if key in state_dict}
     with torch.device("cpu"):
         by_formula = RotaryEmbedding(model.configuration["dim_head"]).freqs.detach()
-    # Those of the same transformer in another layer group come first.
+    # Those of the same transformer in another layer group are preferred.
     filled = {key: copies.get(_in_any_group(key), next(iter(copies.values()), by_formula)).clone() for key in missing}
     source = "the copy that is there" if copies else "the formula that upstream has for them"
     remark = f"{printable(path)} lacks {len(missing)} tensors {_FREQUENCIES[1:]}, which are taken from {source}"
@@ -142,6 +142,6 @@ def _kind_of_numbers(tensor: Tensor) -> str:
 
 
 def _kinds_taken_for(tensor: Tensor) -> tuple[str, ...]:
-    # Programs that convert a state dict to float32 convert counters too, which are not weights.
+    # Programs that convert a state dict to float32 also convert counters, which are not weights.
     kind = _kind_of_numbers(tensor)
     return (kind, "real") if kind == "torch.int64" else (kind,)

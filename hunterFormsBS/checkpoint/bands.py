@@ -1,4 +1,4 @@
-"""The band layout of a state dict, from the widths of its bands, its configuration and the caller."""
+"""The band layout of a state dict, from the widths of its bands, the configuration and the caller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAND_ARGUMENTS: Final = (
     "stereo",
     "stft_n_fft",
 )
-"""The arguments that decide how wide bands are, chosen together, because one can make up for another."""
+"""The arguments that determine the widths of bands, chosen together because one can compensate another."""
 
 _USUAL_MEL_LAYOUTS: Final = tuple(
     (sample_rate, stft_n_fft)
@@ -33,7 +33,7 @@ _MOST_MEL_BANDS: Final = 512
 
 
 class MelLayout(NamedTuple):
-    """Arguments of a mel layout whose bands are as wide as those of a state dict."""
+    """Arguments of a mel layout whose bands have the widths of a state dict."""
 
     sample_rate: int
     stft_n_fft: int
@@ -48,7 +48,7 @@ class Bands(NamedTuple):
     arguments : dict[str, object]
         Some of `BAND_ARGUMENTS`.
     assumed : list[str]
-        The arguments whose values are the most usual of several that fit.
+        The arguments whose values are the most common of several that fit.
     """
 
     arguments: dict[str, object]
@@ -61,13 +61,13 @@ def _usual_mel_counts(sample_rate: int, stft_n_fft: int, num_bands: int) -> tupl
         return ()
     try:
         mask = mask_filter_bank_mel(sample_rate, stft_n_fft, num_bands)
-    except ValueError:  # so many bands that some are empty
+    except ValueError:  # too many bands: some are empty
         return ()
     return tuple(int(count) for count in mask.sum(dim=1))
 
 
 def find_mel_layout(widths: Sequence[int]) -> MelLayout | None:
-    """Find a usual mel layout whose bands have these widths, or return `None`."""
+    """Return a common mel layout whose bands have these widths, or `None`."""
     for sample_rate, stft_n_fft in _USUAL_MEL_LAYOUTS:
         counts = _usual_mel_counts(sample_rate, stft_n_fft, len(widths))
         for stereo in (True, False):
@@ -77,7 +77,7 @@ def find_mel_layout(widths: Sequence[int]) -> MelLayout | None:
 
 
 def infer_bands(widths: Sequence[int], *, overlapping: bool) -> dict[str, object]:
-    """Return the band arguments that the widths determine by themselves."""
+    """Return the band arguments that the widths alone determine."""
     if overlapping:
         arguments: dict[str, object] = {"num_bands": len(widths)}
         mel_layout = find_mel_layout(widths)
@@ -97,16 +97,16 @@ def infer_bands(widths: Sequence[int], *, overlapping: bool) -> dict[str, object
 
 
 def resolve_bands(widths: Sequence[int], known: Mapping[str, object], *, overlapping: bool) -> Bands:
-    """Find the band arguments that fit a state dict and contradict the fewest of the known ones.
+    """Return the band arguments that fit a state dict and contradict the fewest of the known ones.
 
     Parameters
     ----------
     widths : Sequence[int]
         Real inputs of each band: two for each of its bins and channels.
     known : Mapping[str, object]
-        Arguments that a configuration or the caller states.
+        Arguments from the configuration or the caller.
     overlapping : bool
-        Whether the state dict looks like that of a Mel-Band RoFormer.
+        Whether the state dict seems to be that of a Mel-Band RoFormer.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def resolve_bands(widths: Sequence[int], known: Mapping[str, object], *, overlap
     Raises
     ------
     CheckpointError
-        If the bands overlap in a way that neither `known` nor a usual mel layout explains.
+        If neither `known` nor a common mel layout explains the overlap of the bands.
     """
     mel, side_by_side = [*_mel(widths, known)], [*_side_by_side(widths, known, guess=not overlapping)]
     if {"sample_rate", "num_bands"} <= known.keys() or (overlapping and "freqs_per_bands" not in known):
@@ -138,7 +138,7 @@ def contradictions(candidate: Mapping[str, object], known: Mapping[str, object])
     silent: set[str] = set()
     if "mask_filter_bank" in candidate or "num_bands" not in candidate:
         silent.add("sample_rate")  # it only describes the audio
-    # Our own configurations state every argument, also the default of one that another overrides.
+    # Our own configurations state every argument, including defaults of arguments that another overrides.
     overridden = "freqs_per_bands" not in candidate and not known.keys().isdisjoint({"num_bands", "mask_filter_bank"})
     if overridden and _equal(known.get("freqs_per_bands"), DEFAULT_FREQS_PER_BANDS):
         silent.add("freqs_per_bands")
@@ -187,7 +187,7 @@ def _in_stereo_and_mono(given: dict[str, object], known: Mapping[str, object]) -
 
 
 def _stereo_first(widths: Sequence[int]) -> tuple[bool, ...]:
-    """Return the possible numbers of channels, the likelier first."""
+    """Return the possible numbers of channels, the more likely first."""
     return (False,) if any(width % 4 for width in widths) else (True, False)
 
 
@@ -212,7 +212,7 @@ def _fits(candidate: Mapping[str, object], widths: Sequence[int]) -> bool:
 
 
 def _assumed(best: Mapping[str, object], known: Mapping[str, object], widths: Sequence[int]) -> list[str]:
-    """Name the arguments that are only likely; `infer_configuration` explains why."""
+    """Return the arguments that are only likely; `infer_configuration` explains why."""
     assumed: list[str] = []
     if "freqs_per_bands" in best:
         bins = sum(cast("Sequence[int]", best["freqs_per_bands"]))

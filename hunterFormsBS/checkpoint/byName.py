@@ -1,8 +1,7 @@
 """Checkpoints by name: a local file, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
 
-A checkpoint of the catalogue goes by its name there, by that of its file, and by those of other programs.
-
-Fetching stands above the loader, which takes a file and the configuration that was found with it.
+A checkpoint of the catalogue is known by its name there, its file name, and its names in other programs. Fetching is
+above the loader, which takes a file and the configuration that was found with it.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from hunterFormsBS.printable import printable, say, short_repr
 
 PREFIX: Final = "hub:"
 SHORTEST_PART: Final = 3
-"""Characters that say too little of a name."""
+"""Shorter names are too vague for suggestions."""
 MOST_NEAR: Final = 3
 """Names of the catalogue that a message suggests."""
 
 
 def recognise(pathFilename: PathFilename) -> Entry | None:
-    """Return which checkpoint of the catalogue a file is, or None; see `checkpoint/facts.py`."""
+    """Return the checkpoint of the catalogue that a file is, or None; see `checkpoint/facts.py`."""
     path = Path(pathFilename)
     return facts.recognise_file(path, lambda entry: has_shapes_of(entry, path))
 
@@ -58,45 +57,46 @@ def from_checkpoint(
 ) -> BandSplitRotator:
     """Load a model from a checkpoint of any known family.
 
-    A `UserWarning` is given for each argument of the configuration that tensor shapes contradict (the shapes win), and
-    one that names the audible arguments that nothing determined.
+    A `UserWarning` is issued for each argument of the configuration that tensor shapes contradict (the shapes win), and
+    one that lists the audible arguments that nothing determined.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        The checkpoint; see `read_state_dict`. Or a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`,
-        which are fetched.
-    configuration : str | PathLike[str] | Mapping[str, Any] | None = None
-        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one beside a file
-        that is fetched, else that of the catalogue, which recognises local files too.
-    upstream : Upstream | None = None
-        Whose convention and whose defaults the configuration follows. `None`: recognised from the keys, taking
-        `'msst'` where the plain layout cannot tell; `'hunterFormsBS'` for a configuration within the file.
-        `'msst_experimental'` is for checkpoints of MSST's experimental classes, which keys do not tell: see
-        `residual_in_first_group_only` of `BandSplitRotator`.
-    device : torch.device | str = 'cpu'
+        A file (see `read_state_dict`), a name of `hunterFormsBS.catalogue`, or `hub:OWNER/REPOSITORY/FILE`; the last
+        two are fetched.
+    configuration : str | PathLike[str] | Mapping[str, Any] | None, default None
+        As in `from_configuration`. `None`: the one that `save_checkpoint` put into the file, else the one published
+        with a fetched file, else that of the catalogue, which also recognises local files.
+    upstream : Upstream | None, default None
+        The project whose convention and defaults the configuration follows. `None`: recognised from the keys, `'msst'`
+        if they fit several; `'hunterFormsBS'` for a configuration within the file. `'msst_experimental'` is for
+        checkpoints of MSST's experimental classes, which keys do not show: see `residual_in_first_group_only` of
+        `BandSplitRotator`.
+    device : torch.device | str, default "cpu"
         Where the model goes.
-    dtype : torch.dtype = torch.float32
-        Of the model's parameters, whatever that of the file.
-    stems : Sequence[int] | None = None
+    dtype : torch.dtype, default torch.float32
+        Of the model's parameters, whatever the file has.
+    stems : Sequence[int] | None, default None
         Load only these heads, in this order. `None`: all.
-    partial : bool = False
-        Let `overrides` change shapes, such as `num_stems` or `depth`, for training on: tensors that fit are taken, the
-        others are new. A `UserWarning` says of each part of the model how many tensors are taken, new and left out.
+    partial : bool, default False
+        For fine-tuning: let `overrides` change shapes, for example by `num_stems` or `depth`. Tensors that fit are
+        taken, the others are new. A `UserWarning` counts the tensors taken, new and left out for each part of the
+        model.
     **overrides : Any
-        Arguments of `BandSplitRotator`, in its convention, which win over the configuration.
+        Arguments of `BandSplitRotator`, in its convention; they override the configuration.
 
     Returns
     -------
     model : BandSplitRotator
-        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that the estimates are as
-        long as the mixture where upstream's are rounded down to a multiple of the hop length.
+        In eval mode, loaded strictly. `match_input_audio_length` is true unless stated, so that estimates are as long
+        as the mixture; upstream rounds down to a multiple of the hop length.
 
     Raises
     ------
     CheckpointError
-        If the file cannot be used, if keys are unknown or missing, or if an argument is unknown or cannot belong to
-        these weights.
+        If the file is invalid, if keys are unknown or missing, or if an argument is unknown or does not fit the
+        weights.
     OSError
         If a file cannot be opened.
     """
@@ -115,23 +115,23 @@ def from_checkpoint(
 
 
 def is_remote(name: object) -> bool:
-    """Tell whether this names a checkpoint to fetch, not a local file."""
+    """Tell whether this is the name of a checkpoint to fetch, not a local file."""
     return isinstance(name, str) and (
         name.startswith(PREFIX) or (facts.find_entry(name) is not None and not Path(name).exists())
     )
 
 
 def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
-    """Return the file of a checkpoint, fetched by `fetch` if this is a name, and then its configuration.
+    """Return the file of a checkpoint, fetched if this is a name, and, if fetched, its configuration.
 
     Raises
     ------
     CheckpointError, ImportError
         See `fetch`.
     FileNotFoundError
-        If there is no such file; with the name of the catalogue that may be meant.
+        If there is no such file; the message suggests a name of the catalogue.
     IsADirectoryError
-        If it is a folder. Devices, pipes and sockets are a `CheckpointError`, before anything is read.
+        If it is a folder. Devices, pipes and sockets raise `CheckpointError`, before anything is read.
     """
     text = Path(name).as_posix()
     if is_remote(text):
@@ -150,11 +150,10 @@ def find(name: PathFilename) -> tuple[Path, Mapping[str, Any] | None]:
 def find_configuration(
     name: PathFilename, configuration: Configuration | None
 ) -> tuple[Path, Configuration | None, Mapping[str, Any]]:
-    """Return a checkpoint's file, fetched if this is a name, what to pass to `from_checkpoint`, and its configuration.
+    """Return a checkpoint's file, what to pass to `from_checkpoint` as its configuration, and the configuration itself.
 
-    The configuration is the one that `from_checkpoint` takes: that which was given, or which `save_checkpoint` put into
-    the file, or which was found with it, or that of the catalogue. What to pass is None where it finds it in the same
-    way.
+    The configuration is the one that `from_checkpoint` uses: the given one, or the one in the file, or the one found
+    with it, or that of the catalogue. What to pass is None if `from_checkpoint` finds the configuration itself.
 
     Raises
     ------
@@ -170,28 +169,28 @@ def find_configuration(
 
 
 def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
-    """Fetch a checkpoint from where it is published, or find it in the cache of `huggingface_hub`.
+    """Download a checkpoint, or find it in the cache of `huggingface_hub`.
 
     That package's settings apply: its cache, its token for the Hub, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and its progress
-    bar. Before a checkpoint of the catalogue is fetched, a line on standard error says whose weights it has and where
-    their terms stand.
+    bar. Before a checkpoint of the catalogue is downloaded, a line on standard error names the maker of the weights and
+    the page with their terms.
 
     Parameters
     ----------
     name : str
-        Of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+        A name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
 
     Returns
     -------
     path : Path
-        The file, whose SHA-256 is that of the catalogue where it is known.
+        The file. Its SHA-256 equals that of the catalogue, if known.
     configuration : Mapping[str, Any] or None
-        That of the catalogue, or the YAML file of the same name, or the only one of the repository.
+        That of the catalogue, or the YAML file with the checkpoint's name, or the only one in the repository.
 
     Raises
     ------
     CheckpointError
-        If the name is unknown, the file cannot be fetched, or it is another one than the catalogue's.
+        If the name is unknown, the file cannot be downloaded, or it differs from the catalogue's.
     ImportError
         If huggingface_hub is not installed.
     """
@@ -220,18 +219,18 @@ def publish(
     configuration: Mapping[str, Any] | None = None,
     private: bool = False,
 ) -> str:
-    """Upload a model to the Hugging Face Hub, where `BandSplitRotator.from_pretrained` finds it.
+    """Upload a model to the Hugging Face Hub, for `BandSplitRotator.from_pretrained`.
 
     Parameters
     ----------
     model : BandSplitRotator
-        It becomes one file of safetensors that holds its arguments.
+        It becomes one safetensors file that contains its arguments.
     repository : str
-        `OWNER/REPOSITORY`, made if it is not there.
-    configuration : Mapping[str, Any] | None = None
+        `OWNER/REPOSITORY`, created if it does not exist.
+    configuration : Mapping[str, Any] | None, default None
         Further sections; see `hunterFormsBS.checkpoint.save_checkpoint`.
-    private : bool = False
-        Whether a new repository is.
+    private : bool, default False
+        Whether a new repository is private.
 
     Returns
     -------
@@ -252,7 +251,8 @@ def publish(
 
 
 def _entry_at(name: str) -> Entry:
-    """Return the entry of `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` or without, which may be in the catalogue."""
+    """Return the entry of `hub:OWNER/REPOSITORY/FILE`, optionally with `@REVISION`, from the catalogue if it is
+    there."""
     location, _, revision = name.removeprefix(PREFIX).partition("@")
     owner, _, rest = location.partition("/")
     repository, _, file = rest.partition("/")
@@ -269,7 +269,7 @@ def _entry_at(name: str) -> Entry:
 
 
 def _configuration_beside(entry: Entry, path: Path) -> Mapping[str, Any] | None:
-    """Return the configuration that is named as the checkpoint, or is the only one of the repository."""
+    """Return the configuration with the checkpoint's name, or the only one in the repository."""
     commit = hub.commit_of(path, entry.file)
     try:
         names = hub.names_of(entry.repository, commit)

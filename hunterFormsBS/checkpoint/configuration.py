@@ -1,4 +1,4 @@
-"""Configurations of upstream projects: reading the files, and translating their arguments into this package's."""
+"""Configurations of upstream projects: reading files, and translating arguments into this package's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hunterFormsBS.choices import Upstream
 from hunterFormsBS.printable import printable, short_repr
 
 Configuration: TypeAlias = PathFilename | Mapping[str, Any]
-"""A configuration file, or what is in one."""
+"""A configuration file, or its contents."""
 
 _WINDOW_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
     function.__name__: function
@@ -46,11 +46,11 @@ class StatedArguments(NamedTuple):
     Parameters
     ----------
     arguments : dict[str, object]
-        Under this package's names and in its convention.
+        With this package's names and convention.
     spelled : dict[str, str]
-        How the configuration wrote each of them, for messages.
+        The spelling of each in the configuration, for messages.
     remarks : tuple[str, ...]
-        Parts of the configuration that are not followed.
+        Remarks on parts of the configuration that are not read.
     """
 
     arguments: dict[str, object]
@@ -59,7 +59,7 @@ class StatedArguments(NamedTuple):
 
 
 def upstream_of(whole: Mapping[str, Any], upstream: Upstream | None) -> Upstream | None:
-    """Return whose class a configuration is for, where the caller says MSST or nothing: its `model_type` decides."""
+    """Return the upstream of a configuration: its `model_type` decides if the caller says MSST or nothing."""
     sections: list[Mapping[str, Any]] = [whole]
     if isinstance(whole.get("training"), Mapping):
         sections.append(whole["training"])
@@ -69,7 +69,7 @@ def upstream_of(whole: Mapping[str, Any], upstream: Upstream | None) -> Upstream
 
 
 def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]:
-    """Return a configuration in the words of Music-Source-Separation-Training; an empty mapping for `None`."""
+    """Return a configuration with the sections and names of Music-Source-Separation-Training; empty for `None`."""
     if configuration is None:
         return {}
     if isinstance(configuration, Mapping):
@@ -78,12 +78,12 @@ def load_configuration(configuration: Configuration | None) -> Mapping[str, Any]
 
 
 def model_section(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments of the model: the `model` section, or all of a configuration without sections."""
+    """Return the arguments of the model: the section `model`, or the whole configuration if it has no sections."""
     return section_of(configuration, "model") if "model" in configuration else configuration
 
 
 def is_for_mel(section: Mapping[str, Any]) -> bool:
-    """Tell from the arguments of a model whether they are meant for upstream's Mel-Band RoFormer."""
+    """Tell whether arguments are for upstream's Mel-Band RoFormer."""
     stated = {name for name, value in section.items() if value is not None}
     mel = sorted(stated & NAMES_OF_MEL_ONLY)
     if mel and "freqs_per_bands" in stated:
@@ -95,7 +95,7 @@ def is_for_mel(section: Mapping[str, Any]) -> bool:
 
 
 def stated_arguments(configuration: Mapping[str, Any], family: Family) -> StatedArguments:
-    """Return the arguments of the model that a configuration states, and remarks on parts that are not followed."""
+    """Return the model's arguments in a configuration, and remarks on parts that are not read."""
     section = model_section(configuration)
     remarks = (*ignored_remarks(configuration), *_flash_attn_remarks(section))
     return translate_arguments(section, family)._replace(remarks=remarks)
@@ -107,19 +107,19 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
     Parameters
     ----------
     section : Mapping[str, Any]
-        Arguments as upstream names and counts them, or as this package does.
+        Arguments in the convention of upstream or of this package.
     family : Family
-        Whose convention it is.
+        The family whose convention it is.
 
     Returns
     -------
     stated : StatedArguments
-        Without the arguments whose value is `None`, which states nothing.
+        Without arguments whose value is `None`.
 
     Raises
     ------
     CheckpointError
-        If an argument has an unknown name, has both its names, or names an unknown window function.
+        If an argument is unknown, is stated under both its names, or names an unknown window function.
     """
     arguments: dict[str, object] = {}
     spelled: dict[str, str] = {}
@@ -141,12 +141,12 @@ def translate_arguments(section: Mapping[str, Any], family: Family) -> StatedArg
 
 
 def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Turn values as files hold them into values as the constructor takes them, and check the names.
+    """Convert values from files to values for the constructor, and check argument names.
 
     Raises
     ------
     CheckpointError
-        If a name is unknown, or names an unknown window function.
+        If an argument is unknown, or names an unknown window function.
     """
     _check_plain(arguments, "what is passed as arguments of the model")
     _refuse_unknown_names(arguments, known=[*DEFAULTS])
@@ -154,12 +154,12 @@ def resolve_values(arguments: Mapping[str, object]) -> dict[str, object]:
 
 
 def to_plain_values(value: object, where: str = "the configuration") -> object:
-    """Turn a value into plain containers, numbers, strings and tensors, with functions by their names.
+    """Convert a value to plain containers, numbers, strings and tensors; functions become their names.
 
     Raises
     ------
     TypeError
-        If that is not possible; `where` says which value it is.
+        If that is impossible; `where` names the value.
     """
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return value
@@ -180,7 +180,7 @@ def to_plain_values(value: object, where: str = "the configuration") -> object:
 
 
 def _flash_attn_remarks(section: Mapping[str, Any]) -> list[str]:
-    """Say what becomes of `linear_flash_attn`, where upstream's two flags differ."""
+    """Return a remark if upstream's `linear_flash_attn` and `flash_attn` differ."""
     linear, flash = section.get("linear_flash_attn"), section.get("flash_attn")
     flash = True if flash is None else flash
     if linear is None or linear == flash:
@@ -239,7 +239,7 @@ def _resolve_value(name: str, value: object) -> object:
 
 
 def _mask(value: object) -> Tensor:
-    """Make a mask of rows of numbers or booleans, or take one that is made."""
+    """Make a mask from rows of numbers or booleans; return a tensor unchanged."""
     shown = _shorten(value)
     if isinstance(value, Tensor) and value.ndim == 2 and value.layout == torch.strided and not value.is_nested:
         return value

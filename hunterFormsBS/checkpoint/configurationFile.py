@@ -1,4 +1,4 @@
-"""Files of text read as plain values: configurations, and the index of a model in several files."""
+"""Text files read as plain values: configurations, and the index of a model in several files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hunterFormsBS.limits import LARGEST_TEXT
 from hunterFormsBS.printable import printable
 
 PathFilename: TypeAlias = str | PathLike[str]
-"""Path and name of a file."""
+"""The path of a file."""
 
 
 def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
     """Read a YAML or JSON configuration.
 
-    The YAML of Music-Source-Separation-Training has `!!python/tuple`, which is read as a tuple. Every other tag for
-    Python objects is refused, and nothing in the file is run.
+    `!!python/tuple`, which Music-Source-Separation-Training writes, is read as a tuple. Every other tag for Python
+    objects is refused; nothing in the file is executed.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ def read_configuration(pathFilename: PathFilename) -> dict[str, Any]:
     Returns
     -------
     configuration : dict[str, Any]
-        The whole file, with the sections that it has.
+        The whole file, with its sections.
 
     Raises
     ------
     CheckpointError
-        If the file is not text, is neither YAML nor JSON, holds no mapping, states a key twice, or asks for Python
+        If the file is not text, is neither YAML nor JSON, is not a mapping, states a key twice, or contains Python
         objects.
     OSError
         If the file cannot be opened.
@@ -64,12 +64,12 @@ def parse_mapping(text: str, what: str, parse: Callable[[str], object] = parse_j
 
 
 def read_text(path: Path) -> str:
-    """Read a file of text, which must not be larger than a configuration can be.
+    """Read a text file, up to the size limit of configurations.
 
     Raises
     ------
     CheckpointError
-        If it is larger, is not text in UTF-8, or is a checkpoint.
+        If it is larger, is not UTF-8, or is a checkpoint.
     OSError
         If it cannot be opened.
     """

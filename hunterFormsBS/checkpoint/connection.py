@@ -1,4 +1,4 @@
-"""Fetching through `huggingface_hub`, from the Hub and from elsewhere: progress, patience, and failures in one line."""
+"""Downloads by `huggingface_hub`, from the Hub and elsewhere: progress, timeouts, and one-line failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hunterFormsBS.printable import printable
 __all__ = ["PATIENCE", "Server", "bar", "explained", "soon"]
 
 PATIENCE: Final = 8.0
-"""Seconds to wait for the answer to a short question: whether a file is there, and which files are beside it."""
+"""Seconds to wait for a short request: whether a file exists, and the list of files."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 
 class Server(NamedTuple):
-    """From where something is fetched, as messages name it.
+    """A server, as messages describe it.
 
     Parameters
     ----------
     address : str
         Scheme and host.
     page : str
-        What a person looks at.
+        The web page for people.
     settings : str
-        Settings of the environment on which the connection depends.
+        Environment variables that affect the connection.
     cache : str
-        The constant of `huggingface_hub` that says where files are kept.
+        The constant of `huggingface_hub` with the folder of the cache.
     """
 
     address: str
@@ -55,7 +55,7 @@ class Server(NamedTuple):
 
 
 def bar(hub: Any) -> type[Any]:
-    """Return a progress bar that ends the download where a server sends the start of a file again and again."""
+    """Return a progress bar that ends the download if a server keeps restarting it."""
     usual: type[Any] = hub.utils.tqdm
 
     def update(self: Any, n: float | None = 1) -> object:
@@ -69,9 +69,9 @@ def bar(hub: Any) -> type[Any]:
 
 
 def soon(call: Callable[..., T]) -> T:
-    """Return what a call returns that takes a `timeout`, or raise TimeoutError after `PATIENCE`.
+    """Return the result of a call that takes a `timeout`; raise TimeoutError after `PATIENCE`.
 
-    The timeout of a socket bounds each step, and not the sum.
+    The timeout of a socket bounds each step, not the sum.
     """
     answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
@@ -93,14 +93,14 @@ def soon(call: Callable[..., T]) -> T:
 
 @contextmanager
 def explained(what: str, server: Callable[[Any], Server]) -> Generator[Any]:
-    """Yield `huggingface_hub`, quiet, and turn all that it and the libraries beneath it raise into one line.
+    """Yield `huggingface_hub`, quiet; turn all exceptions of it and its libraries into one line.
 
     Parameters
     ----------
     what : str
-        What failed, to begin the line with.
+        What failed: the start of the line.
     server : callable
-        Given `huggingface_hub`, returns from where something was fetched.
+        Returns the server, given `huggingface_hub`.
     """
     try:
         hub = import_module("huggingface_hub")
@@ -140,7 +140,7 @@ def _remedy(hub: Any, server: Server, error: Exception) -> str:
         (errors.HFValidationError, "the Hub has no such names: write hub:OWNER/REPOSITORY/FILE"),
         (
             ssl.SSLError,
-            "the certificate of the server is not trusted: if a proxy reads along, set SSL_CERT_FILE to its "
+            "the certificate of the server is not trusted: if a proxy inspects the traffic, set SSL_CERT_FILE to its "
             "certificate; otherwise check the clock, and HF_ENDPOINT",
         ),
     )
@@ -169,9 +169,9 @@ def _remedy_for_status(status: int, page: str) -> str:
     if status in (404, 410):
         return f"the file is no longer there: see {page}"
     if status == 407:
-        return "the proxy asks who you are: set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT"
+        return "the proxy requires authentication: set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT"
     if status == 429:
-        return "the server had too many requests: wait some minutes, or log in with hf auth login"
+        return "the server got too many requests: wait a few minutes, or log in with hf auth login"
     return f"the server answers with status {status}: try again later"
 
 

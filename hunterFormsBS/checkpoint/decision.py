@@ -28,7 +28,7 @@ class Evidence:
     path : Path
         The file.
     recognition : Recognition
-        From the keys of its tensors: the family whose defaults hold.
+        From the keys of its tensors: the family whose defaults apply.
     shapes : Inferred
         From the shapes of its tensors, which win over a configuration.
     configuration : StatedArguments
@@ -36,11 +36,11 @@ class Evidence:
     caller : Mapping[str, object]
         From the caller: arguments, which win over the configuration and must agree with the shapes.
     upstream : Upstream or None
-        From the caller or the file: the project whose defaults hold.
+        From the caller or the file: the project whose defaults apply.
     stems : Sequence[int] or None
-        From the caller: the only heads to load.
+        From the caller: the heads to load.
     partial : bool
-        Whether the caller's arguments may disagree with the shapes.
+        Whether the caller's arguments may contradict the shapes.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Decision:
     arguments : dict[str, Any]
         Of `BandSplitRotator`.
     remarks : tuple[str, ...]
-        Stated arguments that the shapes contradict, and audible ones that nothing determined.
+        Remarks on stated arguments that the shapes contradict, and on audible ones that nothing determined.
     """
 
     arguments: dict[str, Any]
@@ -70,7 +70,7 @@ class Decision:
 
 
 def decide(evidence: Evidence) -> Decision:
-    """Choose the constructor arguments, and name those that nothing determined.
+    """Choose the constructor arguments, and list those that nothing determined.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def decide(evidence: Evidence) -> Decision:
 
 
 def arguments_of_configuration(stated: StatedArguments, caller: Mapping[str, object], family: Family) -> dict[str, Any]:
-    """Choose the constructor arguments by a configuration alone.
+    """Choose the constructor arguments from only a configuration.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def arguments_of_configuration(stated: StatedArguments, caller: Mapping[str, obj
 
 
 def complete_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
-    """Return arguments with those that follow from others, and without those that have no effect."""
+    """Add arguments that follow from others, and drop those without effect."""
     complete = without_idle_arguments(arguments)
     complete.setdefault("stft_win_length", _win_length(complete))
     stft_n_fft = complete.get("stft_n_fft")
@@ -142,7 +142,7 @@ def complete_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _defaults(recognition: Recognition) -> dict[str, object]:
-    """Return upstream's defaults; those of value residuals and streams are of the family that the keys fit."""
+    """Return upstream's defaults; for value residuals and streams, those of the family that the keys fit."""
     of_keys = recognition.of_keys.defaults
     return {**{name: of_keys.get(name) for name in OPEN}, **recognition.family.defaults}
 
@@ -154,7 +154,7 @@ def _refuse(caller: Mapping[str, object], right: Mapping[str, str], need: str) -
 
 
 def _number_of(stems: Sequence[int], available: int) -> int:
-    """Return how many stems were asked for, or refuse the choice."""
+    """Return the number of requested stems; refuse invalid ones."""
     numbers = {index(stem) for stem in stems if isinstance(cast("object", stem), SupportsIndex)}
     if not stems or len(numbers) < len(stems) or not numbers <= set(range(available)):
         raise CheckpointError(
@@ -196,12 +196,12 @@ def _remarks(evidence: Evidence, undetermined: Sequence[str], arguments: Mapping
 
 
 def _agrees(name: str, known: Mapping[str, object], by_shapes: Mapping[str, object]) -> bool:
-    """Tell whether a known argument can be that of the state dict from which the others were inferred."""
+    """Tell whether a known argument is compatible with the inferred ones."""
     value, by_shape = known[name], by_shapes[name]
     if name == "use_value_residual_learning" and value and not by_shape:
         return known.get("learned_value_residual_mix") is False  # a constant has no parameters
     if name == "learned_value_residual_mix":
-        return value is not False  # how a learned mix is applied leaves no trace in its parameters
+        return value is not False  # the way in which a learned mix is applied leaves no trace in its parameters
     if name == "mc_hyper_conn_sinkhorn_iters":
         return by_shapes["num_residual_streams"] == by_shapes["num_residual_fracs"] == 1
     return value == by_shape
@@ -213,6 +213,6 @@ def _state(name: str, bands: Mapping[str, object]) -> str:
 
 
 def _win_length(arguments: Mapping[str, object]) -> int:
-    """Return the window's length: as stated, or upstream's default where that fits into the Fourier transform."""
+    """Return the window's length: as stated, or upstream's default if it fits the Fourier transform."""
     stated, stft_n_fft = arguments.get("stft_win_length"), arguments.get("stft_n_fft")
     return stated if isinstance(stated, int) else min(2048, stft_n_fft if isinstance(stft_n_fft, int) else 2048)

@@ -1,6 +1,6 @@
-"""Files that are published outside the Hub, for example with releases on GitHub: fetched once, compared at each load.
+"""Files published outside the Hub, for example in GitHub releases: downloaded once, verified at each load.
 
-They are kept in the assets folder of `huggingface_hub`, whose client, offline switch and progress bar are used too.
+They are stored in the assets folder of `huggingface_hub`, whose client, offline switch and progress bar are used.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["download"]
 
 
 def download(url: str, page: str, digest: str = "", size: int = 0, before: Callable[[], object] = lambda: None) -> Path:
-    """Return a file from an address: that of the cache, or else fetched, from where an earlier attempt was cut off.
+    """Return a file from the cache, or download it, continuing an interrupted download.
 
-    The SHA-256 is compared at every call: with the one that is known, or the one that the file had when it came.
+    The SHA-256 is compared at every call, with the known one or that of the first download.
 
     Parameters
     ----------
     url : str
         Of the file.
     page : str
-        Where people find it, for messages.
+        The web page for people, for messages.
     digest : str
         SHA-256 of the file. Empty: not known.
     size : int
@@ -40,7 +40,7 @@ def download(url: str, page: str, digest: str = "", size: int = 0, before: Calla
     Raises
     ------
     CheckpointError
-        If the file cannot be fetched, is damaged, or is another one than that of the digest and the size.
+        If the file cannot be downloaded, is damaged, or has another digest or size.
     ImportError
         If huggingface_hub is not installed.
     """
@@ -53,7 +53,7 @@ def download(url: str, page: str, digest: str = "", size: int = 0, before: Calla
         record = path.with_name(f"{name}.sha256")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Two that want the same file fetch it once.
+            # Two processes that need the same file download it once.
             with hub.utils.WeakFileLock(path.with_name(f"{name}.lock")):
                 if not path.exists():
                     _fetch(hub, url, page, path, record, digest, size, before)
@@ -69,7 +69,7 @@ def download(url: str, page: str, digest: str = "", size: int = 0, before: Calla
 def _fetch(
     hub: Any, url: str, page: str, path: Path, record: Path, digest: str, size: int, before: Callable[[], object]
 ) -> None:
-    """Fetch a file beside its final name, and give it that once it is whole and the right one."""
+    """Download a file to a temporary name in the same folder, and rename it once it is complete and verified."""
     incomplete = path.with_name(f"{path.name}.incomplete")
     head = soon(partial(hub.get_session().head, url, follow_redirects=True))
     hub.utils.hf_raise_for_status(head)
@@ -79,7 +79,7 @@ def _fetch(
     before()
     expected = size or offered
     with incomplete.open("ab") as file:
-        if not expected or file.tell() > expected:  # What is there is no part of this file, or nobody knows.
+        if not expected or file.tell() > expected:  # The partial file does not belong to this file, or may not.
             file.truncate(0)
             file.seek(0)
         hub.file_download.http_get(

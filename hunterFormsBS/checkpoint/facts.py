@@ -1,10 +1,10 @@
-"""Facts about public checkpoints: where they are, how to recognise them, and the configurations that files lack.
+"""Facts about public checkpoints: addresses, digests, and configurations that files lack.
 
-The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
-the Hugging Face Hub (or its `url` elsewhere, or the `page` where only a browser gets it), size in bytes and SHA-256,
-the samples of a chunk, and those arguments of its model that differ from `common`, in the words and the convention of
-Music-Source-Separation-Training; then who made it, when and what for, scores, and names that other programs give it.
-`python -m benchmarks.costs --write` adds what it costs.
+They are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on the
+Hugging Face Hub (or its `url` elsewhere, or the `page` if only a browser can download it), size in bytes and SHA-256,
+chunk size in samples, and the arguments of its model that differ from `common`, with the names and the convention of
+Music-Source-Separation-Training; then maker, date, purpose, scores, and names in other programs. `python -m
+benchmarks.costs --write` adds its costs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 STEMS_ELSEWHERE: Final = {"instrumental": "instrum", "instruments": "instrum"}
-"""Names that people give to stems, and what the catalogue calls them."""
+"""Names of stems in use, and the catalogue's names for them."""
 
 _RELEASE: Final = re.compile(r"(https://github\.com/[^/]+/[^/]+)/releases/download/")
 
@@ -50,13 +50,13 @@ class Entry:
     stems : tuple of str
         In the order of the model's heads.
     configuration : Mapping[str, Any]
-        As Music-Source-Separation-Training writes one. Empty: not known.
+        In the convention of Music-Source-Separation-Training. Empty: unknown.
     repository, revision, file : str
-        Where it is on the Hugging Face Hub. Empty: it is elsewhere.
+        Its address on the Hugging Face Hub. Empty: it is elsewhere.
     url : str
-        Where the file is outside the Hub. Empty: on the Hub, or where only a browser can fetch it.
+        The file's address outside the Hub. Empty: it is on the Hub, or only a browser can download it.
     page : str
-        Where its maker publishes it, and its terms, if there are any, are found.
+        The maker's page, with its terms, if any.
     sha256 : str
         Of the file. Empty: not known.
     size : int
@@ -64,18 +64,18 @@ class Entry:
     authors : tuple of str
         Who made it.
     created : str
-        When, as YYYY-MM-DD. Empty: not known.
+        YYYY-MM-DD. Empty: unknown.
     purpose : str
         What for: `"separation"`, `"dereverb"`, `"denoise"`, `"decrowd"` or `"debleed"`.
     known_as : tuple of str
         File names and titles under which other programs know it.
     scores : Mapping[str, Mapping[str, Mapping[str, float]]]
-        By test set (see `score_source`), by stem, by metric. A test set without stems is a page that has the scores.
+        By test set (see `score_source`), stem and metric. A test set without stems is a page with scores.
     flop_per_second : int
-        Floating-point operations for a second of music, where one chunk covers each sample. 0: not known.
+        Floating-point operations per second of music, with one chunk per sample. 0: unknown.
     memory : int
-        Bytes for the weights and one chunk in float32: computed from shapes, with an attention that stores no scores,
-        and without the kernels that save memory. 0: not known.
+        Bytes for the weights and one chunk in float32, computed from shapes, for attention that stores no scores and
+        without memory-saving kernels. 0: unknown.
     """
 
     name: str
@@ -98,12 +98,12 @@ class Entry:
 
     @property
     def whose(self) -> str:
-        """Who made the weights, and where their terms stand if they are stated, in one line."""
+        """One line with the maker of the weights and the page with their terms, if stated."""
         makers = " and ".join(self.authors) or "their maker"
         return f"{self.name}: weights by {makers}; their terms of use, if stated, are at {self.page}"
 
     def goes_by(self, name: str) -> bool:
-        """Tell whether this is its name, here, at its publisher or in another program."""
+        """Tell whether this is its name here, at its publisher or in another program."""
         own = (self.file or self.url).rpartition("/")[2]
         return name == self.name or (bool(own) and name == own) or name in self.known_as
 
@@ -114,11 +114,11 @@ class ScoreSource(NamedTuple):
     Parameters
     ----------
     name : str
-        Of the music that was separated, and how results were summed up.
+        The test set, and how results were averaged.
     source : str
         Who published the scores.
     compares : bool
-        Whether these scores can be compared with one another: the same music, measured in the same way.
+        Whether these scores are comparable: the same music, measured in the same way.
     """
 
     name: str
@@ -127,13 +127,13 @@ class ScoreSource(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """Several checkpoints whose stems become one.
+    """Several checkpoints whose stems are combined.
 
     Parameters
     ----------
     name : str
     ensemble : str
-        How; see `hunterFormsBS.ensemble`.
+        The method; see `hunterFormsBS.ensemble`.
     checkpoints : tuple of str
         Names of the catalogue.
     stems : tuple of str
@@ -157,9 +157,10 @@ def entries() -> Mapping[str, Entry]:
 
 
 def find_entry(name: str) -> Entry | None:
-    """Return the checkpoint of this name: that of the catalogue, of its file, or of another program; None without.
+    """Return the checkpoint with this name, in the catalogue, of its file, or in another program; None if there is
+    none.
 
-    A name that several go by, as `model.ckpt` would be, is that of none.
+    An ambiguous name, as `model.ckpt` would be, matches none.
     """
     if (entry := entries().get(name)) is not None:
         return entry
@@ -179,7 +180,7 @@ def presets() -> Mapping[str, Preset]:
 
 
 def score_source(key: str) -> ScoreSource:
-    """Return what a key of `Entry.scores` stands for."""
+    """Return the source of a key of `Entry.scores`."""
     kind, _, rest = key.partition("/")
     if kind == "musdb18":
         name = f"{rest} results on training tracks of MUSDB18, medians of museval"
@@ -191,17 +192,17 @@ def score_source(key: str) -> ScoreSource:
 
 
 def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry | None:
-    """Return which checkpoint of the catalogue a file is, or None.
+    """Return the checkpoint of the catalogue that a file is, or None.
 
-    Only a file of the right size is read, to compute its SHA-256. Where the catalogue has none, a file is recognised
-    by its size, if that is of one checkpoint alone, and the shapes of all its tensors.
+    Only files of a known size are read, to compute their SHA-256. If the catalogue has no digest, a file is recognised
+    by its size, if unique, and the shapes of all its tensors.
 
     Parameters
     ----------
     path : Path
-        A file, or anything else, which the catalogue does not have.
+        A path. Anything but a file is not recognised.
     has_its_shapes : callable
-        Asked at most once, whether the tensors of the file have the shapes of a checkpoint's model.
+        Called at most once: tells whether the file's tensors have the shapes of a checkpoint's model.
     """
     size = path.stat().st_size if path.is_file() else 0
     candidates = [entry for entry in entries().values() if size and entry.size == size]
@@ -212,7 +213,7 @@ def recognise_file(path: Path, has_its_shapes: Callable[[Entry], bool]) -> Entry
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed anew only where its path, size or time of change differ."""
+    """Return the SHA-256 of a file, cached by path, size and modification time."""
     status = path.stat()
     return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
 

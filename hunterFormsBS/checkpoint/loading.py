@@ -44,7 +44,7 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
     ----------
     pathFilename : str | PathLike[str]
         What `torch.save` or safetensors wrote, or the .index.json of several safetensors files.
-    map_location : torch.device | str = 'cpu'
+    map_location : torch.device | str, default "cpu"
         The device of the tensors.
 
     Returns
@@ -75,7 +75,7 @@ def from_configuration(
     ----------
     configuration : str | PathLike[str] | Mapping[str, Any]
         A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
-    upstream : Upstream = 'msst'
+    upstream : Upstream, default "msst"
         Whose convention and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
         `'hunterFormsBS'`.
     **overrides : Any
@@ -119,7 +119,7 @@ def load(
 
     Parameters
     ----------
-    beside : Mapping[str, Any] | None = None
+    beside : Mapping[str, Any] | None, default None
         The configuration that was found with the file. One that was passed, or that is in the file, comes first.
     """
     contents = read_contents(path)

@@ -42,7 +42,7 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
     ----------
     keys : Iterable[str]
         The keys of the state dict, without prefixes.
-    upstream : Upstream | None = None
+    upstream : Upstream | None, default None
         Look for the family among those of this project. `None`: among all, where the plain layout is taken for MSST's.
 
     Raises

@@ -56,9 +56,9 @@ def save_checkpoint(
         Written by safetensors where the name ends in .safetensors, else by `torch.save`; it appears once complete.
     model : nn.Module
         A `BandSplitRotator`, compiled or wrapped for several devices or not.
-    configuration : Mapping[str, Any] | None = None
+    configuration : Mapping[str, Any] | None, default None
         Sections such as `audio`, `training` and `inference` to keep beside the model's own.
-    layout : {'hunterFormsBS', 'msst'} = 'hunterFormsBS'
+    layout : {'hunterFormsBS', 'msst'}, default "hunterFormsBS"
         `'msst'`: the pair that Music-Source-Separation-Training, UVR, pymss and, where a list names it, audio-separator
         load as they are. The file holds weights alone. Beside it, under the same name with the suffix .yaml, is the
         configuration, in their counting, with every argument that all of them know, and the others where they differ

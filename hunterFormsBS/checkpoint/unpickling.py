@@ -95,7 +95,7 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
     ----------
     file : IO[bytes]
         Open for reading, and not empty.
-    storages : dict[str, torch.dtype] | None = None
+    storages : dict[str, torch.dtype] | None, default None
         Collects the types of all storages that are named, those of left-out objects too. Only for files from before
         `torch.save` wrote archives, where a view of a part of a storage has a name of its own.
 

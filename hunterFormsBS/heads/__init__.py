@@ -1,4 +1,4 @@
-"""The mask heads: each in a room of its own, with its layers, its options, and how a checkpoint shows it."""
+"""Mask heads: each module has the layers, the options and the variants of one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hunterFormsBS.heads.mlp import MLPS, OptionsMLP
 __all__ = ["HEADS", "OptionsOfHeads", "head_of"]
 
 HEADS: tuple[HeadKind, ...] = (AXIAL, HYPERACE, FOURIER, MLPS)
-"""All kinds, the one without a switch last."""
+"""All kinds; the default one is last."""
 
 
 class OptionsOfHeads(OptionsMLP, OptionsAxial, OptionsFourier, OptionsHyperACE, total=False):
-    """Arguments of the model that its mask heads take."""
+    """Arguments of the model for its mask heads."""
 
 
 def head_of(arguments: Mapping[str, Any]) -> HeadKind:
-    """Return the kind that the arguments of a model ask for."""
+    """Return the kind that a model's arguments select."""
     return next(kind for kind in HEADS if not kind.switch or arguments[kind.switch])

@@ -22,7 +22,7 @@ _TRANSFORMERS = Needs("mask_transformer_depth of at least 1", ("mask_transformer
 
 
 class OptionsAxial(TypedDict, total=False):
-    """Arguments of the model that this head takes besides those of its MLPs."""
+    """Arguments of the model for this head, besides those of its MLPs."""
 
     mask_transformer_depth: Annotated[int, Option(default=0, most=64, excludes=("use_hyperACE",))]
     mask_transformer_dim_head: Annotated[int, Option(default=64, least=1, most=4096, needs=_TRANSFORMERS)]
@@ -37,7 +37,7 @@ class AxialMaskEstimator(MaskEstimator):
     dim, dim_inputs, mask_estimator_depth, mlp_expansion_factor
         See `MaskEstimator`.
     attention : ParametersAttention
-        Heads, features of a head, and the kernels that attention may use.
+        Heads, features of a head, and the attention backends.
     mask_transformer_depth : int
         Pairs of one-layer transformers.
     """

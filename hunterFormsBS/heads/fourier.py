@@ -1,8 +1,7 @@
 """The FNO head: a Fourier neural operator [1]_ along time makes the mask of each band.
 
 Every tensor of an operator is `(b, c, t)`, with channels c; k is a frequency along time, of which only the lowest are
-kept. Attributes are named as in the state dicts of the package neuraloperator, with which the published model was
-trained.
+kept. Attribute names follow the package neuraloperator, with which the published model was trained.
 
 .. [1] Li et al., Fourier Neural Operator for Parametric Partial Differential Equations, ICLR 2021, arXiv 2010.08895.
 """
@@ -26,23 +25,23 @@ _MODES = Needs("mask_fno_modes of at least 1", ("mask_fno_modes",), any)
 
 
 class OptionsFourier(TypedDict, total=False):
-    """Arguments of the model that this head takes."""
+    """Arguments of the model for this head."""
 
     mask_fno_depth: Annotated[int, Option(default=3, least=1, most=64, needs=_MODES)]
     mask_fno_modes: Annotated[int, Option(default=0, most=65536, excludes=("mask_transformer_depth", "use_hyperACE"))]
 
 
 class FourierConvolution(Layer):
-    """Multiply the lowest frequencies of each channel by learned complex numbers, and leave the others out.
+    """Multiply the lowest frequencies along time by learned complex matrices, and drop the others.
 
-    With so few of them, sums of sines and cosines take the place of the fast transform: real numbers throughout.
+    For so few frequencies, sums of sines and cosines replace the fast transform, in real numbers.
 
     Parameters
     ----------
     channels : int
         Channels in and out.
     modes : int
-        Frequencies kept, 0 among them.
+        Frequencies kept, including 0.
     """
 
     def __init__(self, channels: int, modes: int) -> None:
@@ -66,7 +65,7 @@ class FourierConvolution(Layer):
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         angles = turns.to(exact) * (2 * math.pi / frames)  # (t, k)
         cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        # Frequencies but the first, and the last of an even number of frames, stand for their negatives too.
+        # All frequencies except 0, and Nyquist for an even number of frames, also stand for their negatives.
         alone = (frequencies == 0) | (2 * frequencies == frames)
         counted = torch.where(alone, 1.0, 2.0).to(x.dtype) / frames
         real, imaginary = x @ cosines * counted, -(x @ sines) * counted  # (b, c, k)
@@ -120,7 +119,7 @@ class GatedSkip(Layer):
 
 
 class FourierBlocks(Layer):
-    """Convolutions in frequency and maps of channels in turn, each beside a skip; GELU after all but the last."""
+    """Alternating convolutions in frequency and MLPs of channels, with skip connections; GELU between blocks."""
 
     def __init__(self, channels: int, *, modes: int, depth: int) -> None:
         super().__init__()
@@ -157,7 +156,7 @@ class FourierOperator(Layer):
     def __init__(self, channels: int, channels_out: int, *, modes: int, depth: int) -> None:
         super().__init__()
         self.fno_blocks = FourierBlocks(channels, modes=modes, depth=depth)
-        # One channel more says where in the excerpt a frame is.
+        # An extra channel holds the position of a frame in the excerpt.
         self.lifting = ChannelMLP(channels + 1, 2 * channels, channels)
         self.projection = ChannelMLP(channels, 2 * channels, channels_out)
 
@@ -176,7 +175,7 @@ class FourierMaskEstimator(Layer):
     dim, dim_inputs
         See `hunterFormsBS.heads.mlp.MaskEstimator`.
     mask_fno_modes, mask_fno_depth : int
-        So many frequencies are kept in each of so many blocks.
+        Frequencies kept in each block, and number of blocks.
     """
 
     def __init__(self, dim: int, dim_inputs: Sequence[int], *, mask_fno_modes: int, mask_fno_depth: int = 3) -> None:

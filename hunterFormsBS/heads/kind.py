@@ -1,4 +1,4 @@
-"""What the model and the loader know of a kind of mask head."""
+"""The interface of a kind of mask head for the model and the loader."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hunterFormsBS.variantRow import Variant
 
 
 def accept(_arguments: Mapping[str, Any]) -> None:
-    """Refuse nothing more than the rows of the options do."""
+    """Check nothing beyond the rows of the options."""
 
 
 class HeadKind(NamedTuple):
     """A kind of mask head, which maps tokens `(b, t, band, d)` to masks `(b, t, sum of widths)`."""
 
     switch: str
-    """The argument of the model that asks for it, where it is neither 0 nor False. Empty: the head without a switch."""
+    """The argument of the model that selects it if neither 0 nor False. Empty: the default head."""
     build: Callable[[int, Sequence[int], Mapping[str, Any]], Layer]
-    """Makes one, of `dim`, the widths of the bands, and all arguments of the model."""
+    """Builds one from `dim`, the widths of the bands, and all arguments of the model."""
     check: Callable[[Mapping[str, Any]], None] = accept
-    """Refuses arguments that fit neither each other nor the head; bounds and needs stand in the rows of the options."""
+    """Refuses combinations of arguments that do not fit; bounds and needs are in the rows of the options."""
     variants: tuple[Variant, ...] = ()
-    """How it shows in a state dict, one row for each published version."""
+    """How to recognise it in a state dict, one row per published version."""

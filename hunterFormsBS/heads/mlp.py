@@ -25,7 +25,7 @@ _MLPS = Needs("mask_fno_modes=0", ("mask_fno_modes",), none_of)
 
 
 class OptionsMLP(TypedDict, total=False):
-    """Arguments of the model that this head takes."""
+    """Arguments of the model for this head."""
 
     mask_estimator_depth: Annotated[int | None, Option(default=None, most=64, unset=1, needs=_MLPS)]
     mlp_expansion_factor: Annotated[int, Option(default=4, least=1, most=1024, needs=_MLPS)]
@@ -41,7 +41,7 @@ def MLP(dim_in: int, dim_out: int, *, dim_hidden: int, depth: int = 1) -> nn.Seq
 class MaskEstimator(Layer):
     """Map each token to the complex mask of its band: an MLP and a gated linear unit [1]_, separate for every band.
 
-    What it writes holds the bands one after another on the last axis, and within a band the order is (f s c).
+    Bands are concatenated on the last axis of the output; within a band the order is (f s c).
 
     Parameters
     ----------

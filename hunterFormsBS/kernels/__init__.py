@@ -1,1 +1,1 @@
-"""How a layer is computed fast, behind one seam."""
+"""Faster equivalents of layers, behind one seam."""

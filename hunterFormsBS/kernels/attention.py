@@ -20,22 +20,22 @@ from hunterFormsBS.theTypes import ValueResidualMix
 
 
 class Positions(Protocol):
-    """A position embedding, as far as kernels use it."""
+    """The part of a position embedding that kernels use."""
 
     turns_pairs: bool
-    """Its table is one tensor of unit vectors, by which it turns neighbouring features."""
+    """Its table is one tensor of unit vectors, by which it rotates neighbouring features."""
 
     def table(self, length: int) -> tuple[Tensor, ...]:
-        """Return what depends on the length alone."""
+        """Return what depends only on the length."""
         ...
 
     def embed(self, q: Tensor, k: Tensor, table: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return queries and keys with their positions."""
+        """Embed positions in queries and keys."""
         ...
 
 
 class Attention(Served, Protocol):
-    """An attention layer, as far as its kernel uses it."""
+    """The part of an attention layer that its kernel uses."""
 
     heads: int
     value_residual_mix: ValueResidualMix | None
@@ -57,7 +57,7 @@ class Attention(Served, Protocol):
 def attention(
     layer: Attention, x: Tensor, first_values: Tensor | None = None, *, prepared: Prepared = NOTHING
 ) -> tuple[Tensor, Tensor] | None:
-    """Attend; the normed input, and heads scaled by their gates, are computed again in the backward pass."""
+    """Attend; the normed input and the gated heads are recomputed in the backward pass."""
     if prepared is NOTHING and not layer.is_unmodified_inside():
         return None
     maps = [layer.to_qkv, layer.to_gates]
@@ -80,10 +80,10 @@ def gated_heads(out: Tensor, gates: Tensor) -> Tensor:
 
 @contextmanager
 def _scores_in_float32(qkv: Tensor) -> Generator[bool]:
-    """Provide whether queries and keys of bfloat16 become float32, and keep autocast from undoing it.
+    """Decide whether bfloat16 queries and keys become float32, and keep autocast from undoing it.
 
-    A CPU computes scores and their softmax in float32 faster than PyTorch's attention in bfloat16, and more exactly.
-    For training, float32 would be stored.
+    A CPU computes scores and their softmax in float32 faster and more accurately than PyTorch's attention in bfloat16.
+    In training, float32 copies would have to be stored.
     """
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or torch.is_grad_enabled():
         yield False
@@ -95,7 +95,7 @@ def _scores_in_float32(qkv: Tensor) -> Generator[bool]:
 def _with_positions(
     layer: Attention, qkv: Tensor, prepared: Prepared, *, scores_in_float32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, `(b, h, n, e)`, the first two with positions."""
+    """Return queries, keys and values, `(b, h, n, e)`, with positions embedded in the first two."""
     qkv = rearrange(qkv, "b n (three h e) -> b n three h e", three=3, h=layer.heads)
     v = rearrange(qkv[:, :, 2], "b n h e -> b h n e")
     qk = qkv[:, :, :2].float() if scores_in_float32 else qkv

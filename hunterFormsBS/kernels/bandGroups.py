@@ -1,7 +1,7 @@
-"""Bands of similar width, padded to one width, so that they share one matrix product.
+"""Bands of similar width, padded to the same width, so that they share one matrix product.
 
-With a product for each band, a GPU would spend its time on launches, and a compiler on compiling them. The number of
-groups grows with the logarithm of the ratio between the widest and the narrowest band, not with the number of bands.
+With one product per band, a GPU would spend its time on launches, and a compiler on compilation. The number of groups
+grows with the logarithm of the ratio between the widest and the narrowest band, not with the number of bands.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hunterFormsBS.operations.norm import at_least_float32, rms_norm
 
 
 class BandSplit(Served, Protocol):
-    """A band split, as far as its kernel uses it."""
+    """The part of a band split that its kernel uses."""
 
     to_features: Any
     """For each band, norm and Linear."""
@@ -32,15 +32,15 @@ class BandSplit(Served, Protocol):
 
 
 class MaskHead(Served, Protocol):
-    """A mask head of one MLP and one gated linear unit for each band, as far as its kernels use it."""
+    """The part of a mask head, with an MLP and a gated linear unit per band, that its kernels use."""
 
     to_freqs: Any
-    """For each band, MLP and GLU; an MLP is Linear and tanh in turn, and a Linear."""
+    """For each band, MLP and GLU; an MLP alternates Linear and tanh, and ends with a Linear."""
     groups: BandGroups
 
 
 class Group(NamedTuple):
-    """A group's bands, as positions in `BandGroups.bands`, and its columns, among those of all padded bands."""
+    """A group's bands, as indices into `BandGroups.bands`, and its columns among those of all padded bands."""
 
     bands: slice
     width: int
@@ -64,11 +64,11 @@ class BandGroups:
     bands : list of int
         The bands, group by group.
     indices : Constants
-        `order` and `rank`, `(band)`: the same, and the inverse permutation. `columns`, `(padded)`: of every padded
-        band, group by group, the columns in the input, and one after its last as padding. `offsets`, `(sum of widths)`:
-        where in `columns` each column of the input is. `widths` and `padded_widths`, `(padded)`: how wide the band of
-        that column is, without and with padding. `gated_rows`, `(2 · padded)`: as `columns`, for layers with two
-        outputs for each column of a band, one half of them after the other; padding is any row.
+        `order` and `rank`, `(band)`: the same as `bands`, and the inverse permutation. `columns`, `(padded)`: of every
+        padded band, group by group, the columns in the input, and one after its last as padding. `offsets`, `(sum of
+        widths)`: where in `columns` each column of the input is. `widths` and `padded_widths`, `(padded)`: how wide the
+        band of that column is, without and with padding. `gated_rows`, `(2 · padded)`: as `columns`, for layers with
+        two outputs for each column of a band, one half of them after the other; padding is any row.
     """
 
     def __init__(self, dim_inputs: Sequence[int]) -> None:
@@ -108,12 +108,12 @@ class BandGroups:
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
-    """Return the positions of the smallest, the second smallest, … number."""
+    """Return the indices of the smallest, the second smallest, … number."""
     return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _alike(dim_inputs: Sequence[int]) -> list[list[int]]:
-    """Return the bands in groups, the widest first in its group."""
+    """Return the bands in groups, each with the widest first."""
     groups: list[list[int]] = []
     for band in sorted(range(len(dim_inputs)), key=lambda band: -dim_inputs[band]):
         if groups and 2 * dim_inputs[band] >= dim_inputs[groups[-1][0]]:
@@ -125,7 +125,7 @@ def _alike(dim_inputs: Sequence[int]) -> list[list[int]]:
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
 def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
-    """Make tokens with one product for each group of bands, instead of one for each band."""
+    """Make tokens with one product per group of bands instead of one per band."""
     if not band_split.is_unmodified_inside():
         return None
     norms, linears = zip(*band_split.to_features, strict=True)
@@ -133,12 +133,12 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
     columns, widths, padded_widths, rank = (
         groups.indices.on(x.device, name) for name in ("columns", "widths", "padded_widths", "rank")
     )
-    # Padding is zero in all factors, and adds nothing.
+    # Padding is zero in all factors, so it adds nothing.
     frames = F.pad(rearrange(x, "b t w -> (b t) w"), (0, 1)).index_select(-1, columns)
     gamma = F.pad(torch.cat([norm.gamma for norm in norms]), (0, 1)).index_select(0, columns)
     weight = F.pad(torch.cat([linear.weight for linear in linears], dim=-1), (0, 1)).index_select(-1, columns)
     bias = torch.stack([linears[band].bias for band in groups.bands])[:, None]
-    # But it does count in a mean.
+    # But it would count in a mean.
     gamma = gamma * (widths.to(at_least_float32(gamma.dtype)) / padded_widths).sqrt().to(gamma.dtype)
     tokens: list[Tensor] = []
     for group in groups.groups:
@@ -152,7 +152,7 @@ def split_by_groups(band_split: BandSplit, x: Tensor) -> Tensor | None:
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
 def masks_by_groups(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
-    """Estimate masks with one product for all stems and all bands of a group."""
+    """Estimate masks with one product per group, for all its bands and all stems."""
     if not are_served_alike(mask_by_groups, estimators):
         return None
     run = partial(_masks_by_groups, estimators)
@@ -189,19 +189,19 @@ def _masks_by_groups(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
 
 @kernel(Where.DEVICE | Where.GRAPH, ordinary=True)
 def mask_by_groups(estimator: MaskHead, x: Tensor) -> Tensor | None:
-    """As `masks_by_groups`, for a mask estimator by itself."""
+    """As `masks_by_groups`, for a single mask estimator."""
     return _masks_by_groups([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
 
 
 @kernel(Where.CPU)
 def mask_by_bands(estimator: MaskHead, x: Tensor) -> Tensor | None:
-    """As `masks_by_bands`, for a mask estimator by itself."""
+    """As `masks_by_bands`, for a single mask estimator."""
     return _masks_by_bands([estimator], x)[:, 0] if estimator.is_unmodified_inside() else None
 
 
 @kernel(Where.CPU)
 def masks_by_bands(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpoint: bool = False) -> Tensor | None:
-    """Estimate masks band by band, each band copied out of the tokens once for all stems, by faster linear maps."""
+    """Estimate masks band by band with faster linear maps; each band is copied from the tokens once for all stems."""
     if use_torch_checkpoint and len(estimators) > 1:  # Recomputing one stem at a time takes less memory.
         return None
     if not are_served_alike(mask_by_bands, estimators):
@@ -211,7 +211,7 @@ def masks_by_bands(estimators: Sequence[MaskHead], x: Tensor, use_torch_checkpoi
 
 
 def _masks_by_bands(estimators: Sequence[MaskHead], x: Tensor) -> Tensor:
-    # Once for all stems: each linear map, and each gradient, would copy a band out of its tokens for itself.
+    # Once for all stems: otherwise each linear map, and each gradient, would copy the band itself.
     bands = map(Tensor.contiguous, x.unbind(-2))
     nets_of_bands = zip(*(estimator.to_freqs for estimator in estimators), strict=True)
     by_band = [[_mask(net, band) for net in nets] for band, nets in zip(bands, nets_of_bands, strict=True)]

@@ -1,4 +1,4 @@
-"""Products of complex numbers in one operator, where complex dtypes are well supported."""
+"""Products of complex numbers in one operator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hunterFormsBS.operations.complexNumbers import as_complex
 
 @kernel(Where.EAGER, ordinary=True)
 def complex_operator(x: Tensor, y: Tensor) -> Tensor | None:
-    """Stand for `complex_product`; PyTorch's compiler and ONNX support complex numbers badly."""
+    """Compute `complex_product` with complex dtypes, which PyTorch's compiler and ONNX support badly."""
     if x.dtype not in (torch.float32, torch.float64):
         return None
     return torch.view_as_real(as_complex(x) * as_complex(y))

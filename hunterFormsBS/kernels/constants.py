@@ -1,4 +1,4 @@
-"""Index tensors that never change, on whichever device needs them."""
+"""Constant index tensors, on every device that needs them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hunterFormsBS.kernels.internals import constant_when_compiled, is_transform
 
 
 class Constants:
-    """Tensors of integers by name, made on each device that asks for them.
+    """Integer tensors by name, made on first use on each device.
 
-    They are no buffers: averages over a model's buffers, as `torch.optim.swa_utils.AveragedModel` takes them, would
-    truncate them, and `to_empty` would leave them without content.
+    They are not buffers: averages over buffers, as in `torch.optim.swa_utils.AveragedModel`, would truncate them, and
+    `to_empty` would leave them uninitialised.
 
     Parameters
     ----------
@@ -36,21 +36,21 @@ class Constants:
 
     @constant_when_compiled
     def _keeps(self, device: torch.device) -> bool:
-        """Make all tensors for `device`, unless they are there, and tell whether they may be kept."""
+        """Make all tensors for `device` unless they exist, and tell whether they may be kept."""
         if type(torch.empty(0, device=device)) is not Tensor:
-            return False  # Fake tensors are for now only.
+            return False  # Fake tensors are temporary.
         if str(device) not in self._made:
             if is_transformed():
-                return False  # What a transformation makes ends with it.
-            # Not inference tensors, which could not take part in training later.
+                return False  # Tensors made in a transformation end with it.
+            # Not inference tensors, which cannot take part in training later.
             with torch.inference_mode(False):
                 made = {name: torch.tensor(numbers, device=device) for name, numbers in self._values.items()}
-            # The compiler takes the size of a parameter for fixed, that of another tensor for one that may vary.
+            # The compiler treats the sizes of parameters as fixed, those of other tensors as dynamic.
             self._made[str(device)] = {name: nn.Parameter(one, requires_grad=False) for name, one in made.items()}
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle the values alone."""
+        """Copy and pickle only the values."""
         return {"_values": self._values}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

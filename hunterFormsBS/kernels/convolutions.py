@@ -1,8 +1,8 @@
-"""Convolutions of a mask head on a CPU, with channels last: the numbers of a pixel are side by side in memory.
+"""Convolutions of a mask head on a CPU, with channels last: the channels of a pixel are adjacent in memory.
 
-So a convolution of one pixel is a linear map, oneDNN takes a picture as it is, instead of bringing it into an order of
-its own and back, and norms and activations work in place on what a convolution has made, block by block of frames that
-stay in cache. All of it is for inference: the backward pass would need what is overwritten.
+So a 1×1 convolution is a linear map, oneDNN need not reorder its input and output, and norms and activations work in
+place, on blocks of frames that stay in the cache. This is only for inference: the backward pass would need what is
+overwritten.
 
 Axis letters: b batch, c channels, t time frames, f frequency bins.
 """
@@ -22,14 +22,14 @@ from hunterFormsBS.kernels.seam import Served, Where, kernel
 
 
 class Pointwise(Served, Protocol):
-    """A convolution of one frame and one bin, a norm and SiLU."""
+    """A 1×1 convolution, a norm and SiLU."""
 
     conv: Any
     bn: nn.InstanceNorm2d
 
 
 class Separable(Served, Protocol):
-    """A depthwise convolution, one of one frame and one bin, a norm and SiLU."""
+    """A depthwise convolution, a 1×1 convolution, a norm and SiLU."""
 
     dwconv: Any
     pwconv: Any
@@ -46,12 +46,12 @@ class TimeFreqConvolutions(Served, Protocol):
 
 
 NUMBERS_PER_BLOCK = 2**17
-"""Of the frames that are normalised together: half a mebibyte in float32."""
+"""Numbers normalised together: half a mebibyte in float32."""
 
 
 @kernel(Where.CPU)
 def pointwise_in_place(layer: Pointwise, x: Tensor) -> Tensor | None:
-    """Normalise and activate what the convolution made where it is."""
+    """Normalise and activate the output of the convolution in place."""
     if not _serves(layer, x):
         return None
     return _picture(norm_and_activate_(_of_one_pixel(layer.conv, _pixels(x)), layer.bn))
@@ -128,7 +128,7 @@ def norm_and_activate_(pixels: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
     def repeated(value: Tensor) -> Tensor:
         return value.repeat(1, freqs)[:, None]
 
-    # Mean and sum of squared differences of each block, put together: no sum runs over more than a block.
+    # Combine mean and sum of squared differences of blocks: no sum runs over more than a block.
     counts = [freqs * block.shape[1] for block in blocks]
     means = [_by_channel(block, freqs) / count for block, count in zip(blocks, counts, strict=True)]
     squares = [

@@ -1,4 +1,4 @@
-"""Higher derivatives of kernels: the backward pass of a kernel can be differentiated when that of its formula can."""
+"""Higher derivatives of kernels: their backward passes are differentiable if those of the formulas are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-"""Makes the state of autocast in a forward pass that of the code within."""
+"""A context manager that restores the autocast state of a forward pass."""
 
 
 def current_autocast(tensor: Tensor) -> Autocast:
-    """Return the present state of autocast on the device of `tensor`, which no backward pass has by itself."""
+    """Return the current autocast state for the device of `tensor`; a backward pass does not restore it by itself."""
     kind = tensor.device.type
     if not torch.amp.is_autocast_available(kind):
         return nullcontext
@@ -31,21 +31,21 @@ def gradients_of(
 ) -> list[Tensor | None]:
     """Return gradients that can be differentiated again, for the backward pass of an `autograd.Function`.
 
-    A kernel's own backward pass is for gradients alone. When PyTorch asks for a graph of it (`create_graph=True`; grad
-    mode is then on in it), the formula is computed once more and differentiated.
+    A kernel's own backward pass computes only gradients. If PyTorch needs a graph of it (`create_graph=True`, which
+    turns grad mode on), the formula is computed again and differentiated.
 
     Parameters
     ----------
     formula : Callable
-        Differentiable function of `inputs` that returns what the kernel did.
+        Differentiable function of `inputs` with the kernel's result.
     inputs : sequence
-        What was given to the kernel, as `ctx.saved_tensors` has it.
+        Inputs of the kernel, as in `ctx.saved_tensors`.
     needs : sequence of bool
-        Which inputs need a gradient, as `ctx.needs_input_grad` has it.
+        Which inputs need a gradient, as in `ctx.needs_input_grad`.
     grad_outputs : sequence of Tensor
         Gradients of the outputs.
     autocast : Callable
-        What `current_autocast` returned in the forward pass.
+        The result of `current_autocast` in the forward pass.
 
     Returns
     -------

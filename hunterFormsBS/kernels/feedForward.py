@@ -1,4 +1,4 @@
-"""The feedforward, storing the output of neither its norm nor its activation."""
+"""A feedforward network that stores neither the output of its norm nor that of its activation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hunterFormsBS.operations.norm import rms_norm
 
 
 class FeedForward(Served, Protocol):
-    """A feedforward, as far as its kernel uses it."""
+    """The part of a feedforward network that its kernel uses."""
 
     net: Any
     """Norm, Linear, GELU, dropout, Linear, dropout."""
@@ -23,7 +23,7 @@ class FeedForward(Served, Protocol):
 
 @kernel(Where.EAGER)
 def feed_forward(layer: FeedForward, x: Tensor, *, prepared: Prepared = NOTHING) -> Tensor | None:
-    """Store `x` and the input of GELU; the outputs of norm and GELU are computed again in the backward pass."""
+    """Store `x` and the input of GELU; recompute the outputs of norm and GELU in the backward pass."""
     if prepared is NOTHING and not layer.is_unmodified_inside():
         return None
     norm, expand, gelu, first_dropout, contract, last_dropout = layer.net

@@ -1,7 +1,7 @@
-"""Linear maps in integers of 8 bits, where a caller asks for them: on a CPU, without gradients.
+"""Linear maps in 8-bit integers, on request: on a CPU, without gradients.
 
-Activations are quantised as they come, with one step and one zero point for each block of tokens, and weights once in a
-call of a transformer, with a step for each output. Sums are of 32 bits, and results float32 [1]_:
+Activations are quantised dynamically, with one scale and one zero point per block of tokens; weights once per call of a
+transformer, with one scale per output. Sums have 32 bits, and results are float32 [1]_:
 
     x ≈ s (u − z), w_o ≈ s_o v_o, so that (x wᵀ)_o ≈ s s_o Σ (u − z) v_o
 
@@ -26,20 +26,20 @@ from torch import Tensor
 from hunterFormsBS.kernels.internals import int8_products
 
 LEAST_FEATURES = 32
-"""Maps from or to fewer features stay in float32: they are cheap, and the gates of attention are among them."""
+"""Maps from or to fewer features, such as the gates of attention, are cheap and stay in float32."""
 
 STEPS = 254
-"""From the least to the greatest activation: one fewer than 8 bits hold, so that rounding never leaves them."""
+"""Steps between the least and the greatest activation: one fewer than 8 bits hold, so that rounding never overflows."""
 
 _LEAST_STEP = 1e-30
 
 
 @dataclass
 class Use:
-    """What has been computed in int8 since somebody asked for it."""
+    """A count of what has been computed in int8."""
 
     weights: int = 0
-    """How many weights were quantised."""
+    """Number of quantised weights."""
 
 
 _asked: ContextVar[Use | None] = ContextVar("_asked", default=None)
@@ -52,7 +52,7 @@ def in_int8() -> Generator[Use]:
     Yields
     ------
     Use
-        How much was computed so; with nothing, all of it was float32.
+        The count; 0 means that everything was computed in float32.
     """
     use = Use()
     token = _asked.set(use)
@@ -74,12 +74,12 @@ class WeightInt8(NamedTuple):
 
 
 def quantised(weight: Tensor, rows: int) -> WeightInt8 | None:
-    """Return `weight`, `(o, i)`, for products with that many rows; None where it is to stay in float32.
+    """Return `weight`, `(o, i)`, quantised for products with this many rows; None if it stays in float32.
 
     Raises
     ------
     RuntimeError
-        If gradients are recorded: there are none through rounding.
+        If gradients are recorded: rounding has none.
     """
     use = _asked.get()
     if use is None:
@@ -108,7 +108,7 @@ def product(x: Tensor, weight: WeightInt8, bias: Tensor | None, activation: str)
     low, high = min(low, 0.0), max(high, 0.0)
     step = max((high - low) / STEPS, _LEAST_STEP)
     zero_point = round(-low / step)
-    # Conversion truncates. All values are positive, so a half more rounds them.
+    # Conversion truncates, and all values are positive, so adding one half rounds.
     shifted = torch.add(torch.tensor(zero_point + 0.5, device="cpu"), x, alpha=1 / step)
     return operators.linear(
         shifted.to(torch.uint8),

@@ -1,7 +1,7 @@
 """The undocumented parts of PyTorch that this package relies on, with their probes.
 
-Where a part that the seam asks is missing, no kernel runs in eager mode. Where an operator is missing or does
-not return what it should, a documented one takes its place.
+If a part that the seam needs is missing, no kernel runs in eager mode. If an operator is missing or returns wrong
+results, a documented one replaces it.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -21,7 +21,7 @@ from torch.nn.modules import module as module_internals
 from torch.utils import _python_dispatch as dispatch_modes
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps its hooks; those of all modules are in `torch.nn.modules.module`, named `_global` before."""
+"""Attributes with a module's hooks; those of all modules are in `torch.nn.modules.module`, prefixed with `_global`."""
 
 _PARTS_ASKED: tuple[tuple[object, str], ...] = (
     *((module_internals, f"_global{name}") for name in HOOKS),
@@ -37,7 +37,7 @@ _PARTS_ASKED: tuple[tuple[object, str], ...] = (
 
 @cache
 def can_ask() -> bool:
-    """Tell whether PyTorch has all the parts that the functions below ask."""
+    """Tell whether PyTorch has all parts that the functions below need."""
     return all(hasattr(owner, name) for owner, name in _PARTS_ASKED) and all(
         isinstance(vars(nn.Identity()).get(name), dict) for name in HOOKS
     )
@@ -47,32 +47,32 @@ def has_hooks(module: nn.Module) -> bool:
     """Tell whether `module` has a hook of its own."""
     state = module.__dict__
     first, second, third, fourth = HOOKS
-    # Asked of every module in every call: `any` over a generator would take several times as long.
+    # Called for every module in every call: `any` over a generator would take several times as long.
     return bool(state[first] or state[second] or state[third] or state[fourth])
 
 
 def is_watched_everywhere() -> bool:
-    """Tell whether a hook hangs on all modules at once."""
+    """Tell whether there are global module hooks."""
     return any(getattr(module_internals, f"_global{name}") for name in HOOKS)
 
 
 def is_transformed() -> bool:
-    """Tell whether a transformation of `torch.func`, or forward-mode differentiation, is under way."""
+    """Tell whether a transformation of `torch.func`, or forward-mode differentiation, is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_recorded() -> bool:
-    """Tell whether a mode, or `torch.jit.trace`, sees single operators, which it may keep, count or replay."""
+    """Tell whether a mode, or `torch.jit.trace`, sees single operators and may keep, count or replay them."""
     if cast(Any, torch._C)._get_tracing_state() is not None:
         return True
     if torch._C._len_torch_dispatch_stack():
         modes = dispatch_modes._get_current_dispatch_mode_stack()
-        # A layer computes with fake tensors as with real ones.
+        # Fake tensors do not record operators.
         if any(type(mode).__name__ != "FakeTensorMode" for mode in modes):
             return True
     if torch._C._len_torch_function_stack():
         stack = cast(Any, overrides)._get_current_function_mode_stack()
-        # `torch.set_default_device` and `with torch.device(...)` say where new tensors are made, no more.
+        # `torch.set_default_device` and `with torch.device(...)` only choose the device of new tensors.
         if any(type(mode).__name__ != "DeviceContext" for mode in stack):
             return True
     return False
@@ -82,15 +82,15 @@ class RunningCheckpoint(NamedTuple):
     """An activation checkpoint of `torch.utils.checkpoint` whose function is running."""
 
     record: dict[str, Any]
-    """The attributes of PyTorch's record of it, from the forward pass until the last backward pass."""
+    """Attributes of PyTorch's record of it, from the forward pass to the last backward pass."""
     repetition: dict[str, Any] | None
-    """Attributes of this repetition in a backward pass; None in the forward pass."""
+    """Attributes of this recomputation in a backward pass; None in the forward pass."""
 
 
 def running_checkpoint() -> RunningCheckpoint | None:
-    """Return the innermost activation checkpoint whose function is running, if it is not a reentrant one.
+    """Return the innermost non-reentrant activation checkpoint whose function is running.
 
-    None also where this PyTorch lacks the parts that tell.
+    None also if this PyTorch lacks the necessary parts.
     """
     top: Callable[[bool], Any] | None = getattr(cast(Any, torch._C)._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = None if top is None else top(True)
@@ -105,7 +105,7 @@ def running_checkpoint() -> RunningCheckpoint | None:
 
 
 def is_simple(tensor: Tensor) -> bool:
-    """Tell whether `tensor` is of no subclass that behaves differently, such as a quantised or a distributed one."""
+    """Tell whether `tensor` is not a subclass that behaves differently, such as a quantised or a distributed tensor."""
     return type(tensor) in (Tensor, nn.Parameter) or type(tensor).__name__ == "FakeTensor"
 
 
@@ -113,9 +113,9 @@ class OneDNN(NamedTuple):
     """Two operators that PyTorch's own compiler uses on a CPU."""
 
     linear: Callable[..., Tensor]
-    """Of x `(..., i)`, weight `(o, i)`, bias, name of an activation, its scalars and its algorithm."""
+    """Takes x `(..., i)`, weight `(o, i)`, bias, name of an activation, its scalars and its algorithm."""
     pack: Callable[[Tensor, int], Tensor]
-    """Of a weight and a number of rows: the weight in oneDNN's own order of memory, which `linear` takes as well."""
+    """Takes a weight and a number of rows; returns the weight in oneDNN's memory layout, for `linear`."""
 
 
 @cache
@@ -143,26 +143,26 @@ def onednn(dtype: torch.dtype = torch.float32) -> OneDNN | None:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Tell whether this processor has instructions for products of bfloat16, and PyTorch says so."""
+    """Tell whether PyTorch reports that this processor has instructions for bfloat16 products."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 class Int8(NamedTuple):
-    """Two operators that PyTorch's own compiler uses for quantised models on a CPU, and how far they can be trusted."""
+    """Two operators that PyTorch's own compiler uses for quantised models on a CPU, and their range of weights."""
 
     linear: Callable[..., Tensor]
-    """Of x `(..., i)` in uint8 with step and zero point, a weight as `pack` returns it with its own, a
-    bias; step, zero point and dtype of the result; name of an activation, its scalars and its algorithm."""
+    """Takes x `(..., i)` in uint8 with scale and zero point, a weight from `pack` with its own, a bias; scale, zero
+    point and dtype of the result; name of an activation, its scalars and its algorithm."""
     pack: Callable[[Tensor, list[int]], Tensor]
-    """Of a weight `(o, i)` in int8 and a shape of x."""
+    """Takes a weight `(o, i)` in int8 and a shape of x."""
     greatest_weight: int
-    """The greatest value of a weight: without VNNI pairs of products add up in 16 bits, so weights have 7 of them."""
+    """The greatest value of a weight: without VNNI pairs of products are added in 16 bits, so weights have 7 bits."""
 
 
 @cache
 def int8_products() -> Int8 | None:
-    """Return oneDNN's operators, None where this PyTorch lacks them or where they return something else."""
+    """Return oneDNN's operators; None if this PyTorch lacks them or they return wrong results."""
     x = torch.arange(32 * 64, device="cpu").remainder(256).view(32, 64)
     weight = (torch.arange(48 * 64, device="cpu") * 7 % 129 - 64).view(48, 64)
     steps, bias = torch.full((48,), 0.5, device="cpu"), torch.arange(48.0, device="cpu")
@@ -188,21 +188,21 @@ def int8_products() -> Int8 | None:
 
 
 def constant_when_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the compiler call `method` instead of tracing it, and treat what it returns as a constant."""
-    # As torch.compiler.assume_constant_result does, which would import the whole compiler, two seconds, for everybody.
-    # A compiler that ignores the mark traces the method: a slower start, no other result.
+    """Make the compiler call `method` instead of tracing it, and treat its result as a constant."""
+    # Like torch.compiler.assume_constant_result, which would import the whole compiler: two seconds for every user. A
+    # compiler that ignores the mark traces the method: slower compilation, same result.
     vars(method)["_dynamo_marked_constant"] = True
     return method
 
 
 def is_compiled_callable(value: object) -> bool:
     """Tell whether `torch.compile` made this function or bound method."""
-    # Were the mark named otherwise, copies would keep what is compiled; tests of copies would show it.
+    # If PyTorch renamed the mark, copies would keep compiled methods, and tests of copies would fail.
     return hasattr(value, "_torchdynamo_orig_callable")
 
 
 def tanh_backward(grad: Tensor, output: Tensor) -> Tensor:
-    """Return the gradient of tanh's argument from that of its output, and the output."""
+    """Return the gradient of tanh's argument, given that of its output, and the output."""
     if operator := _tanh_backward():
         return operator(grad, output)
     return grad * (1 - output * output)
@@ -220,7 +220,7 @@ def _tanh_backward() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def softmax_backward_(grad: Tensor, weights: Tensor) -> None:
-    """Turn, in place, the gradient of `weights`, a softmax over the last axis, into that of its argument."""
+    """Replace the gradient of `weights`, a softmax over the last axis, by that of its argument, in place."""
     if operator := _softmax_backward():
         operator(grad, weights, -1, weights.dtype, grad_input=grad)
     else:
@@ -239,7 +239,7 @@ def _softmax_backward() -> Callable[..., Tensor] | None:
 
 
 def counted_as_product(x: Tensor, weight: Tensor) -> AbstractContextManager[object]:
-    """Let the profiler, which counts operations by names of operators, count what happens within as `x weightᵀ`."""
+    """Let the profiler, which counts operations by operator name, count the code inside as `x weightᵀ`."""
     record = _recorder()
     if record is None or not cast(Any, torch.autograd)._profiler_enabled():
         return nullcontext()
@@ -248,7 +248,7 @@ def counted_as_product(x: Tensor, weight: Tensor) -> AbstractContextManager[obje
 
 @cache
 def _recorder() -> Callable[..., Any] | None:
-    """Return what puts a name among the profiler's, None where this PyTorch lacks it: products then go uncounted."""
+    """Return the profiler's context manager for a named operator; None, without counting, if PyTorch lacks it."""
     try:
         record = cast(Any, torch._C)._profiler._RecordFunctionFast
         with record("aten::mm", [torch.ones(1, 1, device="cpu")], {}):

@@ -1,4 +1,4 @@
-"""Linear maps, by the faster of the two libraries that PyTorch has for a CPU, with little stored for training."""
+"""Linear maps by the faster of PyTorch's two CPU libraries, storing little for training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Activation: TypeAlias = Literal["none", "gelu", "tanh"]
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "tanh": torch.tanh}
 
 PackedWeight: TypeAlias = Tensor | WeightInt8
-"""A weight in oneDNN's own order of memory, in the dtype of its products or in int8."""
+"""A weight in oneDNN's memory layout, in the dtype of its products or in int8."""
 
 Packed: TypeAlias = Mapping[nn.Linear, PackedWeight]
-"""Packed weights, made for one call of a layer outside and handed down."""
+"""Packed weights, made for one call of an outer layer and passed to inner ones."""
 
 NOT_PACKED: Packed = {}
 
@@ -36,8 +36,8 @@ def linear(
 ) -> Tensor:
     """Return `activation(x weightᵀ + bias)`, as `torch.nn.functional.linear` does.
 
-    On a CPU PyTorch gives float32 matrix products to MKL, which leaves AVX-512 unused on AMD processors. oneDNN uses
-    it, and takes half the time. In bfloat16, also under autocast, it spares the copies around the product.
+    On a CPU PyTorch uses MKL for float32 matrix products, which does not use AVX-512 on AMD processors. oneDNN does,
+    and takes half the time. In bfloat16, also under autocast, it avoids copies around the product.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ def linear(
         `(..., i)`.
     weight : Tensor
         `(o, i)`.
-    bias : Tensor, optional
+    bias : Tensor, default None
         `(o)`.
     activation : {'none', 'gelu', 'tanh'}
-        What is applied to the results; with AVX-512 oneDNN does it before it writes them to memory.
-    packed : Tensor, optional
+        Applied to the results; with AVX-512 oneDNN does so before it writes them to memory.
+    packed : Tensor, default None
         `weight` as `pack` returns it.
 
     Returns
@@ -61,7 +61,7 @@ def linear(
     if products is None:
         return ACTIVATIONS[activation](F.linear(x, weight, bias))
     operators, dtype = products
-    # oneDNN reads a bias as dense memory, whatever its strides.
+    # oneDNN reads a bias as contiguous memory, whatever its strides.
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype).contiguous()
     fused = activation if torch.backends.cpu.get_cpu_capability() == "AVX512" else "none"
     with counted_as_product(x, weight):
@@ -74,18 +74,18 @@ def linear(
 
 
 def pack(linears: Iterable[nn.Linear], x: Tensor, rows: int) -> dict[nn.Linear, PackedWeight]:
-    """Bring weights into oneDNN's own order once, not in every call of `linear`: 6 % of inference.
+    """Convert weights to oneDNN's memory layout once, not in every call of `linear`: 6 % of inference.
 
-    Within `in_int8` they are quantised as well, where that pays.
+    Within `in_int8` they are also quantised, if that is faster.
 
     Parameters
     ----------
     linears : iterable of nn.Linear
-        Layers whose weights stay as they are until the last use of what is returned.
+        Layers whose weights do not change until the last use of the result.
     x : Tensor
         A tensor with the device and the dtype of their input.
     rows : int
-        How many rows their input usually has.
+        The usual number of rows of their input.
     """
     packed: dict[nn.Linear, PackedWeight] = {}
     for layer in linears:
@@ -104,14 +104,14 @@ def product_of_transposes(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Products(NamedTuple):
-    """oneDNN's operators, and the dtype that they multiply in."""
+    """oneDNN's operators, and the dtype of the products."""
 
     operators: OneDNN
     dtype: torch.dtype
 
 
 def _products_for(x: Tensor, weight: Tensor) -> Products | None:
-    """Return how to multiply where oneDNN is faster than what PyTorch does by itself, else None."""
+    """Return how to multiply if oneDNN is faster than PyTorch's default, else None."""
     if x.device.type != "cpu" or type(x).__name__ == "FakeTensor" or x.numel() == 0:
         return None
     if torch.is_autocast_enabled("cpu"):
@@ -129,7 +129,7 @@ def _products_for(x: Tensor, weight: Tensor) -> Products | None:
 
 
 def has_faster_products(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether `linear` of these is faster than PyTorch's own product."""
+    """Tell whether `linear` is faster here than PyTorch's own product."""
     return _products_for(x, weight) is not None
 
 
@@ -141,22 +141,22 @@ def linear_of(
     activation: Activation = "none",
     packed: Packed = NOT_PACKED,
 ) -> tuple[Tensor, ...]:
-    """Apply each of `linears` to `cheap(*inputs)`, storing `inputs`, not the result of `cheap`, for the backward pass.
+    """Apply each of `linears` to `cheap(*inputs)`; store `inputs`, not the result of `cheap`, for the backward pass.
 
-    The layers are not called, only their weights are used.
+    Only the weights of the layers are used; the layers are not called.
 
     Parameters
     ----------
-    cheap : Callable, optional
+    cheap : Callable or None
         An elementwise function or a normalisation of `inputs`, without randomness. None: the only input as it is.
     inputs : tuple of Tensor
         Its arguments, parameters included.
     linears : sequence of nn.Linear
         Layers that share the input.
     activation : {'none', 'tanh', 'gelu'}
-        What follows each layer. With tanh outputs are stored as well; with GELU there must be no gradient.
+        Applied after each layer. With tanh, outputs are stored as well; with GELU there must be no gradient.
     packed : mapping
-        What `pack` made of these layers.
+        The result of `pack` for these layers.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def _outputs(
 
 
 class _LinearOf(torch.autograd.Function):
-    """Differentiable `linear_of`: matrix products are not repeated in the backward pass, only `cheap` is."""
+    """Differentiable `linear_of`: the backward pass recomputes only `cheap`, no matrix products."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -210,7 +210,7 @@ class _LinearOf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors  # once: activation checkpointing unpacks them only once
+        saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them only once
         outputs, tensors = saved[: ctx.num_stored], saved[ctx.num_stored :]
         needs = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
@@ -238,7 +238,7 @@ class _LinearOf(torch.autograd.Function):
             weight, bias = weights[2 * index : 2 * index + 2]
             need_weight, need_bias = needs[ctx.num_inputs + 2 * index : ctx.num_inputs + 2 * index + 2]
             grad_rows = _rows(grad)
-            # Under autocast the output, and so its gradient, is narrower than the stored tensors.
+            # Under autocast the output, and so its gradient, has a narrower dtype than the stored tensors.
             narrow = grad.dtype
             grad_weights += [
                 product_of_transposes(grad_rows, rows.to(narrow)).to(weight.dtype) if need_weight else None,

@@ -1,4 +1,4 @@
-"""The spectral term of the loss, computed along with its gradient, so that no spectrum is stored for later."""
+"""The spectral term of the loss, computed together with its gradient, so that no spectrum is stored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hunterFormsBS.theTypes import ParametersComputeLoss
 
 @kernel(Where.EAGER)
 def spectral_l1_with_gradient(rows: Tensor, parameters: ParametersComputeLoss) -> Tensor | None:
-    """Stand for `hunterFormsBS.blocks.loss.spectral_l1` where a gradient is needed."""
+    """Compute `hunterFormsBS.blocks.loss.spectral_l1` and its gradient."""
     if not (rows.requires_grad and torch.is_grad_enabled()):
         return None
     return cast(Tensor, _SpectralL1.apply(rows, parameters))  # type: ignore[no-untyped-call]
 
 
 class _SpectralL1(torch.autograd.Function):
-    """`spectral_l1`, signal by signal on a CPU, where the spectra of all would be new memory in every step."""
+    """`spectral_l1`; on a CPU signal by signal, because the spectra of all would need new memory in every step."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, parameters: ParametersComputeLoss) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -49,7 +49,7 @@ class _SpectralL1(torch.autograd.Function):
 
 
 def _term_and_gradient(rows: Tensor, window_size: int, parameters: ParametersComputeLoss) -> tuple[Tensor, Tensor]:
-    """Return the mean modulus, and its gradient by one more real transform; autograd would take a complex one."""
+    """Return the mean modulus, and its gradient by one more real transform; autograd would need a complex one."""
     leaf = rows.detach().requires_grad_()
     with torch.enable_grad():
         frames, window = frames_and_window(leaf, window_size, parameters)
@@ -61,7 +61,8 @@ def _term_and_gradient(rows: Tensor, window_size: int, parameters: ParametersCom
     term = modulus.mean()
     # The gradient of a modulus is its number's direction, and zero at zero. Smaller moduli have squares that underflow.
     gain = modulus.clamp_min_(torch.finfo(modulus.dtype).tiny ** 0.5).reciprocal_()
-    # The inverse transform counts twice what stands for two conjugate bins: all but 0 Hz and, if there is one, Nyquist.
+    # The inverse transform counts bins that stand for two conjugate ones twice: all but 0 Hz and, if there is one,
+    # Nyquist.
     gain[..., 1 : (n_fft + 1) // 2] /= 2
     grad_frames = irfft(spectrum.mul_(gain), n_fft, norm="forward").mul_(window / gain.numel())
     return term, torch.autograd.grad(frames, leaf, grad_frames)[0]

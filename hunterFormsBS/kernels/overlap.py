@@ -1,8 +1,8 @@
 """Gathering and averaging bins in whole runs.
 
-A run is a stretch of bins that are consecutive both in the spectrum and in the list of all bands' bins. Bands side by
-side are a single run, which needs neither gather nor scatter. Where bands overlap, PyTorch goes from bin to bin on a
-CPU; going from run to run takes an eighth of the time.
+A run is a range of bins that are consecutive both in the spectrum and in the list of all bands' bins. Bands side by
+side are a single run, which needs neither gather nor scatter. If bands overlap, PyTorch copies bin by bin on a CPU;
+copying run by run takes an eighth of the time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hunterFormsBS.kernels.seam import Where, kernel
 
 
 class Run(NamedTuple):
-    """Where a run is in the list of all bands' bins, and where in the spectrum."""
+    """Offsets of a run in the list of all bands' bins and in the spectrum, and its length."""
 
     offsets: slice
     freqs: slice
 
 
 class Bins(Protocol):
-    """The bins of a band layout, as far as kernels use them."""
+    """The part of a layout's bins that kernels use."""
 
     num_freqs: int
     runs: tuple[Run, ...]
@@ -59,7 +59,7 @@ def gather_runs(bins: Bins, frames: Tensor) -> Tensor | None:
 
 @kernel(Where.EVERYWHERE, ordinary=True)
 def average_slice(bins: Bins, masks: Tensor) -> Tensor | None:
-    """Average a single run: nothing overlaps, and only the bins outside all bands have to be added."""
+    """Average a single run: nothing overlaps; only bins outside all bands are added."""
     run, *others = bins.runs
     if others:
         return None
@@ -75,7 +75,7 @@ def average_runs(bins: Bins, masks: Tensor) -> Tensor | None:
 
 
 class _AddRuns(torch.autograd.Function):
-    """Sum of the bands' values at every bin; autograd by itself would copy all bins for every run."""
+    """Sum of the bands' values at every bin; autograd would copy all bins for every run."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, runs: Sequence[Run], num_freqs: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

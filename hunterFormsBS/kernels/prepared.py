@@ -1,4 +1,4 @@
-"""What the kernel of an outer layer makes once for those of the layers inside."""
+"""Data that the kernel of an outer layer prepares for the kernels of inner layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hunterFormsBS.kernels.linear import NOT_PACKED, Packed
 
 
 class Prepared(NamedTuple):
-    """Handed down, as `prepared`, in one call of a transformer, whose kernel found all layers inside unmodified."""
+    """Passed as `prepared` in one call of a transformer, whose kernel found all inner layers unmodified."""
 
     table: tuple[Tensor, ...] | None = None
-    """Of the position embedding, for the length of these sequences."""
+    """Table of the position embedding, for the length of these sequences."""
     packed: Packed = NOT_PACKED
-    """Weights of linear maps in oneDNN's order of memory."""
+    """Weights of linear maps in oneDNN's memory layout."""
 
 
 NOTHING = Prepared()

@@ -1,4 +1,4 @@
-"""Activation checkpointing: in the backward pass, what was not stored is computed again."""
+"""Activation checkpointing: the backward pass recomputes what was not stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def checkpointed(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function` such that only its arguments are stored for the backward pass, which runs it again."""
+    """Wrap `function` so that only its arguments are stored for the backward pass, which runs it again."""
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_grad_enabled():

@@ -14,27 +14,27 @@ from torch import Tensor
 
 
 def rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
-    """Turn queries and keys, in a quarter of the time that new memory would take.
+    """Rotate queries and keys in place, in a quarter of the time that new memory would take.
 
     Parameters
     ----------
     qkv : Tensor
-        `(b, n, 3, h, e)`, of the dtype of `vectors`. It is overwritten: nothing else may use it. Without gradient,
-        queries and keys alone, `(b, n, 2, h, e)`, do as well.
+        `(b, n, 3, h, e)`, of the dtype of `vectors`. It is overwritten, so nothing else may use it. Without gradients
+        it may be only queries and keys, `(b, n, 2, h, e)`.
     vectors : Tensor
         Unit vectors, `(n, p, 2)`, without gradient.
 
     Returns
     -------
     tuple of Tensor
-        Queries, keys and values, if they are there, each `(b, h, n, e)`.
+        Queries, keys and, if given, values, each `(b, h, n, e)`.
     """
     rotate = cast("Callable[[Tensor, Tensor], tuple[Tensor, ...]]", _RotateInPlace.apply)
     return (rotate if qkv.requires_grad else _rotate_in_place)(qkv, vectors)
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """View neighbours on the last axis as complex numbers: an error, never a copy, where memory has them apart."""
+    """View neighbours on the last axis as complex numbers; an error, never a copy, if memory does not allow it."""
     return torch.view_as_complex(rearrange(x, "... (p c) -> ... p c", c=2))
 
 
@@ -44,7 +44,7 @@ def _rotate_in_place(qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _RotateInPlace(torch.autograd.Function):
-    """Differentiable `_rotate_in_place`: gradients are turned back by the same angles, into one packed tensor."""
+    """Differentiable `_rotate_in_place`: gradients are rotated back by the same angles, into one packed tensor."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -25,21 +25,21 @@ from hunterFormsBS.operations.attentionWeights import attention_weights
 from hunterFormsBS.theTypes import FlashAttentionConfig, ParametersScaledDotProduct
 
 ROWS_OF_SCORES = 512
-"""Queries whose scores `by_sequences` computes at a time, so that they stay in cache."""
+"""Queries per product of `by_sequences`, so that scores stay in the cache."""
 
 FEW_THREADS = 4
-"""With more, PyTorch's kernel, which gives each thread heads of its own, shares the work out better than
-`by_sequences`, which gives all threads one product after another."""
+"""With more threads, PyTorch's kernel, which gives each thread its own heads, scales better than `by_sequences`, whose
+threads share each product."""
 
 SHORT = 256
-"""Up to this many positions, products of one head of all sequences are faster on a CPU than PyTorch's kernel."""
+"""Up to this many positions, products of one head of all sequences are faster than PyTorch's kernel on a CPU."""
 
 
 @kernel(Where.EVERYWHERE)
 def sage(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
 ) -> Tensor | None:
-    """Attend by SageAttention, if asked for; where it cannot be, say why, once."""
+    """Attend by SageAttention, if requested; if impossible, warn once."""
     if not parameters.sage_attention:
         return None
     if reason := "its kernels know no windows" if seen is not None else _why_not_sage(q, k, v):
@@ -73,7 +73,7 @@ def _warn_once(message: str) -> None:
 def fused(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
 ) -> Tensor | None:
-    """Attend by PyTorch's `scaled_dot_product_attention`, and the backend that it picks among those allowed."""
+    """Attend by PyTorch's `scaled_dot_product_attention`, with any allowed backend."""
     q, k = q.to(v.dtype), k.to(v.dtype)
     v, width = _padded(v, q.shape[-1])
     keywords: dict[str, Any] = {} if seen is None else {"attn_mask": seen}
@@ -91,9 +91,9 @@ def fused(
 def fused_twice(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
 ) -> Tensor | None:
-    """Attend as `fused`, with a gradient that can be differentiated again, which those of PyTorch's backends cannot.
+    """Attend as `fused`, with a differentiable gradient, which PyTorch's backends lack.
 
-    With dropout the formula would drop other weights than PyTorch's backend did.
+    With dropout the formula would drop other weights than PyTorch's backend.
     """
     if parameters.dropout or not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))):
         return None
@@ -102,7 +102,7 @@ def fused_twice(
 
 
 def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
-    """Return `v` padded to the width of the queries, as fast backends require, and the width that it had."""
+    """Return `v` padded to the width of the queries, as fast backends require, and its original width."""
     own = v.shape[-1]
     return (v if own == width else F.pad(v, (0, width - own))), own
 
@@ -111,10 +111,10 @@ def _padded(v: Tensor, width: int) -> tuple[Tensor, int]:
 def by_heads(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
 ) -> Tensor | None:
-    """Attend one head of all sequences at a time, so that its scores stay in cache; for short sequences.
+    """Attend one head of all sequences at a time, so that its scores stay in the cache; for short sequences.
 
-    Attention weights are computed again in the backward pass, never stored. In memory the result is `(b, n, h, e)`, as
-    PyTorch's kernel leaves it.
+    Attention weights are recomputed in the backward pass, never stored. The memory layout of the result is `(b, n, h,
+    e)`, as with PyTorch's kernel.
     """
     if (
         not _are_ordinary_heads(q, k, v, parameters, seen)
@@ -132,9 +132,9 @@ def by_heads(
 def by_sequences(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None = None
 ) -> Tensor | None:
-    """Attend one head of one sequence at a time by faster products, without gradient; for long sequences.
+    """Attend one head of one sequence at a time by faster products, without gradients; for long sequences.
 
-    In memory the result is `(b, n, h, e)`, as PyTorch's kernel leaves it.
+    The memory layout of the result is `(b, n, h, e)`, as with PyTorch's kernel.
     """
     if (
         not _are_ordinary_heads(q, k, v, parameters, seen)
@@ -167,7 +167,7 @@ def by_sequences(
 def _are_ordinary_heads(
     q: Tensor, k: Tensor, v: Tensor, parameters: ParametersScaledDotProduct, seen: Tensor | None
 ) -> bool:
-    """Tell whether all heads attend to all positions, without dropout and by whichever backend is best."""
+    """Tell whether all heads attend to all positions, without dropout and with any backend."""
     return (
         seen is None
         and parameters.flash_attn is True
@@ -183,7 +183,7 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     weights = _scores(q, k)
     for head in range(heads):
         _weights_of(q[:, head], k[:, head], scale, weights)
-        # Products go faster to a matrix by itself than to every h-th row of the output.
+        # Products are faster into a contiguous matrix than into every h-th row of the output.
         out[:, :, head] = torch.bmm(weights.to(v.dtype), v[:, head], out=head_out)
     return rearrange(out, "b n h e -> b h n e")
 
@@ -203,7 +203,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, *, sca
 
 
 class _GradientByFormula(torch.autograd.Function):
-    """Pass on what a backend of PyTorch returned, and its gradient, unless that is to be differentiated again."""
+    """The output of a PyTorch backend, with its gradient; for second derivatives, with that of the formula."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -239,7 +239,7 @@ class _AttendByHeads(torch.autograd.Function):
         if torch.is_grad_enabled():
             formula = partial(_formula, scale=ctx.scale)
             return (*gradients_of(formula, (q, k, v), ctx.needs_input_grad[:3], (grad,), ctx.autocast), None)
-        # Heads first: each head's gradients are matrices by themselves.
+        # Heads first: each head's gradients are contiguous matrices.
         by_head = [t.new_empty(t.shape[1], t.shape[0], *t.shape[2:]) for t in (q, k, v)]
         weights, grad_scores = _scores(q, k), _scores(q, k)
         for head, (grad_q, grad_k, grad_v) in enumerate(zip(*by_head, strict=True)):

@@ -1,17 +1,17 @@
-"""The seam between what a layer is and how it is computed fast.
+"""The seam between layers and their faster equivalents.
 
-A layer's method is its formula, in ordinary PyTorch. `served_by` puts kernels in front of it: functions of the same
-arguments, with the same results, that are faster on some machine. A kernel runs only where nobody can tell the
-difference; elsewhere the method itself runs:
+A layer's method is its formula, in ordinary PyTorch. `served_by` puts kernels in front of it: functions with the same
+arguments and results that are faster on some machines. A kernel runs only if nobody can tell the difference; otherwise
+the method itself runs:
 
 - Kernels are on: not within `reference`, and not `HUNTERFORMSBS_REFERENCE=1` in the environment.
-- No transformation of `torch.func` and no forward-mode differentiation is under way.
-- No mode and no tracer records operators, and no argument is of a tensor subclass, unless the kernel is `ordinary`: see
+- No transformation of `torch.func` and no forward-mode differentiation is active.
+- No mode and no tracer records operators, and no argument is a tensor subclass, unless the kernel is `ordinary`: see
   `Kernel`.
 - The layers whose weights the kernel uses without calling them are unmodified: see `Layer.is_unmodified_inside`.
 - The kernel's own conditions hold, such as those on dtypes: it returns None otherwise.
 
-`KERNELS` lists every kernel by its name, and tests take each through all of this.
+`KERNELS` lists every kernel by name; tests check each under all these conditions.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 VARIABLE = "HUNTERFORMSBS_REFERENCE"
-"""The environment variable that turns kernels off when it is 1."""
+"""The environment variable that turns kernels off if it is 1."""
 
 
 class Where(Flag):
-    """Where code runs: eagerly on a CPU, eagerly on another device, or in a graph, compiled or exported."""
+    """Where code runs: in eager mode on a CPU, in eager mode on another device, or in a graph, compiled or exported."""
 
     CPU = auto()
     DEVICE = auto()
@@ -51,13 +51,13 @@ class Where(Flag):
 
 @dataclass(eq=False)
 class Kernel:
-    """A function that may stand for a method."""
+    """A function that may replace a method."""
 
     name: str
     run: Callable[..., Any]
     where: Where
     ordinary: bool
-    """It calls no private operator, changes no memory in place and stores what autograd would: modes may record it."""
+    """It calls no private operators, changes nothing in place and stores what autograd would: modes may record it."""
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -65,7 +65,7 @@ KERNELS: dict[str, Kernel] = {}
 
 
 def kernel(where: Where, *, ordinary: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a kernel of a function that takes what the method takes, and returns the same or None.
+    """Register a function with the method's arguments, which returns the method's result or None, as a kernel.
 
     Parameters
     ----------
@@ -87,10 +87,10 @@ def kernel(where: Where, *, ordinary: bool = False) -> Callable[[Callable[..., A
 
 
 class Surroundings(NamedTuple):
-    """What else is going on while a layer runs."""
+    """The state of PyTorch around a layer's call."""
 
     off: bool
-    """Kernels are turned off, or a transformation asks for formulas."""
+    """Kernels are turned off, or a transformation needs formulas."""
     recorded: bool
     """Something records single operators: a mode or a tracer."""
 
@@ -98,16 +98,16 @@ class Surroundings(NamedTuple):
 _off_everywhere = os.environ.get(VARIABLE, "") not in ("", "0")
 _off_here: ContextVar[bool] = ContextVar("_off_here", default=False)
 _repeated: ContextVar[Surroundings | None] = ContextVar("_repeated", default=None)
-"""What surrounded a forward pass, while the backward pass repeats it in this thread."""
+"""Surroundings of a forward pass, while the backward pass repeats it in this thread."""
 
 
 @contextmanager
 def reference() -> Generator[None]:
-    """Turn every kernel off: each layer computes its formula as it stands in the source, by PyTorch's own operators.
+    """Turn all kernels off: each layer computes its formula with PyTorch's own operators.
 
-    Slower, in more memory, and differentiable in every way that PyTorch knows. It holds for the current thread or
-    asynchronous task, and nests. `HUNTERFORMSBS_REFERENCE=1` in the environment holds for the whole process. Graphs
-    compiled before keep their kernels until they are compiled again.
+    This is slower, takes more memory, and is differentiable in every way that PyTorch supports. It affects the current
+    thread or asynchronous task, and nests. `HUNTERFORMSBS_REFERENCE=1` in the environment affects the whole process.
+    Graphs compiled before keep their kernels until they are compiled again.
     """
     token = _off_here.set(True)
     try:
@@ -118,7 +118,7 @@ def reference() -> Generator[None]:
 
 @contextmanager
 def noting_kernels() -> Generator[list[str]]:
-    """Collect the names of the kernels that take calls, in every thread, one for each call."""
+    """Collect the name of the kernel of each call, in all threads."""
     taken: list[str] = []
     functions = {name: one.run for name, one in KERNELS.items()}
 
@@ -142,12 +142,12 @@ def noting_kernels() -> Generator[list[str]]:
 
 @internals.constant_when_compiled
 def is_off() -> bool:
-    """Tell whether kernels are turned off, in this thread or altogether."""
+    """Tell whether kernels are turned off, in this thread or in the process."""
     return _off_everywhere or _off_here.get()
 
 
 def surroundings() -> Surroundings:
-    """Find out what is going on around a layer, in eager mode."""
+    """Return the surroundings of a layer's call, in eager mode."""
     if (repeated := _repeated.get()) is not None:
         return repeated
     running = internals.running_checkpoint()
@@ -157,7 +157,7 @@ def surroundings() -> Surroundings:
     if running.repetition is None:
         noted.append(_surroundings_now())
         return noted[-1]
-    # The backward pass has to store what the forward pass did, which other kernels would not.
+    # The recomputation must store the same tensors as the forward pass; other kernels would not.
     to_repeat = running.repetition.setdefault("_hunterFormsBS_surroundings", iter(tuple(noted)))
     return next(to_repeat, None) or _surroundings_now()
 
@@ -169,7 +169,7 @@ def _surroundings_now() -> Surroundings:
 
 
 def repeatable(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function` such that all its calls take the same kernels, those in the backward pass too."""
+    """Wrap `function` so that all its calls, including those in the backward pass, use the same kernels."""
     if torch.compiler.is_compiling():
         return function
     first = surroundings()
@@ -192,7 +192,7 @@ def where_of(tensors: Iterable[Tensor]) -> Where:
 
 
 def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence[Kernel]:
-    """Return the kernels that may run: those whose use nothing outside could notice."""
+    """Return the kernels that may run because nothing outside could notice."""
     if torch.compiler.is_compiling():
         return () if is_off() else kernels
     if not kernels:
@@ -206,10 +206,9 @@ def _permitted(kernels: Sequence[Kernel], tensors: Iterable[Tensor]) -> Sequence
 
 
 def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
-    """Put kernels in front of a method or function: the first that can takes the call, else it runs itself.
+    """Put kernels in front of a method or function: the first that can takes the call; otherwise it runs itself.
 
-    A kernel may pass the keyword argument `prepared`, which holds what it has made for them, to the kernels of the
-    layers inside. No method sees it.
+    A kernel may pass the keyword argument `prepared` to the kernels of inner layers. Methods never get it.
     """
     candidates = {where: tuple(one for one in kernels if where in one.where) for where in Where}
 
@@ -234,19 +233,19 @@ def served_by(*kernels: Kernel) -> Callable[[Method], Method]:
 
 
 class Served(Protocol):
-    """A layer, as far as the seam knows it. Each kernel says what more of a layer it uses, in a protocol of its own."""
+    """The part of a layer that the seam uses. Each kernel has its own protocol for the layers that it uses."""
 
     def is_unmodified_inside(self) -> bool:
-        """Tell whether calling the modules inside does what the constructor put there, and nothing else."""
+        """Tell whether the modules inside are unchanged since the constructor."""
         ...
 
     def likeness(self, kernel_name: str) -> int | None:
-        """Return what layers share that this kernel serves and whose modules have equal shapes."""
+        """Return a value that is equal for layers that this kernel serves and whose modules have equal shapes."""
         ...
 
 
 def are_served_alike(by: Kernel, layers: Sequence[Served]) -> bool:
-    """Tell whether a kernel may compute several layers at once: it serves each of them, and they have equal shapes."""
+    """Tell whether a kernel may compute several layers at once: it serves each, and they have equal shapes."""
     first, *others = [layer.likeness(by.name) for layer in layers]
     return first is not None and all(other == first for other in others)
 
@@ -260,7 +259,7 @@ class Part(NamedTuple):
 
 
 class _Constructor(type):
-    """Makes layers that remember which modules their constructor put into them."""
+    """Metaclass: makes layers remember the modules that their constructor made."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         layer = super().__call__(*args, **kwargs)
@@ -269,13 +268,13 @@ class _Constructor(type):
 
 
 class Layer(nn.Module, metaclass=_Constructor):
-    """Base of this package's layers, which can tell whether anybody has changed them."""
+    """Base of this package's layers, which detects changes to them."""
 
     methods: ClassVar[dict[type[nn.Module], Mapping[str, Callable[..., Any]]]] = {}
-    """The methods of each known class as they were when it became known."""
+    """The methods of each known class when it was registered."""
 
     modules_made: list[Part]
-    """What was inside when the constructor was done."""
+    """The modules inside when the constructor ended."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -283,11 +282,11 @@ class Layer(nn.Module, metaclass=_Constructor):
             know(cls)
 
     def is_unmodified_inside(self) -> bool:
-        """Tell whether calling the modules inside does what this class, and theirs, say, and nothing else.
+        """Tell whether the modules inside do exactly what this class and their classes define.
 
-        False for anything that someone put in their place or hung on them: other layers, subclasses, LoRA and quantised
-        layers, parametrizations, hooks, patched methods, parameters of other shapes or of tensor subclasses. Of the
-        layer itself, methods other than `forward` count, which the kernel of `forward` would have to call.
+        False for any replacement or addition: other layers, subclasses, LoRA and quantised layers, parametrizations,
+        hooks, patched methods, parameters of other shapes or of tensor subclasses. Of the layer itself, methods other
+        than `forward` count too, because the kernel of `forward` would have to call them.
         """
         return _look_at_forwards(self) and self._is_unmodified_inside()
 
@@ -303,7 +302,7 @@ class Layer(nn.Module, metaclass=_Constructor):
         )
 
     def is_unmodified(self) -> bool:
-        """Tell whether calling this layer does what its class says, and nothing else."""
+        """Tell whether this layer does exactly what its class defines."""
         return _look_at_forwards(self) and self._is_unmodified()
 
     @internals.constant_when_compiled
@@ -311,10 +310,10 @@ class Layer(nn.Module, metaclass=_Constructor):
         return is_unmodified(self) and self._is_unmodified_inside()
 
     def likeness(self, kernel_name: str) -> int | None:
-        """Return a number that only layers with modules of equal classes and shapes share.
+        """Return a number that is equal only for layers whose modules have equal classes and shapes.
 
-        None where calling the layer is not what the kernel of this name would do: its `forward` is served by others, or
-        somebody changed it.
+        None if the kernel of this name does not compute what the layer does: its `forward` has other kernels, or it was
+        changed.
         """
         return self._likeness(kernel_name) if _look_at_forwards(self) else None
 
@@ -325,23 +324,23 @@ class Layer(nn.Module, metaclass=_Constructor):
         return hash(tuple(self.modules_made)) if is_served and self._is_unmodified() else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies and pickles what was compiled."""
+        """Leave compiled methods out of copies and pickles."""
         return without_compiled_methods(self)
 
 
 def _look_at_forwards(layer: nn.Module) -> bool:
-    """Look at the `forward` of all modules inside while a graph is made, and return True.
+    """Read the `forward` of all modules inside while a graph is made, and return True.
 
-    The compiler guards what it has looked at. So the graph is made again when somebody replaces such a module or its
-    `forward`, as it is with PyTorch's own modules.
+    The compiler guards what it has read, so it compiles again if such a module or its `forward` is replaced, as with
+    PyTorch's own modules.
     """
     return not torch.compiler.is_compiling() or all(callable(module.forward) for module in layer.modules())
 
 
 def without_compiled_methods(module: nn.Module) -> dict[str, Any]:
-    """Return the state of `module` for a copy or a pickle, without methods replaced by their compiled selves.
+    """Return the state of `module` for a copy or a pickle, without compiled methods.
 
-    `module.forward = torch.compile(module.forward)` holds on to `module` and its weights: a copy would run those.
+    `module.forward = torch.compile(module.forward)` keeps `module` and its weights: a copy would run those.
     """
     state = dict(cast("dict[str, Any]", super(nn.Module, module).__getstate__()))
     for name in [name for name, value in state.items() if internals.is_compiled_callable(value)]:
@@ -367,9 +366,9 @@ def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size | None], ...]:
 
 
 def know(*kinds: type[nn.Module]) -> None:
-    """Let modules of these classes be parts of unmodified layers, as long as nobody changes their methods."""
+    """Register classes whose modules may be parts of unmodified layers, as long as their methods are not changed."""
     for kind in kinds:
-        # Of layers of this package every method counts, because kernels rely on several.
+        # For this package's layers every method counts, because kernels rely on several.
         own = [base for base in kind.__mro__ if issubclass(base, Layer) and base is not Layer]
         functions = (name for base in own for name, value in vars(base).items() if isfunction(value))
         names = {name for name in functions if not name.startswith("__")}
@@ -380,7 +379,7 @@ know(nn.Dropout, nn.GELU, nn.GLU, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequ
 
 
 def is_unmodified(module: nn.Module) -> bool:
-    """Tell whether calling `module`, apart from what is inside, does what its class says and nothing else."""
+    """Tell whether `module`, apart from the modules inside, does exactly what its class defines."""
     return (
         type(module) in Layer.methods
         and has_own_methods(module)
@@ -390,9 +389,9 @@ def is_unmodified(module: nn.Module) -> bool:
 
 
 def has_own_methods(module: nn.Module, but: str = "") -> bool:
-    """Tell whether nobody replaced or overrode a method of the known class that `module` is of, except for one."""
+    """Tell whether no method of the known class of `module` was replaced or overridden, except one."""
     kind, own = type(module), module.__dict__
-    # A class that is not known is a subclass of one that is, or none of ours.
+    # An unknown class is a subclass of a known one, or not ours.
     known = kind if kind in Layer.methods else next((base for base in kind.__mro__ if base in Layer.methods), None)
     methods: Mapping[str, Callable[..., Any]] = {} if known is None else Layer.methods[known]
     for name, method in methods.items():

@@ -1,4 +1,4 @@
-"""A transformer whose sequences run in blocks that stay in cache."""
+"""A transformer that processes sequences in blocks that stay in the cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hunterFormsBS.kernels.recompute import checkpointed
 from hunterFormsBS.kernels.seam import Served, Where, kernel
 
 TOKENS_PER_BLOCK = 2048
-"""On a CPU a transformer runs this many tokens at a time, so that what passes between its layers stays in cache."""
+"""Tokens per block on a CPU, so that activations between layers stay in the cache."""
 
 
 class Transformer(Served, Protocol):
-    """A transformer, as far as its kernel uses it."""
+    """The part of a transformer that its kernel uses."""
 
     num_residual_streams: int
     use_torch_checkpoint: bool
@@ -40,10 +40,10 @@ class Transformer(Served, Protocol):
 def by_blocks(
     transformer: Transformer, x: Tensor, first_values: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Run blocks of sequences one after another, with weights packed and the table of positions made once for all.
+    """Run blocks of sequences one after another; pack weights and make the table of positions once for all.
 
-    Sequences do not see one another. On a device other than a CPU there is one block: launches cost more than memory
-    traffic there.
+    Sequences are independent. Devices other than a CPU get one block, because launches cost more than memory traffic
+    there.
     """
     if x.numel() == 0 or not transformer.is_unmodified_inside():
         return None
@@ -52,7 +52,7 @@ def by_blocks(
     if x.device.type == "cpu":
         sequences = max(1, TOKENS_PER_BLOCK // (x.shape[1] * streams)) * streams
         rows = min(sequences, x.shape[0]) * x.shape[1]
-        # Made contiguous one at a time, or each linear map of the first layer would copy the transposed view itself.
+        # Made contiguous one at a time; otherwise each linear map of the first layer would copy the transposed view.
         blocks: Iterable[Tensor] = map(Tensor.contiguous, torch.split(x, sequences))
     else:
         sequences, blocks = len(x), (x,)
@@ -69,9 +69,9 @@ def by_blocks(
         out, value = run(block, first, prepared=prepared)
         outs.append(out)
         if value is not None:
-            # A view would keep queries and keys alive too; where gradients are recorded they live anyway.
+            # A view would keep queries and keys alive too; if gradients are recorded they live anyway.
             values.append(value if value.requires_grad else value.contiguous())
-    # Under activation checkpointing the packed weights would otherwise be kept until the backward pass.
+    # Otherwise activation checkpointing would keep the packed weights until the backward pass.
     packed.clear()
     return _joined(outs), _joined(values) if values else None
 

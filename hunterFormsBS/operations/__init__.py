@@ -1,1 +1,1 @@
-"""Formulas on tensors that layers and kernels share; they know neither of the two."""
+"""Functions of tensors that layers and kernels share; they import neither."""

@@ -16,8 +16,8 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, seen: Tensor | None = 
         `(..., n, e)`.
     scale : float
         Factor on the scores.
-    seen : Tensor, optional
-        Boolean `(queries, keys)`: the keys that each query attends to; all by default.
+    seen : Tensor, default None
+        Boolean `(queries, keys)`: the keys that each query attends to; None: all.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Fourier transforms where a device has none."""
+"""Fourier transforms for devices without them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ P = ParamSpec("P")
 
 
 def lacks_fft(device: torch.device) -> bool:
-    """Tell whether `device` is an MPS device of a system older than macOS 14, the first with FFT kernels."""
+    """Tell whether `device` is MPS on a system before macOS 14, which has no FFT kernels."""
     return device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 def where_there_is_fft(transform: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run a function on the CPU if the device of its tensor has no Fourier transform, and bring its result back."""
+    """Run a function on the CPU if its tensor's device has no Fourier transform, and move the result back."""
 
     @wraps(transform)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:

@@ -17,12 +17,12 @@ irfft = cast("Callable[..., Tensor]", torch.fft.irfft)  # pyright: ignore[report
 
 
 def padded_for_stft(audio: Tensor, stft_n_fft: int) -> Tensor:
-    """Append silence to audio, `(..., t)`, too short for reflection at its ends: t > stft_n_fft / 2 afterwards."""
+    """Append silence to audio, `(..., t)`, too short for reflection at its ends, until t > stft_n_fft / 2."""
     return F.pad(audio, (0, max(0, stft_n_fft // 2 + 1 - audio.shape[-1])))
 
 
 def frames_and_window(rows: Tensor, window_size: int, parameters: ParametersComputeLoss) -> tuple[Tensor, Tensor]:
-    """Return what `torch.stft` would transform: frames, `(rows, frame, n_fft)`, and the window, centred, `(n_fft)`."""
+    """Return the frames, `(rows, frame, n_fft)`, and the centred window, `(n_fft)`, as `torch.stft` uses them."""
     n_fft = max(window_size, parameters.stft_n_fft)
     rows = padded_for_stft(rows, n_fft)
     rows = F.pad(rows[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]

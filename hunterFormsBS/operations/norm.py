@@ -1,4 +1,4 @@
-"""Root mean square normalisation, and the dtype that statistics are computed in."""
+"""Root mean square normalisation, and the dtype of statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """Scale the last axis to root mean square 1, then by `gamma`: `x / max(‖x‖₂, 1e-12) · √d · gamma` [1]_.
 
-    Computed in float32 (float64 for float64 input), returned in the dtype of `x` or of `gamma`, the narrower one.
+    Computed in float32 (float64 for float64 input), returned in the narrower of the dtypes of `x` and `gamma`.
 
     Parameters
     ----------

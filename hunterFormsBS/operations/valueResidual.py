@@ -11,19 +11,19 @@ from hunterFormsBS.theTypes import LearnedValueResidualMix, ValueResidualMix
 def mix_values(v: Tensor, first: Tensor | None, logits: Tensor | None, how: ValueResidualMix | None) -> Tensor:
     """Move values toward those of the first layer: value residual learning [1]_.
 
-    `v + mix · (first - v)`; when `how` is 'swapped', `v + first · (mix - v)`, which is what BS-RoFormer's Mel models
-    compute, their `lerp` arguments being the other way round, and so what their checkpoints were trained with.
+    `v + mix · (first - v)`; if `how` is 'swapped', `v + first · (mix - v)`, as in BS-RoFormer's Mel models, which swap
+    the arguments of `lerp` and whose checkpoints were trained so.
 
     Parameters
     ----------
     v : Tensor
         Values, `(b, h, n, e)`.
-    first : Tensor, optional
+    first : Tensor or None
         Values of the first layer, of the same shape; needed unless `how` is None.
-    logits : Tensor, optional
+    logits : Tensor or None
         `(b, n, h)`: `mix` is their sigmoid. None: 0.5.
-    how : {'learned', 'constant', 'swapped'}, optional
-        None: values stay as they are.
+    how : {'learned', 'constant', 'swapped'} or None
+        None: values do not change.
 
     References
     ----------
@@ -42,7 +42,7 @@ def mix_values(v: Tensor, first: Tensor | None, logits: Tensor | None, how: Valu
 def mixes_of_axes(
     use_value_residual_learning: bool, learned_value_residual_mix: LearnedValueResidualMix | None
 ) -> dict[str, ValueResidualMix | None]:
-    """Return how values mix on each axis in the layer groups after the first; None: they do not."""
+    """Return how values mix on each axis in the layer groups after the first; None: not at all."""
     softmax: ValueResidualMix | None = None
     if use_value_residual_learning:
         softmax = "learned" if learned_value_residual_mix in (None, True) else "swapped"

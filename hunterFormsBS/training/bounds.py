@@ -23,9 +23,9 @@ class Stated(NamedTuple):
         Of the configuration.
     names : tuple of str
         Names of the setting in that section, if they are others than that of the field.
-    at_least, above, at_most, below : float, optional
+    at_least, above, at_most, below : float, default None
         Bounds of the number, or of each number in the list or the mapping.
-    one_of : tuple, optional
+    one_of : tuple, default ()
         All values that there are, besides None where the type allows it.
     """
 

@@ -51,7 +51,7 @@ def find_data(kind: int | None, paths: Sequence[Path], instruments: Sequence[str
 
     Parameters
     ----------
-    kind : int, optional
+    kind : int or None
         One of `KINDS`; None is folders of songs.
     paths : sequence of Path
         Folders, or CSV files with the columns `instrum` and `path`. A relative path there starts from the CSV file.

@@ -41,7 +41,7 @@ def make_fabric(
         Machines.
     strategy : {'auto', 'ddp', 'fsdp2'}
         'auto' is one process or DDP.
-    precision : str, optional
+    precision : str or None
         Of Fabric; None: as `use_amp` says.
     use_amp : bool
         bfloat16 on a GPU.

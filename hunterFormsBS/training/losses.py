@@ -50,7 +50,7 @@ class Losses:
         The masked losses leave out what is above this quantile of the squared errors: outliers.
     coarse : bool
         The masked losses look at whole stems instead of single samples or bins.
-    multi_stft : mapping, optional
+    multi_stft : mapping, default None
         Arguments of `auraloss.freq.MultiResolutionSTFTLoss`.
 
     Raises

@@ -57,9 +57,9 @@ def make_optimizer(
     name : str
         One of `NAMES`.
     lr : float
-    weight_decay : float, optional
+    weight_decay : float, default None
         Of matrices; everything else has none. Unless stated there is none at all.
-    arguments : mapping, optional
+    arguments : mapping, default None
         Further arguments of the optimizer. For Muon those of its two groups, `muon_group` and `adam_group`, which
         replace `lr` and `weight_decay`.
     as_msst : bool

@@ -72,7 +72,7 @@ class Run:
     folder : Path
         `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
         `tensorboard` the log, `scores` a table of each validation.
-    adapted : peft.PeftModel, optional
+    adapted : peft.PeftModel, default None
         What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
 
     Attributes

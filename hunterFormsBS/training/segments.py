@@ -60,19 +60,19 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         A stem drawn by itself that is quieter is drawn again, `DRAWS` times at most.
     instruments : sequence of str
         Names of the songs' parts, which choose their augmentations.
-    augment : Augmentations, optional
+    augment : Augmentations, default None
         Effects of stems.
     mixup : sequence of float
         Probabilities of further stems of the same instrument; the mean of all of them is the stem. Only of stems that
         are drawn by themselves.
     mixup_gains : (float, float)
         Bounds of the random factors of those.
-    mixture_codec : MixtureCodec, optional
+    mixture_codec : MixtureCodec, default None
         An effect of the mixture alone.
     own_mixture : bool
         Read the mixture from the song's own file where it has one, instead of summing stems. One gain scales it and
         all stems. Only without effects, which the file does not know of.
-    lengths : (int, int), optional
+    lengths : (int, int), default None
         Bounds of a random length of segments, in samples, `chunk_size` at most.
     batch : int
         Segments of a batch, all processes together: they have the same length.

@@ -24,7 +24,7 @@ class Settings:
     ----------
     instruments : tuple of str
         Stems in the order of the model's heads. `other` or `instrumental` also takes whatever is not named.
-    target_instrument : str, optional
+    target_instrument : str, default None
         Train a model of one stem for this one.
     sample_rate, chunk_size : int
         Of the songs, in Hz, and of a training segment, in samples.
@@ -51,7 +51,7 @@ class Settings:
         What to do when a loss is not finite: stop and name the files, or leave the update out and count it.
     ema_momentum : float
         Of the averaged weights, which are validated and saved; 0 takes the weights as they are.
-    precision : str, optional
+    precision : str, default None
         `32-true`, `bf16-mixed` or `16-mixed`. None: as `use_amp` says.
     use_amp : bool
         bfloat16 on a GPU, float32 on a CPU.
@@ -59,13 +59,13 @@ class Settings:
         Compile the transformers; a string names the backend of `torch.compile`.
     remix : float
         Probability of taking each stem of a segment from another place of another song.
-    dataset_type : int, optional
+    dataset_type : int, default None
         What the data are and how stems are drawn, see `hunterFormsBS.training.datasets`. It sets `remix`,
         unless that is stated.
     losses : mapping
         The section `losses`: for each its weight. See `hunterFormsBS.training.losses`. `q` and `coarse_loss_clip` are
         settings of the masked losses, and `loss_multistft` holds the arguments of `multistft_loss`.
-    scheduler : str, optional
+    scheduler : str, default None
         What the learning rate does after it has risen: `cosine`, `linear_scheduler`, which falls to zero in a line,
         `constant`, or `ReduceLROnPlateau`, which multiplies it by `reduce_factor` when the metric was no better than
         before in more than `patience` validations. By default the last where `patience` is stated, else the first.
@@ -87,7 +87,7 @@ class Settings:
         The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
         Processes that read songs, for each process that trains.
-    cache : str, optional
+    cache : str, default None
         Folder for decoded audio; see `hunterFormsBS.training.cache`. None: files are decoded again and again.
     check : bool
         Look for what is wrong with the songs before the first update; see `hunterFormsBS.training.checking`.
@@ -99,11 +99,11 @@ class Settings:
         Updates between entries of the log, files to resume from, and validations.
     freeze, train : tuple of str
         Patterns of the names of parameters: those that match `freeze` and not `train` stay as they are.
-    heads : mapping, optional
+    heads : mapping, default None
         For each stem the head of the checkpoint that it starts from; see `hunterFormsBS.training.starting`.
-    lora : mapping, optional
+    lora : mapping, default None
         Arguments of `peft.LoraConfig`: train low-rank adapters instead of the weights.
-    validation_songs : int, optional
+    validation_songs : int, default None
         How many songs to validate on; all by default.
     validation_excerpt : float
         Seconds of audio and pictures in the log.

@@ -31,7 +31,7 @@ class Origin:
 
     Parameters
     ----------
-    checkpoint : str, optional
+    checkpoint : str or None
         The file's name.
     made : frozenset of str
         Names of parameters with new, random values; all others were taken from the checkpoint.
@@ -57,13 +57,13 @@ def start_from(
 
     Parameters
     ----------
-    checkpoint : path, optional
+    checkpoint : path or None
         Whatever `from_checkpoint` reads. None: all weights are new.
-    configuration : mapping, optional
+    configuration : mapping, default None
         As for `from_checkpoint`. Its `num_stems` is not that of the checkpoint but that of the new model.
     stems : sequence of str
         Names of the new model's stems, in order.
-    heads : mapping, optional
+    heads : mapping, default None
         For each stem the number of the checkpoint's head that it starts from, or None for a new one. Several stems may
         start from the same head. Without it the checkpoint must have as many heads as there are stems.
     upstream : optional

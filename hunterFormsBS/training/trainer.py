@@ -70,19 +70,19 @@ def train(
         YAML or JSON with the model and the settings.
     output : path
         Folder of the run; see `hunterFormsBS.training.run.Run`. One that holds a state is continued.
-    songs : path, optional
+    songs : path, default None
         Folder with `train/` and, to validate on, `test/`.
     data : sequence of path
         In place of `songs`: folders or CSV files; see `hunterFormsBS.training.datasets.find_data`.
-    valid : path, optional
+    valid : path, default None
         With `data`: folder of songs to validate on.
-    checkpoint : path, optional
+    checkpoint : path, default None
         Start from these weights instead of random ones.
     load_optimizer : bool
         Go on where the checkpoint, `last_*.ckpt` of Music-Source-Separation-Training, was.
     accelerator, devices, num_nodes, strategy
         See `hunterFormsBS.training.engine.make_fabric`.
-    console : Console, optional
+    console : Console, default None
         Where to say how it goes; by default standard output.
 
     Raises

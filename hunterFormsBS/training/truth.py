@@ -55,7 +55,7 @@ class Song(NamedTuple):
         Samples of its shortest stem.
     parts : tuple of tuple of Path
         Files that make up each instrument, then those, if any, of which only the mixture knows.
-    mixture : Path, optional
+    mixture : Path, default None
         The file of the mixture, if there is one.
     left_out : tuple of Path
         Files whose sound is, by their names, in others already.
@@ -78,7 +78,7 @@ def find_songs(folder: Path, instruments: Sequence[str], sample_rate: int, *, ta
         Names of files without suffix. `other` and `instrumental` also take the files that are not named here.
     sample_rate : int
         Hz.
-    target : str, optional
+    target : str, default None
         The one instrument to score: a song may lack the others, which then are silent.
 
     Raises

@@ -64,7 +64,7 @@ def validate(
         A file, or a name that `from_checkpoint` knows.
     songs : Path
         Folder with a folder for each song, and in that a file for each stem.
-    configuration : Path, optional
+    configuration : Path, default None
         YAML or JSON that belongs to the checkpoint. What is not stated in the following comes from there, or from
         within the checkpoint.
     stems : sequence of str
@@ -72,17 +72,17 @@ def validate(
         the configuration, for a model of one stem too.
     metrics : sequence of str
         What to measure; see `hunterFormsBS.training.metrics`.
-    output : Path, optional
+    output : Path, default None
         CSV file with a line for each stem of each song.
-    sample_rate, chunk_size, num_overlap : int, optional
+    sample_rate, chunk_size, num_overlap : int, default None
         See `hunterFormsBS.separation.separate`.
     precision : str
         `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
         See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
-    lora : Path, optional
+    lora : Path, default None
         Adapters for the checkpoint, as `read_adapters` reads them. Their stems are measured.
-    console : Console, optional
+    console : Console, default None
         Where to say what stems are made up of, and what is wrong with songs; by default standard output.
 
     Returns
@@ -177,7 +177,7 @@ def score_songs(
         The same in every process, not sharded, on the process's device.
     songs : sequence of Song
     settings : Settings
-    dtype : torch.dtype, optional
+    dtype : torch.dtype or None
         See `separate`.
     reading : callable
         How songs are read.

@@ -447,7 +447,7 @@ def asking_proxy() -> str:
         ("certificate", "the certificate of the server is not trusted"),
         ("no TLS", "the certificate of the server is not trusted"),
         ("proxy refuses", "cannot be reached through the proxy http://127.0.0.1:1"),
-        ("proxy asks", "the proxy asks who you are"),
+        ("proxy asks", "the proxy requires authentication"),
         ("proxy is none", "cannot be reached through the proxy"),
         ("token of other letters", "HF_TOKEN, and try again"),
         ("endpoint with a password", "check the connection"),

@@ -1,4 +1,4 @@
-"""The HyperACE head: the mask of the MLPs, and beside it that of a convolutional branch with hypergraph fusion."""
+"""The HyperACE head: the masks of the MLPs plus those of a convolutional branch with hypergraph fusion."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["HYPERACE", "HyperACEMaskEstimator", "OptionsHyperACE"]
 _BRANCH = Needs("use_hyperACE=True", ("use_hyperACE",), any)
 
 OF_VERSIONS = {1: {"k": 3, "l": 2, "num_hyperedges": 16}, 2: {"k": 2, "l": 1, "num_hyperedges": 32}}
-"""Exchanges through hyperedges, convolutional blocks beside them, and hyperedges, in each of the published versions."""
+"""Hypergraph branches, convolutional blocks next to them, and hyperedges, in each published version."""
 
 
 class OptionsHyperACE(TypedDict, total=False):
-    """Arguments of the model that this head takes besides those of its MLPs."""
+    """Arguments of the model for this head, besides those of its MLPs."""
 
     segm_backbone_channels: Annotated[
         Sequence[int], Option(default=(64, 256, 384, 512, 768), least=16, most=65536, needs=_BRANCH)
@@ -95,7 +95,7 @@ def build(dim: int, dim_inputs: Sequence[int], arguments: Mapping[str, Any]) -> 
 
 
 def check(arguments: Mapping[str, Any]) -> None:
-    """Refuse channels that the stages cannot have."""
+    """Refuse invalid channels of the stages."""
     channels, heads = arguments["segm_backbone_channels"], arguments["segm_num_heads"]
     if len(channels) != 5 or channels[3] // 2 % heads:
         raise ValueError(

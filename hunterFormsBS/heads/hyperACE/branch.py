@@ -1,8 +1,8 @@
-"""The HyperACE branch of a mask head: tokens seen as a picture of time and bands, enlarged to a mask of all bins.
+"""The HyperACE branch of a mask head: tokens as an image of time and bands, upsampled to masks of all bins.
 
-Every tensor is `(b, c, t, f)`, with channels c. The two published versions differ in three places: whether the last
-two stages of the backbone halve the number of bands, how much hypergraph fusion there is, and the head that goes from
-bands to bins.
+Every tensor is `(b, c, t, f)`, with channels c. The two published versions differ in three respects: whether the last
+two stages of the backbone halve the number of bands, the amount of hypergraph fusion, and the head that maps bands to
+bins.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hunterFormsBS.kernels.seam import Layer
 from hunterFormsBS.theTypes import ParametersBranch
 
 UPSAMPLE_DIVISORS = {1: (1, 1, 2, 2, 4), 2: (1, 2, 4, 8, 16)}
-"""Of the channels before and after each of the four doublings, in each version."""
+"""Channels before and after each of the four doublings, in each version."""
 
 
 class Backbone(Layer):
-    """Five strided stages, of which the last four come out: from `(b, c, t / 4, f)` to `(b, c, t / 32, …)`.
+    """Five strided stages. It returns the last four: from `(b, c, t / 4, f)` to `(b, c, t / 32, …)`.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Backbone(Layer):
     depth : int
         Bottlenecks of the second and the last stage; those between have twice as many.
     halve_bands : bool
-        Let the last two stages halve the number of bands too, and not only that of frames.
+        Whether the last two stages halve the number of bands as well as that of frames.
     """
 
     def __init__(self, dim: int, channels: Sequence[int], *, depth: int, halve_bands: bool) -> None:
@@ -78,7 +78,7 @@ class GatedFusion(Layer):
 
 
 class Decoder(Layer):
-    """From the coarsest resolution back to the finest, each joined by its stage and by the fused map.
+    """From the coarsest resolution back to the finest, each combined with its stage and the fused map.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def size_of(x: Tensor) -> tuple[int, int]:
 
 
 class FreqPixelShuffle(Layer):
-    """Twice as many bins, made of twice as many channels; then, in version 2, two `TimeFreqConvolutions`."""
+    """Twice as many bins from twice as many channels; then, in version 2, two `TimeFreqConvolutions`."""
 
     def __init__(self, channels_in: int, channels_out: int, num_freqs: int, *, version: int) -> None:
         super().__init__()
@@ -174,11 +174,11 @@ class SegmModel(Layer):
     dim : int
         Features of a token.
     channels_out : int
-        Real numbers of a mask for each bin: two for each audio channel.
+        Real numbers of a mask per bin: two per audio channel.
     num_bands, num_bins : int
         Bands, and bins of all bands together.
     parameters : ParametersBranch
-        What the branch is made of.
+        Sizes of the branch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Convolutions over time and frequency, as the HyperACE branch of a mask head stacks them.
+"""Convolutions over time and frequency for the HyperACE branch of a mask head.
 
 Every tensor is `(b, c, t, f)`, with channels c. Attributes are named as in the published state dicts.
 """
@@ -90,7 +90,7 @@ class Bottleneck(Layer):
 
 
 class C3k(Layer):
-    """`num_bottlenecks` bottlenecks beside a plain path, concatenated and fused; the number of channels stays."""
+    """`num_bottlenecks` bottlenecks parallel to a shortcut, concatenated and fused; the number of channels stays."""
 
     def __init__(self, channels: int, num_bottlenecks: int = 1) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class TimeFreqConvolutions(Layer):
     channels : int
         Channels in and out.
     num_freqs : int
-        Bins; the linear map goes through a quarter as many.
+        Bins; the linear map has a bottleneck of a quarter as many.
 
     References
     ----------

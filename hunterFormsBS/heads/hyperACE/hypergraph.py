@@ -1,4 +1,4 @@
-"""Hypergraph fusion of feature maps: positions of all resolutions exchange what they have in common [1]_.
+"""Hypergraph fusion of feature maps: positions of all resolutions exchange information through hyperedges [1]_.
 
 Axis letters in this module: b batch, c channels, t time frames, f frequency bins, n positions (time and frequency
 together), e hyperedges, h heads, d channels of one head.
@@ -20,10 +20,10 @@ from hunterFormsBS.kernels.seam import Layer
 
 
 class HyperedgeGeneration(Layer):
-    """Tell how much each position takes part in each hyperedge.
+    """Compute how much each position participates in each hyperedge.
 
-    A hyperedge is a learned prototype, moved by what the mean and the maximum over all positions say; participation is
-    the similarity of a position with it, averaged over heads, softmax over positions.
+    A hyperedge is a learned prototype plus an offset from the mean and the maximum over all positions. Participation is
+    the softmax over positions of a position's similarity with it, averaged over heads.
     """
 
     def __init__(self, channels: int, *, num_hyperedges: int, num_heads: int) -> None:
@@ -49,7 +49,7 @@ class HyperedgeGeneration(Layer):
 
 
 class HypergraphConvolution(Layer):
-    """Gather positions into hyperedges, and spread hyperedges over positions, each with a Linear and SiLU."""
+    """Positions to hyperedges and back, each with a Linear and SiLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class HypergraphComputation(Layer):
 
 
 class C3AH(Layer):
-    """An exchange through hyperedges beside a plain path, concatenated and fused."""
+    """An exchange through hyperedges parallel to a shortcut, concatenated and fused."""
 
     def __init__(self, channels: int, *, num_hyperedges: int, num_heads: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class C3AH(Layer):
 
 
 class HyperACE(Layer):
-    """Fuse four resolutions: half of the channels through hyperedges, a quarter through convolutions, the rest as is.
+    """Fuse four resolutions: half of the channels through hyperedges, a quarter through convolutions.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class HyperACE(Layer):
     num_hyperedges, num_heads
         See `HyperedgeGeneration`.
     num_high_order, num_low_order : int
-        Exchanges side by side, and convolutional blocks one after another.
+        Parallel exchanges, and consecutive convolutional blocks.
     """
 
     def __init__(
