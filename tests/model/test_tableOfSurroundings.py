@@ -202,6 +202,7 @@ def _bfloat16(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return with_formulas(listen, model.bfloat16(), x)
 
 
+FEW_CHANNELS = "with AVX512_FP16, oneDNN never ends a depthwise convolution of float16 over 16 channels or fewer"
 FEW_PIXELS = "instance norms over a few pixels amplify rounding a thousandfold: no digit of a half would be left"
 
 
@@ -209,7 +210,7 @@ FEW_PIXELS = "instance norms over a few pixels amplify rounding a thousandfold: 
     "half module",
     tolerance=0.02,
     is_lossy=True,
-    cannot={"HyperACE v1": FEW_PIXELS, "HyperACE v2": FEW_PIXELS},
+    cannot={"HyperACE v1": FEW_PIXELS, "HyperACE v2": FEW_PIXELS, "Conformer": FEW_CHANNELS},
 )
 def _half(model: BandSplitRotator, x: Tensor, y: Tensor) -> Any:
     return with_formulas(listen, model.half(), x)
