@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hunterFormsBS.ensemble import ENSEMBLES, Ensemble, combine, combine_streams, separate_ensemble_stream
+from hunterFormsBS.overlapAdd import branches
 from hunterFormsBS.separation import separate
 
 WEIGHTS = [1.0, 2.5, 0.5, 3.0]
@@ -175,3 +177,27 @@ def test_one_tensor_is_not_taken_for_blocks() -> None:
 def test_what_cannot_be_combined_is_refused_with_what_was_received(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_branches_give_all_items_and_hold_those_that_a_reader_still_needs(order: list[int]) -> None:
+    class Item:
+        pass
+
+    made: list[weakref.ref[Item]] = []
+
+    def make() -> Item:
+        item = Item()
+        made.append(weakref.ref(item))
+        return item
+
+    readers = branches((make() for _number in range(10)), 3)
+    taken: list[list[int]] = [[], [], []]
+    for reader in order:
+        item = next(readers[reader], None)
+        if item is not None:
+            taken[reader].append([each() for each in made].index(item))
+        del item
+        needed = set(range(min(map(len, taken)), max(map(len, taken))))
+        assert {number for number, each in enumerate(made) if each() is not None} <= needed
+    assert all(each == list(range(len(each))) for each in taken)
