@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,13 @@ from tests.models import TINY
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C and the end of a terminal as usual.
+    """Take Ctrl-C and the end of a terminal as usual, and give hypothesis the time that a busy machine needs.
 
     A shell lets what it starts in the background ignore the one, and nohup the other, and so would the programs that
     tests start and interrupt.
     """
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
     for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
         number = getattr(signal, name, None)  # Windows has no SIGHUP.
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:

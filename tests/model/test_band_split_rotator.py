@@ -82,7 +82,7 @@ def overlapping_layouts(draw: st.DrawFn) -> Tensor:
     return torch.tensor(rows)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(overlapping_layouts(), st.booleans())
 def test_mask_of_a_bin_is_the_mean_of_the_masks_of_its_bands(tiny_model: Build, layout: Tensor, stereo: bool) -> None:
     model = tiny_model(
@@ -96,7 +96,7 @@ def test_mask_of_a_bin_is_the_mean_of_the_masks_of_its_bands(tiny_model: Build, 
     torch.testing.assert_close(model.average_overlaps(band_masks), expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(overlapping_layouts())
 def test_bands_are_gathered_and_averaged_by_runs_of_bins_as_by_single_bins(tiny_model: Build, layout: Tensor) -> None:
     model = tiny_model(mask_filter_bank=layout, stft_n_fft=16, stft_win_length=16, stft_hop_length=4, dim_freqs_in=9)
@@ -111,7 +111,7 @@ def test_bands_are_gathered_and_averaged_by_runs_of_bins_as_by_single_bins(tiny_
     torch.testing.assert_close(*results)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(overlapping_layouts(), st.integers(1, 60))
 def test_masks_of_one_return_the_input_for_every_layout(tiny_model: Build, layout: Tensor, length: int) -> None:
     model = tiny_model(

@@ -87,7 +87,7 @@ def settings_and_length(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     return sizes | {"stft_normalized": draw(st.booleans())}, draw(st.integers(1, 100))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(settings_and_length())
 def test_inverse_returns_the_audio_for_every_accepted_size_and_any_length(case: tuple[dict[str, Any], int]) -> None:
     sizes, length = case
@@ -95,7 +95,7 @@ def test_inverse_returns_the_audio_for_every_accepted_size_and_any_length(case: 
     torch.testing.assert_close(stft.inverse(stft.forward(audio), length), audio, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(settings_and_length())
 def test_inverse_without_length_returns_the_whole_hops_that_came_in(case: tuple[dict[str, Any], int]) -> None:
     sizes, length = case

@@ -92,7 +92,7 @@ def test_weights_are_in_any_unit(kind: Ensemble) -> None:
     torch.testing.assert_close(combine(tensors, kind, [10 * weight for weight in WEIGHTS]), result)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(ENSEMBLES),
     length=st.integers(1, 6000),

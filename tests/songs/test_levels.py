@@ -52,7 +52,7 @@ def test_parts_are_where_a_stem_is_above_the_threshold() -> None:
     assert sounding_parts([torch.zeros(1, 0)], RATE) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ends=st.lists(st.integers(0, 3000), max_size=6), seed=st.integers(0, 9))
 def test_blocks_do_not_show_in_the_parts(ends: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -103,7 +103,7 @@ def test_a_sine_keeps_its_frequency_phase_and_level_at_another_rate(rate_from: i
     torch.testing.assert_close(resampled[:, inner], expected[:, inner], rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     length=st.integers(1, 3000),
     channels=st.integers(1, 2),

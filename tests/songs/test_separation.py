@@ -113,7 +113,7 @@ def test_identity_model_gives_the_mixture_back_at_every_sample(length: int, num_
     assert (stems[0] - mixture).abs().max() <= 1e-6
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     length=st.integers(1, 700),
     chunk_size=st.integers(8, 150),
@@ -130,7 +130,7 @@ def test_identity_holds_for_any_length_and_any_chunk_size(
     assert (stems[0] - mixture).abs().max() <= 1e-6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(num_overlap=st.integers(2, 8), length=st.integers(CHUNK + 1, 5 * CHUNK), seed=st.integers(0, 99))
 @example(num_overlap=2, length=CHUNK + 1, seed=1)
 @example(num_overlap=3, length=2 * CHUNK + 1, seed=1)
@@ -539,7 +539,7 @@ def cut(mixture: Tensor, places: list[int]) -> list[Tensor]:
     return [mixture[:, start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     length=st.integers(1, 900),
     chunk_size=st.integers(8, 200),
@@ -790,7 +790,7 @@ def test_int8_is_refused_on_other_devices_before_the_model_goes_there(monkeypatc
 # Parts of a song ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     length=st.integers(1, 900),
     chunk_size=st.integers(40, 200),
@@ -972,7 +972,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("blend", OTHER_PROGRAMS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**CHUNKS)
 @example(chunk_size=100, num_overlap=1, batch_size=2, length=250)
 @example(chunk_size=100, num_overlap=1.1, batch_size=1, length=205)
@@ -993,7 +993,6 @@ def test_the_blend_of_another_program_is_its_function_for_any_length_overlap_and
     torch.testing.assert_close(torch.cat(list(blocks), dim=-1), stems, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(chunk_size=st.integers(1, 10**6), data=st.data())
 def test_any_overlap_in_samples_has_a_number(chunk_size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, chunk_size - 1))
@@ -1001,7 +1000,7 @@ def test_any_overlap_in_samples_has_a_number(chunk_size: int, data: st.DataObjec
     assert Chunks(parameters, torch.float32, torch.device("cpu")).step == chunk_size - overlap
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**CHUNKS, shifts=st.integers(2, 4), blend=st.sampled_from(BLENDS), start=st.integers(0, 499))
 @example(chunk_size=100, num_overlap=2, batch_size=1, length=3, shifts=5, blend="smooth", start=1)
 def test_shifts_are_the_mean_of_songs_whose_end_is_put_before_their_beginning(
