@@ -68,9 +68,9 @@ class SpectralTransform:
         audio = np.zeros((*frames.shape[:-2], self.n_fft + self.hop * (num_frames - 1)), np.float32)
         weight = np.zeros(audio.shape[-1], np.float32)
         for index in range(num_frames):
-            place = slice(index * self.hop, index * self.hop + self.n_fft)
-            audio[..., place] += frames[..., index, :]
-            weight[place] += self.window**2
+            part = slice(index * self.hop, index * self.hop + self.n_fft)
+            audio[..., part] += frames[..., index, :]
+            weight[part] += self.window**2
         kept = slice(self.n_fft // 2, self.n_fft // 2 + length)
         return np.divide(audio[..., kept], weight[kept], dtype=np.float32)
 
@@ -117,16 +117,16 @@ def separate(
     stems = np.zeros(0, np.float32)
     total = np.zeros(length, np.float32)
     for index, (start, rise, fall) in enumerate(zip(starts, [0, *fades], [*fades, 0], strict=True)):
-        place = slice(start, start + chunk_size)
-        spectrum = transform.forward(mixture[:, place])
+        part = slice(start, start + chunk_size)
+        spectrum = transform.forward(mixture[:, part])
         estimate = transform.inverse(mask_spectrum(spectrum[None])[0], chunk_size)
         weight = np.ones(chunk_size, np.float32)
         weight[:rise] = squared_sine(rise)
         weight[chunk_size - fall :] = squared_sine(fall)[::-1]
         if not index:
             stems = np.zeros((len(estimate), *mixture.shape), np.float32)
-        stems[..., place] += estimate * weight
-        total[place] += weight
+        stems[..., part] += estimate * weight
+        total[part] += weight
         if progress is not None:
             progress(index + 1, len(starts))
     return stems / total

@@ -45,7 +45,8 @@ def read_recipe(name: str | PathLike[str]) -> Recipe:
     if not path.exists() and str(name) in shipped():
         return shipped()[str(name)]
     if not path.exists() and path.suffix == "":
-        raise RecipeError(f"there is no file and no recipe {short_repr(str(name))}{near(name, shipped())}")
+        known = near(name, shipped())
+        raise RecipeError(f"{short_repr(str(name))} is neither a file nor a recipe of the package{known}")
     recipe = _read(path, safe_name(path.stem))
     return replace(recipe, steps={name: _beside(step, path.parent) for name, step in recipe.steps.items()})
 
