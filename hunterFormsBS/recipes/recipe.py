@@ -257,7 +257,7 @@ class Recipe:
 def near(wrong: object, known: Collection[str]) -> str:
     """Return the end of a message: the most similar known name, or all of them."""
     found = difflib.get_close_matches(str(wrong), known, n=1)
-    return f"; is {found[0]} meant?" if found else f", but {', '.join(known)}"
+    return f"; is {found[0]} meant?" if found else f"; known are {', '.join(known)}"
 
 
 def _models(given: Any) -> tuple[Model, ...]:

@@ -87,8 +87,7 @@ def load_named_state(
 
 
 def _refuse_another_kind(saved: Saved, now: Saved, optimizer: Optimizer) -> None:
-    """Compare the options of two groups: newer versions of an optimizer only add some; another kind adds and lacks
-    some.
+    """Refuse the state of another kind of optimizer, by its options: newer versions of one kind only add options.
 
     Adam and AdamW have the same options; the one for the kind of decay distinguishes them.
     """
