@@ -165,7 +165,7 @@ def test_tensors_beside_the_one_model_are_left_out_with_a_remark(
 ) -> None:
     state = {f"{prefix}{key}": tensor for key, tensor in model.state_dict().items()} | beside
     path = saved(tmp_path, {"state_dict": state})
-    with pytest.warns(UserWarning, match=rf"{len(beside)} tensors beside it, which are left out: {next(iter(beside))}"):
+    with pytest.warns(UserWarning, match=rf"{len(beside)} other tensors, which are left out: {next(iter(beside))}"):
         assert_same(from_checkpoint(path, CONFIGURATION, upstream="hunterFormsBS"), model)
 
 
