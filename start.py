@@ -7,8 +7,8 @@
     python3 start.py test                      run the tests that catch nearly everything, in minutes
     python3 start.py test all                  run all of them
 
-Nothing is installed outside of the folder .venv beside this file, and what is there already is not installed again.
-uv is used where it is there, else pip. Without an NVIDIA GPU, Linux gets the build of PyTorch for the CPU.
+Everything is installed to the folder .venv next to this file; installed packages are not installed again. uv is used
+where it is there, else pip. Without an NVIDIA GPU, Linux gets the build of PyTorch for the CPU.
 """
 
 # Python 2.7 parses this file, so that an old Python can say what is needed.

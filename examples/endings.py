@@ -1,4 +1,4 @@
-"""How the examples end: after a mistake of the user in one line, without a traceback; without warnings of others."""
+"""How the examples end: user errors become one line, and warnings of other packages are hidden."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from hunterFormsBS.console import one_line
 
-# What files and settings raise that cannot be used. Anything else is a bug, and shows its traceback.
+# Exceptions from invalid files and settings. Any other is a bug, and shows its traceback.
 FAILURES = (ImportError, MemoryError, OSError, ValueError)
 
 
@@ -23,21 +23,21 @@ def run(main: Callable[[], None], *failures: type[Exception]) -> None:
     main : callable
         The program.
     *failures : type
-        What else it raises for files that cannot be used.
+        Further exceptions for invalid files.
     """
     error_of_parsers = argparse.ArgumentParser.error
     argparse.ArgumentParser.error = _error  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Remarks of the package on files carry the module that read them.
+            # The package's warnings about files have the module that read them.
             warnings.filterwarnings("default", module=r"__main__|hunterFormsBS")
             warnings.showwarning = _show_warning
             main()
     except (*FAILURES, *failures) as error:
         raise SystemExit(f"{_program()}: error: {one_line(error)}") from None
     except SystemExit as end:
-        # A sentence of the program's own.
+        # The program's own message.
         raise SystemExit(f"{_program()}: error: {end.code}" if isinstance(end.code, str) else end.code) from None
     except KeyboardInterrupt:
         print(f"{_program()}: interrupted", file=sys.stderr)

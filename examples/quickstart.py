@@ -2,8 +2,8 @@
 
     python examples/quickstart.py
 
-This shows that the whole path works: decoding, training, separation, checkpoint. The model is measured on the very
-song that it was trained on, six seconds of music from the package stempeg, so the numbers tell nothing about others.
+This shows that everything works: decoding, training, separation, checkpoint. The model is scored on the song that it
+was trained on, six seconds of music from the package stempeg, so the scores say nothing about other songs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from hunterFormsBS.separation import separate
 
 SAMPLE_RATE = 44100
 STEMS = ("drums", "bass", "other", "vocals")
-SEGMENT = 131072  # samples that the model sees at a time, in training and in separation
+SEGMENT = 131072  # samples per chunk, in training and in separation
 NUM_OVERLAP = 4
 LEARNING_RATE = 3e-3
-GOAL = 10.0  # mean SDR in dB of stems that are worth hearing
+GOAL = 10.0  # mean SDR in dB at which stems are worth hearing
 MINUTES = 6.0  # the longest training
 MEASURE_EVERY = 20  # steps
-# Bins in each band, of 10.8 Hz: narrow bands at the bottom, wide ones at the top.
+# Bins in each band, of 10.8 Hz: narrow bands at low frequencies, wide ones at high frequencies.
 FREQS_PER_BANDS = (*(4,) * 10, 8, 16, 16, 24, 32, 40, 56, 72, 96, 128, 160, 208, 272, 368, 513)
 
 
 def find_song() -> Path:
-    """Return the song that stempeg ships."""
-    package = find_spec("stempeg")  # not imported: that would need the program ffmpeg, and only the file is wanted
+    """Return the path of the song in stempeg."""
+    package = find_spec("stempeg")  # not imported, which would need the program ffmpeg: only the file is used
     if package is None or package.origin is None:
         raise SystemExit('The song is in the package stempeg: python -m pip install -e ".[examples]"')
     return next(Path(package.origin).parent.glob("data/*.stem.mp4"))
@@ -90,7 +90,7 @@ def signal_to_distortion(stems: Tensor, estimates: Tensor) -> Tensor:
 
 
 def mean_score(model: BandSplitRotator, mixture: Tensor, stems: Tensor) -> float:
-    """Return the mean SDR of the stems in dB, of chunks that do not overlap: the work of three steps or less."""
+    """Return the mean SDR of the stems in dB, from chunks that do not overlap; at most the work of three steps."""
     model.eval()
     estimates = separate(model, mixture, chunk_size=SEGMENT, num_overlap=1, batch_size=1)
     model.train()
@@ -100,9 +100,9 @@ def mean_score(model: BandSplitRotator, mixture: Tensor, stems: Tensor) -> float
 def train(
     model: BandSplitRotator, mixture: Tensor, stems: Tensor, seconds: float, steps: int | None = None, seed: int = 0
 ) -> None:
-    """Train on random segments of one song until the stems have the score `GOAL`, or the time is used up.
+    """Train on random segments of one song until the score is `GOAL`, or the time is up.
 
-    The score is measured now and then. With a number of steps neither it nor the time counts.
+    The score is computed now and then. If a number of steps is given, neither score nor time matters.
 
     The loss is the logarithm of each stem's mean squared error, so that a quiet stem counts as much as a loud one.
     `model(mixture, target=stems)` is the loss for serious training.
@@ -117,10 +117,10 @@ def train(
     bar_format = "{l_bar}{bar}| {elapsed}{postfix}"
     with tqdm(total=1.0, desc="training", bar_format=bar_format, mininterval=0.5) as bar:
         while done < 1:
-            # Warm up for 20 steps, then fall to zero like a cosine.
+            # Warm up for 20 steps, then fall to zero along a cosine.
             rate = min((count + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * done))
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
-            # A start beyond either end becomes that end, which random segments would otherwise seldom reach.
+            # Offsets beyond an end are clamped to it; otherwise random segments would seldom reach the ends.
             start = int(torch.randint(-SEGMENT // 4, last_start + SEGMENT // 4, (), generator=generator))
             start = min(max(start, 0), last_start)
             segment = slice(start, start + SEGMENT)
@@ -142,7 +142,7 @@ def train(
 
 
 def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
-    """Return a table of what the estimates score, and what silence and the mixture score in their place."""
+    """Return a table of the scores of the estimates, of silence and of the mixture."""
     scores = signal_to_distortion(stems, estimates)
     untouched = signal_to_distortion(stems, mixture.expand_as(stems))
     lines = ["SDR in dB    silence  mixture  estimate  |    peak      RMS       DC"]
@@ -153,7 +153,7 @@ def report(mixture: Tensor, stems: Tensor, estimates: Tensor) -> str:
 
 
 def interpreter() -> str:
-    """Return how a shell calls the Python that runs this."""
+    """Return the shell command of the running Python."""
     found = shutil.which("python")
     if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
         return "python"
@@ -161,7 +161,7 @@ def interpreter() -> str:
 
 
 def main() -> None:
-    """Run the whole path."""
+    """Train, separate, score, draw and save."""
     reader = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     reader.add_argument("--minutes", type=float, default=MINUTES, help=f"to train at most (default: {MINUTES:g})")
     reader.add_argument("--steps", type=int, help="train that many steps instead, for the same result every time")

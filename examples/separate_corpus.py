@@ -2,10 +2,10 @@
 
     python examples/separate_corpus.py s3://bucket/songs --checkpoint model.ckpt --output s3://bucket/stems --actors 8
 
-Songs are read from, and stems written to, any file system that fsspec knows. Each actor holds the model and has a GPU,
-where there are some. `OUTPUT/results` gets a Parquet table with a row for each song: `song`, `status`, `outputs`,
-`duration`, `seconds`, `error`. What fails is a row with the reason. Ray restarts actors that are lost, and gives their
-songs to others. The same command again separates what no table says is separated.
+Songs are read from, and stems written to, any file system of fsspec. Each actor holds the model and uses a GPU, if
+there are any. `OUTPUT/results` gets a Parquet table with a row for each song: `song`, `status`, `outputs`, `duration`,
+`seconds`, `error`. Failed songs have a row with the reason. Ray restarts lost actors, and gives their songs to others.
+The same command again separates the songs that no table lists as separated.
 
 Needs `python -m pip install -e ".[corpus]"`, and fsspec's package for the file system, such as s3fs.
 """
@@ -40,18 +40,18 @@ from hunterFormsBS.songs.settings import find_configuration, read_settings
 from hunterFormsBS.songs.writing import writing_together
 
 ATTEMPTS = 3
-"""How often a song is tried again whose actor was lost: it may be the song that uses up the memory."""
+"""How often a song is retried whose actor was lost: the song itself may exhaust the memory."""
 
 ROWS_PER_FILE = 50
 
 
 class SeparateSong:
-    """What an actor is: a model, loaded once, that takes songs one after another.
+    """An actor: a model, loaded once, that separates songs one after another.
 
     Parameters
     ----------
     checkpoint : str
-        A file that every machine sees, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
+        A file on a shared file system, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
     configuration : str | None
     output : str
         Folder, or address of one.
@@ -107,7 +107,7 @@ class SeparateSong:
             outputs = [f"{root}/{name}/{file.name}" for file in files.values()]
             target.makedirs(f"{root}/{name}", exist_ok=True)
             for file, address in zip(files.values(), outputs, strict=True):
-                # What has the name is whole: object stores see to that, and elsewhere it is renamed.
+                # Files with final names are complete: object stores guarantee that, and elsewhere files are renamed.
                 part = f"{address}.part" if "file" in target.protocol else address
                 target.put_file(str(file), part)
                 if part != address:
@@ -116,7 +116,7 @@ class SeparateSong:
 
 
 def find_songs(songs: str, column: str) -> list[str]:
-    """Return the addresses in a column of a table, or those of all audio files below a folder."""
+    """Return the addresses in a column of a table, or of all audio files below a folder."""
     files, path = fsspec.core.url_to_fs(songs)
     if path.endswith((".parquet", ".csv")):
         import pyarrow.csv
@@ -134,7 +134,7 @@ def find_songs(songs: str, column: str) -> list[str]:
 
 
 def name_songs(songs: Sequence[str]) -> dict[str, str]:
-    """Return for each song its folder within the output: where it lies below what all songs have in common."""
+    """Return for each song its folder in the output: its path below the common folder of all songs."""
     parents = [str(PurePosixPath(song).parent) for song in songs]
     common = os.path.commonpath(parents) if parents else ""
     below = {song: PurePosixPath(song).relative_to(common) for song in songs}
@@ -147,7 +147,7 @@ def name_songs(songs: Sequence[str]) -> dict[str, str]:
 
 
 def results_so_far(output: str) -> dict[str, str]:
-    """Return what the tables of all runs say became of songs."""
+    """Return the results of songs from the tables of all runs."""
     import pyarrow.parquet
 
     files, root = fsspec.core.url_to_fs(output)
@@ -170,7 +170,7 @@ def separate_corpus(
     actors: int = 1,
     actor: type[SeparateSong] = SeparateSong,
 ) -> list[str]:
-    """Separate songs, write the table of results, and return the songs that it lacks, because their actors died.
+    """Separate songs, write the table of results, and return the songs without one because their actors died.
 
     Parameters
     ----------
@@ -180,14 +180,14 @@ def separate_corpus(
     checkpoint, configuration, kind
         See `SeparateSong`.
     actors : int
-        How many models work side by side.
+        Number of models that work in parallel.
     actor : type[SeparateSong]
-        What they are.
+        Their class.
     """
     context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # One song that is fatal to its actor does not end the others.
+    context.max_errored_blocks = -1  # A song that kills its actor does not end the others.
     rows = [{"song": song, "name": name} for song, name in songs.items()]
-    # A block for each song: what a lost actor had done before is not done again.
+    # One block per song: finished songs of a lost actor are not repeated.
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         actor,
         fn_constructor_args=(checkpoint, configuration, output, kind),
@@ -202,7 +202,7 @@ def separate_corpus(
 
 
 def main() -> None:
-    """Separate what the command line names."""
+    """Separate the songs of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("songs", help="folder of songs, or a table of their addresses: .parquet or .csv")
     parser.add_argument("--column", default="song", help="of the table (default: song)")
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--address", help="of a cluster of Ray (default: that of RAY_ADDRESS, else this machine)")
     arguments = parser.parse_args()
     if not is_remote(arguments.checkpoint):
-        # A wrong name is said before a cluster starts.
+        # Report a wrong name before a cluster starts.
         find_configuration(Path(arguments.checkpoint), arguments.configuration and Path(arguments.configuration))
     songs = name_songs(find_songs(arguments.songs, arguments.column))
     statuses = results_so_far(arguments.output)
@@ -232,7 +232,7 @@ def main() -> None:
                 actors=arguments.actors,
             )
         except ray.exceptions.RayError as error:
-            # An actor could not begin: its traceback ends with the reason.
+            # An actor could not start: its traceback ends with the reason.
             sys.exit(str(error).strip().rpartition("\n")[2])
         statuses = results_so_far(arguments.output)
     counts = {status: sum(statuses.get(song) == status for song in songs) for status in ("separated", "failed")}

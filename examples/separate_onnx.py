@@ -2,8 +2,8 @@
 
     python examples/separate_onnx.py model.onnx song.wav --output stems
 
-The model is a file that `hunterforms convert model.ckpt --output model.onnx` wrote. Axis letters: b batch, n stem,
-s audio channel, f frequency bin, t time frame (of audio: sample), c real and imaginary part.
+The model is a file from `hunterforms convert model.ckpt --output model.onnx`. Axis letters: b batch, n stem, s audio
+channel, f frequency bin, t time frame (of audio: sample), c real and imaginary part.
 
 Needs `pip install numpy onnxruntime`.
 """
@@ -53,7 +53,7 @@ class SpectralTransform:
     def forward(self, audio: Array) -> Array:
         """Transform audio, `(s, t)`, to `(s, f, t, c)`."""
         half = self.n_fft // 2
-        # Reflection at the ends needs more samples than it adds.
+        # Reflection at an end needs more samples than it adds.
         audio = np.pad(audio, ((0, 0), (0, max(0, half + 1 - audio.shape[-1]))))
         audio = np.pad(audio, ((0, 0), (half, half)), mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(audio, self.n_fft, axis=-1)[:, :: self.hop]
@@ -68,9 +68,9 @@ class SpectralTransform:
         audio = np.zeros((*frames.shape[:-2], self.n_fft + self.hop * (num_frames - 1)), np.float32)
         weight = np.zeros(audio.shape[-1], np.float32)
         for index in range(num_frames):
-            place = slice(index * self.hop, index * self.hop + self.n_fft)
-            audio[..., place] += frames[..., index, :]
-            weight[place] += self.window**2
+            part = slice(index * self.hop, index * self.hop + self.n_fft)
+            audio[..., part] += frames[..., index, :]
+            weight[part] += self.window**2
         kept = slice(self.n_fft // 2, self.n_fft // 2 + length)
         return np.divide(audio[..., kept], weight[kept], dtype=np.float32)
 
@@ -86,14 +86,14 @@ def separate(
 ) -> Array:
     """Separate audio chunk by chunk and add up the estimates, weighted so that the weights sum to one.
 
-    This is what `hunterFormsBS.separation.separate` does, but for audio shorter than a chunk, which is not lengthened.
+    This equals `hunterFormsBS.separation.separate`, except that audio shorter than a chunk is not extended.
 
     Parameters
     ----------
     mask_spectrum : Callable
         `(b, s, f, t, c)` to `(b, n, s, f, t, c)`.
     transform : SpectralTransform
-        What the model was trained with.
+        The transform of the model.
     mixture : Array
         `(s, t)`.
     chunk_size : int
@@ -117,16 +117,16 @@ def separate(
     stems = np.zeros(0, np.float32)
     total = np.zeros(length, np.float32)
     for index, (start, rise, fall) in enumerate(zip(starts, [0, *fades], [*fades, 0], strict=True)):
-        place = slice(start, start + chunk_size)
-        spectrum = transform.forward(mixture[:, place])
+        part = slice(start, start + chunk_size)
+        spectrum = transform.forward(mixture[:, part])
         estimate = transform.inverse(mask_spectrum(spectrum[None])[0], chunk_size)
         weight = np.ones(chunk_size, np.float32)
         weight[:rise] = squared_sine(rise)
         weight[chunk_size - fall :] = squared_sine(fall)[::-1]
         if not index:
             stems = np.zeros((len(estimate), *mixture.shape), np.float32)
-        stems[..., place] += estimate * weight
-        total[place] += weight
+        stems[..., part] += estimate * weight
+        total[part] += weight
         if progress is not None:
             progress(index + 1, len(starts))
     return stems / total
@@ -138,7 +138,7 @@ def squared_sine(length: int) -> NDArray[np.float64]:
 
 
 def read_wav(pathFilename: Path) -> tuple[Array, int]:
-    """Return the samples of a WAV file, `(s, t)`, and how many there are in a second."""
+    """Return the samples of a WAV file, `(s, t)`, and the sample rate."""
     content = pathFilename.read_bytes()
     if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
         raise ValueError(f"{pathFilename} is not a WAV file: convert it, for example with ffmpeg -i FILE song.wav")
@@ -151,14 +151,14 @@ def read_wav(pathFilename: Path) -> tuple[Array, int]:
     if not {b"fmt ", b"data"} <= chunks.keys():
         raise ValueError(f"{pathFilename} holds no audio: copy or download it again")
     kind, channels, sample_rate, _, _, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "])
-    if kind == 0xFFFE:  # the extensible format says further on what it is
+    if kind == 0xFFFE:  # the extensible format states its type later
         (kind,) = struct.unpack_from("<H", chunks[b"fmt "], 24)
     data = np.frombuffer(chunks[b"data"], np.uint8)
     data = data[: len(data) // (channels * bits // 8) * (channels * bits // 8)]
     if (kind, bits) == (3, 32):
         samples = data.view("<f4").astype(np.float32)
     elif kind == 1 and bits in (16, 24, 32):
-        # The bytes of a sample go to the upper end of 32 bits, least significant first.
+        # The bytes of a sample become the upper bytes of 32 bits, least significant first.
         wide = np.zeros((len(data) * 8 // bits, 4), np.uint8)
         wide[:, 4 - bits // 8 :] = data.reshape(-1, bits // 8)
         samples = wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
@@ -186,14 +186,14 @@ def write_wav(pathFilename: Path, audio: Array, sample_rate: int) -> None:
 
 
 def show_progress(done: int, total: int) -> None:
-    """Say on one line of the terminal how far it is."""
+    """Show the progress on one line of the terminal."""
     print(f"\rchunk {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     description = "Separate a WAV file with an exported model: separate_onnx.py MODEL MIXTURE"
-    # Without a usage, errors take one line.
+    # Without a usage message, errors are one line.
     parser = argparse.ArgumentParser("separate_onnx.py", usage=argparse.SUPPRESS, description=description)
     parser.add_argument("model", type=Path, help="what hunterforms convert wrote")
     parser.add_argument("mixture", type=Path, help="WAV file")

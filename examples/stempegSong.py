@@ -1,4 +1,4 @@
-"""Make a folder of songs to try training with: the six seconds of music that the package stempeg brings along.
+"""Make a folder of songs to try training with, from the six seconds of music in the package stempeg.
 
     python examples/stempegSong.py songs
 
@@ -14,7 +14,7 @@ from hunterFormsBS.training.stempegSong import write_songs
 
 
 def main() -> None:
-    """Write them."""
+    """Write the songs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     write_songs(parser.parse_args().folder)

@@ -299,7 +299,7 @@ def _check_window(model: object, chunk_size: int) -> None:
         )
 
 
-def _check_audio(audio: object, what: str, place: int) -> Tensor:
+def _check_audio(audio: object, what: str, offset: int) -> Tensor:
     """Return audio if it is finite, floating-point and has one or two axes; otherwise raise."""
     if not isinstance(audio, Tensor):
         message = f"`{what}` must be a tensor: received {type(audio).__name__}. torch.from_numpy converts an array."
@@ -321,7 +321,7 @@ def _check_audio(audio: object, what: str, place: int) -> Tensor:
         bad = ~torch.isfinite(audio.reshape(-1, audio.shape[-1])).all(dim=0)
         message = (
             f"`{what}` must be finite: received NaN or infinity at {int(bad.sum())} samples, the first at index "
-            f"{place + int(bad.nonzero()[0])}. Repair or cut out those samples."
+            f"{offset + int(bad.nonzero()[0])}. Repair or cut out those samples."
         )
         raise ValueError(message)
     return audio

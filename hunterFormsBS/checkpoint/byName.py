@@ -251,8 +251,7 @@ def publish(
 
 
 def _entry_at(name: str) -> Entry:
-    """Return the entry of `hub:OWNER/REPOSITORY/FILE`, optionally with `@REVISION`, from the catalogue if it is
-    there."""
+    """Return the entry of `hub:OWNER/REPOSITORY/FILE`, optionally with `@REVISION`, which may be in the catalogue."""
     location, _, revision = name.removeprefix(PREFIX).partition("@")
     owner, _, rest = location.partition("/")
     repository, _, file = rest.partition("/")

@@ -157,8 +157,7 @@ def entries() -> Mapping[str, Entry]:
 
 
 def find_entry(name: str) -> Entry | None:
-    """Return the checkpoint with this name, in the catalogue, of its file, or in another program; None if there is
-    none.
+    """Return the checkpoint with this name in the catalogue, of its file or in another program, or None.
 
     An ambiguous name, as `model.ckpt` would be, matches none.
     """

@@ -27,15 +27,15 @@ class Family:
     upstream : Upstream
         The project whose constructors the configurations were written for.
     overlapping : bool
-        Whether its bands overlap, which is to say that it is a Mel-Band RoFormer.
+        Whether its bands overlap, as in a Mel-Band RoFormer.
     present, absent : tuple[str, ...]
         Regular expressions. Each of `present` matches some key of the family's state dicts, none of `absent` does.
     renames : tuple[tuple[str, str], ...]
         Regular expressions and replacements, applied to every key in this order.
     defaults : Mapping[str, object]
-        Upstream's defaults where they differ from those of `BandSplitRotator`, under its names and in its convention.
+        Upstream's defaults that differ from those of `BandSplitRotator`, with its names and convention.
     mask_estimator_depth_excess : int
-        What upstream's `mask_estimator_depth` counts beyond the hidden layers.
+        How many layers more than the hidden ones upstream's `mask_estimator_depth` counts.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Family:
 
 _MEL: Final = MappingProxyType({"attn_dropout": 0.1, "ff_dropout": 0.1, "num_bands": 60, "sample_rate": 44100})
 _VALUE_RESIDUAL: Final = MappingProxyType({"use_value_residual_learning": True, "learned_value_residual_mix": True})
-# Upstream's Mel-Band RoFormer gives the mix and the first values to lerp in the wrong order.
+# Upstream's Mel-Band RoFormer passes the mix and the first values to lerp in the wrong order.
 _VALUE_RESIDUAL_SWAPPED: Final = MappingProxyType(
     {"use_value_residual_learning": True, "learned_value_residual_mix": "swapped"}
 )
@@ -65,7 +65,7 @@ _EXPERIMENTAL: Final = MappingProxyType({"residual_in_first_group_only": True, "
 
 _UNWRAP: Final = (r"\.branch\.", ".")
 MEL_MIX: Final = r"\.learned_value_residual_mix\."
-"""In the keys of upstream's Mel-Band RoFormer that mixes values."""
+"""A part of the keys of upstream's Mel-Band RoFormer with value residuals."""
 _NAME_MIX: Final = (rf"{MEL_MIX}0\.", ".to_value_residual_mix.")
 _STREAMS: Final = r"\.static_alpha$"
 _BRANCH: Final = r"\.branch\."
@@ -162,28 +162,28 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     _mel("Music-Source-Separation-Training, Mel-Band RoFormer", "msst", defaults={"zero_dc": True}),
     _bs("Music-Source-Separation-Training, BS-RoFormer", "msst", defaults={"zero_dc": True}),
-    # Keys do not tell these from the two above.
+    # Their keys equal those of the two above.
     _mel(
         "Music-Source-Separation-Training, experimental Mel-Band RoFormer", "msst_experimental", defaults=_EXPERIMENTAL
     ),
     _bs("Music-Source-Separation-Training, experimental BS-RoFormer", "msst_experimental", defaults=_EXPERIMENTAL),
     _mel("BS-RoFormer 0.3 to 0.6.0"),
-    # Nor do keys tell that the first releases of 0.3 had no window: stft_window_fn=torch.ones.
+    # Keys do not show that the first releases of 0.3 had no window: stft_window_fn=torch.ones.
     _bs("BS-RoFormer 0.3 and 0.4"),
     Family(name="hunterFormsBS, overlapping bands", upstream="hunterFormsBS", overlapping=True, absent=(_FINAL_NORM,)),
     Family(name="hunterFormsBS", upstream="hunterFormsBS", overlapping=False),
 )
-"""All families. Those that share their keys with a row above them are found only by naming their upstream."""
+"""All families. Those with the same keys as a row above are found only by naming their upstream."""
 
 UPSTREAM_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {"add_value_residual": "use_value_residual_learning", "linear_conformer_depth": "linear_transformer_depth"}
 )
-"""Upstream's names of arguments that have another name here."""
+"""Upstream's names of arguments with another name here."""
 
 NAMES_OF_MEL_ONLY: Final[frozenset[str]] = frozenset(
     {"num_bands", "sample_rate", "add_value_residual", "linear_flash_attn"}
 )
-"""Arguments that only upstream's Mel-Band RoFormer has: a configuration that states one is of that class."""
+"""Arguments that only upstream's Mel-Band RoFormer has: a configuration with one of them is for that class."""
 
 
 def families_of(upstream: Upstream | None) -> tuple[Family, ...]:
@@ -192,12 +192,12 @@ def families_of(upstream: Upstream | None) -> tuple[Family, ...]:
 
 
 def newest_family(upstream: Upstream, *, overlapping: bool) -> Family:
-    """Return the row that describes a project's present code, for configurations without a state dict."""
+    """Return the row for a project's current code, for configurations without a state dict."""
     return next(family for family in families_of(upstream) if family.overlapping == overlapping)
 
 
 def check_upstream(upstream: object) -> Upstream:
-    """Return `upstream` where it names a project of the table.
+    """Return `upstream` if it names a project of the table.
 
     Raises
     ------

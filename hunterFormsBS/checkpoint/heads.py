@@ -1,4 +1,4 @@
-"""Models with the heads of another one, in any order and number, and with new ones."""
+"""Models with the heads of another model, in any order and number, and with new heads."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def model_with_heads(model: BandSplitRotator, numbers: Sequence[int | None]) -> 
     Parameters
     ----------
     model : BandSplitRotator
-        It stays as it is.
+        It is not changed.
     numbers : sequence of int or None
-        For each new head the number of the old one that it is a copy of, or None for one with random weights.
+        For each head, the number of the old head to copy, or None for random weights.
 
     Returns
     -------
     other : BandSplitRotator
         In eval mode, on the same device and in the same dtype.
     taken : frozenset of str
-        Keys of the weights that are those of `model`.
+        Keys of the weights taken from `model`.
     """
     arguments: dict[str, Any] = {**model.configuration, "num_stems": len(numbers)}
     other = BandSplitRotator(**arguments)
@@ -54,7 +54,7 @@ def model_with_heads(model: BandSplitRotator, numbers: Sequence[int | None]) -> 
 def join_stems(
     base: BandSplitRotator, names: Sequence[str], trained: BandSplitRotator, stems: Sequence[str]
 ) -> tuple[BandSplitRotator, list[str]]:
-    """Build a model with the layers of one that was trained, its heads, and the heads that another has besides.
+    """Build a model with the layers and heads of `trained`, and the other heads of `base`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, through `huggingface_hub`: whatever fails there fails soon, in one line with the remedy."""
+"""The Hugging Face Hub, through `huggingface_hub`. Failures end soon, in one line with the remedy."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 def download(
     repository: str, file: str, revision: str, digest: str = "", before: Callable[[], object] = lambda: None
 ) -> Path:
-    """Return a file of the Hub: that of the cache, unless there is a newer one and a connection.
+    """Return a file of the Hub: the cached one, unless there is a newer one and a connection.
 
-    The SHA-256 is compared at every call where it is known: from the catalogue, or because the cache names a file
-    after it.
+    The SHA-256 is compared at every call if it is known from the catalogue or from the name of the cached file.
 
     Parameters
     ----------
     repository, file, revision : str
     digest : str
-        SHA-256 of the file, by which it is found in the cache without a connection.
+        SHA-256 of the file, to find it in the cache offline.
     before : callable
-        Called before a file is transferred that is not in the cache.
+        Called before a file that is not in the cache is downloaded.
 
     Raises
     ------
     CheckpointError
-        If the file cannot be fetched, is damaged, or is another one than that of the digest.
+        If the file cannot be downloaded, is damaged, or has another digest.
     ImportError
         If huggingface_hub is not installed.
     """
@@ -63,34 +62,34 @@ def download(
 
 
 def commit_of(path: Path, file: str) -> str:
-    """Return the commit from which a file was downloaded, after which the cache names its folder."""
+    """Return the commit from which a file was downloaded: the name of its folder in the cache."""
     return path.parents[len(Path(file).parts) - 1].name
 
 
 def names_of(repository: str, commit: str) -> list[str]:
-    """Return the names of all files in a commit; without a connection as well, where it was asked for before.
+    """Return the names of all files in a commit; offline, from an earlier list.
 
     Raises
     ------
     CheckpointError
-        If the commit was never listed, and cannot be now.
+        If the commit was never listed and cannot be listed now.
     """
     with _of_hub(f"the files of {printable(repository)} cannot be listed", repository) as hub:
-        # A commit never changes, so a list of its files is kept beside the cache, for when there is no connection.
+        # A commit never changes, so the list of its files is stored for offline use.
         memory = (
             Path(hub.constants.HF_ASSETS_CACHE) / "hunterFormsBS" / repository.replace("/", "--") / f"{commit}.json"
         )
         if (names := _read_names(memory)) is None:
             ask = partial(hub.HfApi().model_info, repository, revision=commit)
             names = [str(sibling.rfilename) for sibling in soon(ask).siblings or ()]
-            with suppress(OSError):  # a cache that may only be read
+            with suppress(OSError):  # a read-only cache
                 memory.parent.mkdir(parents=True, exist_ok=True)
                 memory.write_text(json.dumps(names), encoding="utf-8")
     return names
 
 
 def upload(repository: str, path: Path, *, private: bool) -> str:
-    """Upload a file to a repository, which is made if it is not there, and return the address of the commit."""
+    """Upload a file to a repository, creating it if necessary; return the address of the commit."""
     with _of_hub(f"{path.name} cannot be uploaded to {printable(repository)}", repository) as hub:
         client = hub.HfApi()
         client.create_repo(repository, private=private, exist_ok=True)
@@ -106,7 +105,7 @@ def _find(hub: Any, repository: str, file: str, revision: str, digest: str, befo
         # A file that cannot have changed needs no connection.
         if (digest or _COMMIT.fullmatch(revision)) and (not digest or sha256(Path(cached())) == digest):
             return Path(cached())
-    # Asked first, once and with little patience: the download itself tries again for minutes.
+    # Asked first, once, with a short timeout: the download itself retries for minutes.
     ask = partial(hub.get_hf_file_metadata, hub.hf_hub_url(repository, file, revision=revision))
     try:
         soon(ask)
@@ -126,14 +125,14 @@ def _find(hub: Any, repository: str, file: str, revision: str, digest: str, befo
 
 
 def _has_its_name(path: Path) -> bool:
-    """Tell whether a file of the cache has the digest after which it is named: SHA-256, or that of Git."""
+    """Tell whether a cached file has the digest in its name: SHA-256, or Git's."""
     if path.parent.name != "blobs":
-        return True  # a copy, where the file system has no links: its name says nothing
+        return True  # a copy, on a file system without links: its name is not a digest
     if re.fullmatch(r"[0-9a-f]{64}", path.name):
         return sha256(path) == path.name
     if re.fullmatch(r"[0-9a-f]{40}", path.name) and path.stat().st_size <= LARGEST_TEXT:
         data = path.read_bytes()
-        # Mirrors that know nothing of Git name a file after the plain digest.
+        # Mirrors without Git name a file after the plain digest.
         forms = (b"blob %d\0" % len(data) + data, data)
         return path.name in (hashlib.sha1(form, usedforsecurity=False).hexdigest() for form in forms)
     return True

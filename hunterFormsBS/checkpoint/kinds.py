@@ -1,4 +1,4 @@
-"""The format of a file by its content, and refusals of paths that are not files."""
+"""The format of a file by its contents, and checks that a path is a file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NOT_ITSELF: Final = (
     (
         rb"(entry|repository|model|404:?) not found|not found$|invalid (username|credentials|token)|access (to|denied)"
         rb'|unauthorized|forbidden|too many requests|\{"(error|message|detail)"',
-        "it is what a server says instead of the file: open its page, accept its terms if it has any, and download it",
+        "it is a server's message instead of the file: open its page, accept its terms if it has any, and download it",
     ),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", "it is compressed: decompress it first"),
     (rb"7z\xbc\xaf\x27\x1c|Rar!", "it is an archive: extract the checkpoint first"),
     (rb"(?s).{257}ustar", "it is a tar archive: extract the checkpoint first, or save it anew with torch.save"),
 )
-"""Starts of files that stand in for a checkpoint or contain it, as regular expressions, each with its remedy."""
+"""First bytes of files that replace or contain a checkpoint, as regular expressions, with remedies."""
 
 _NAMED: Final = (
     *_NOT_ITSELF,
@@ -40,16 +40,16 @@ _NAMED: Final = (
     (rb"\x93NUMPY", "it is an array of NumPy"),
     (rb"(?s)\x08.{0,8}\x12|\x08[\x01-\x20]", "it looks like a model in ONNX, whose weights are not read"),
 )
-"""Starts of files of other formats, as regular expressions, each with its name."""
+"""First bytes of other formats, as regular expressions, with names."""
 
 
 def kind_of_weights(path: Path) -> Kind:
-    """Tell the format of a weights file by its content.
+    """Return the format of a weights file by its contents.
 
     Raises
     ------
     CheckpointError
-        If it is something else, which the message names.
+        If it is something else; the message names it.
     OSError
         If it cannot be opened.
     """
@@ -64,7 +64,7 @@ def kind_of_weights(path: Path) -> Kind:
         return "torch"
     if start[:1] in (b"\x80", b"L") and (MAGIC in start[:40] or start.startswith(b"L119547037146038801333356L\n")):
         return "torch"
-    if start[8:9] == b"{" and header < 2**40:  # eight characters of text would be a greater number
+    if start[8:9] == b"{" and header < 2**40:  # eight characters of text would be a larger number
         if header > LARGEST_HEADER or 8 + header > size:
             raise CheckpointError(
                 f"{printable(path)} cannot be read, it is damaged or incomplete: its header would have {header:,} of "
@@ -77,7 +77,7 @@ def kind_of_weights(path: Path) -> Kind:
 
 
 def refuse_unless_file(path: Path, what: str) -> None:
-    """Refuse folders, devices, addresses and names on a hub, each by its name."""
+    """Refuse folders, devices, addresses and names on a hub, with a message for each."""
     text = str(path)
     if "\0" in text:
         raise CheckpointError(f"{printable(path)} is not {what}: a path holds no zero byte")
@@ -97,7 +97,7 @@ def refuse_unless_file(path: Path, what: str) -> None:
 
 
 def refuse_weights(path: Path, start: bytes) -> None:
-    """Refuse a configuration that is a checkpoint, or another file that is named by its first bytes."""
+    """Refuse a configuration that is a checkpoint or another known format."""
     if start.startswith((b"PK\x03\x04", b"\x80\x02")) or (
         start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER and 0 in start[:8]
     ):

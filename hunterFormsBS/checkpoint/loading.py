@@ -1,7 +1,7 @@
-"""Checkpoints and configurations of every upstream family, read into `BandSplitRotator`.
+"""Checkpoints and configurations of every upstream family, loaded into `BandSplitRotator`.
 
-Tensor shapes win over a configuration, and the caller's arguments over both. A warning names the audible arguments that
-nothing determined.
+Tensor shapes win over a configuration. The caller's arguments win over the configuration, and must agree with the
+shapes. A warning lists the audible arguments that nothing determined.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from hunterFormsBS.choices import Upstream
 
 
 def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read the weights of a model, running nothing that is in the file.
+    """Read the weights of a model, executing nothing in the file.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        What `torch.save` or safetensors wrote, or the .index.json of several safetensors files.
+        A file of `torch.save` or safetensors, or the .index.json of several safetensors files.
     map_location : torch.device | str, default "cpu"
         The device of the tensors.
 
@@ -51,13 +51,13 @@ def read_state_dict(pathFilename: PathFilename, *, map_location: torch.device | 
     -------
     state_dict : dict[str, Tensor]
         The model's tensors, without the dictionaries and the prefixes `module.`, `model.` and `_orig_mod.` that
-        trainers add; in the file's dtype, under the keys of the family that made it.
+        trainers add; in the file's dtype, with the keys of its family.
 
     Raises
     ------
     CheckpointError
-        If the file is empty, damaged or of another kind, holds no weights, or needs unpickling of anything but tensors
-        and plain containers.
+        If the file is empty, damaged or of another format, holds no weights, or needs unpickling of anything but
+        tensors and plain containers.
     OSError
         If the file cannot be opened.
     """
@@ -74,12 +74,12 @@ def from_configuration(
     Parameters
     ----------
     configuration : str | PathLike[str] | Mapping[str, Any]
-        A file or a mapping. The arguments of the model are in its section `model`, or are all of it.
+        A file or a mapping. The model's arguments are in its section `model`, or at the top level.
     upstream : Upstream, default "msst"
-        Whose convention and whose defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
+        The project whose convention and defaults they follow: `'msst'`, `'msst_experimental'`, `'lucidrains'` or
         `'hunterFormsBS'`.
     **overrides : Any
-        Arguments of `BandSplitRotator`, in its convention, that replace those of the configuration.
+        Arguments of `BandSplitRotator`, in its convention; they override the configuration.
 
     Returns
     -------
@@ -115,12 +115,12 @@ def load(
     partial: bool = False,
     **overrides: Any,
 ) -> BandSplitRotator:
-    """Load a model from a file that is here; see `hunterFormsBS.checkpoint.from_checkpoint`, which fetches it.
+    """Load a model from a local file; see `hunterFormsBS.checkpoint.from_checkpoint`, which can also fetch one.
 
     Parameters
     ----------
     beside : Mapping[str, Any] | None, default None
-        The configuration that was found with the file. One that was passed, or that is in the file, comes first.
+        The configuration found with the file. One that was passed, or is in the file, takes precedence.
     """
     contents = read_contents(path)
     whole = choose_configuration(path, configuration, contents.configuration, beside)
@@ -130,7 +130,7 @@ def load(
     recognition = recognise(contents.state_dict, upstream)
     state_dict, left_out = to_plain_keys(contents.state_dict, recognition)
     remarks = contents.remarks + left_out
-    del contents  # so that a tensor goes from memory as soon as it has become a parameter
+    del contents  # so that a tensor is freed as soon as it has become a parameter
     evidence = Evidence(
         path=path,
         recognition=recognition,
@@ -151,14 +151,14 @@ def load(
 
 
 def choose_configuration(path: Path, *stated: Configuration | None) -> Mapping[str, Any]:
-    """Return the configuration of a checkpoint: the first that is stated, or that of the catalogue, or an empty one.
+    """Return the configuration of a checkpoint: the first that is given, or that of the catalogue, or an empty one.
 
     Parameters
     ----------
     path : Path
         The file, which the catalogue may recognise.
     *stated : Configuration | None
-        In this order: the one that was passed, the one within the file, the one that was found with it.
+        In this order: the one that was passed, the one within the file, the one found with it.
     """
     for configuration in stated:
         if configuration is not None:
@@ -168,7 +168,7 @@ def choose_configuration(path: Path, *stated: Configuration | None) -> Mapping[s
 
 
 def has_shapes_of(entry: Entry, path: Path) -> bool:
-    """Tell whether the tensors of a file have the keys and shapes of a public checkpoint's model."""
+    """Tell whether a file's tensors have the keys and shapes of a public checkpoint's model."""
     try:
         state_dict = translate_state_dict(read_contents(path, "meta").state_dict)
     except CheckpointError:
@@ -181,11 +181,11 @@ def has_shapes_of(entry: Entry, path: Path) -> bool:
 
 
 def _given(overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return the overrides that state something, ready for the constructor."""
+    """Return the overrides that are not None, ready for the constructor."""
     return {name: value for name, value in resolve_values(overrides).items() if value is not None}
 
 
 def _warn(remarks: Sequence[str], stacklevel: int = 3) -> None:
-    """Warn with the line that called the public function."""
+    """Warn at the line that called the public function."""
     for remark in remarks:
         warnings.warn(remark, stacklevel=stacklevel)

@@ -1,4 +1,4 @@
-"""Configurations of low-rank adapters: which layers have them, with which rank and scale.
+"""Configurations of low-rank adapters: layers, ranks and scales.
 
 Names of layers are matched as peft matches them.
 """
@@ -24,14 +24,14 @@ from hunterFormsBS.printable import printable, short_repr
 __all__ = ["HARMLESS", "LoraConfiguration", "LoralibSection"]
 
 MOST_STEMS: Final = 256
-"""As many as `num_stems` may say."""
+"""The limit of `num_stems`."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The values that a field of a file may have."""
+    """The valid values of a field."""
 
     fits: Callable[[object], bool]
     expected: str
@@ -42,15 +42,15 @@ HARMLESS: Final = frozenset(
     {
         *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
         *("task_type", "runtime_config", "ensure_weight_tying", "qalora_group_size"),
-        # Of training alone.
+        # Only for training.
         *("lora_dropout", "corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config"),
-        # peft imports the module of this name, but only for megatron_config, which is refused here.
+        # peft imports this module only for megatron_config, which is refused here.
         "megatron_core",
-        # Of layers that no model of this package has.
+        # For layers that no model of this package has.
         "fan_in_fan_out",
     }
 )
-"""Fields of peft's configuration that do not change what is merged, whatever they state."""
+"""Fields of peft's configuration that never change merged weights."""
 
 
 def _is_whole(value: object, least: int = 1) -> bool:
@@ -103,12 +103,12 @@ _START: Final = Kind(
 
 
 def _read(cls: type[T], content: Mapping[str, object], what: str, harmless: Iterable[str]) -> T:
-    """Make a dataclass of what a file states, where null is a default that is None.
+    """Make a dataclass from a file's fields; null is accepted where the default is None.
 
     Raises
     ------
     CheckpointError
-        If a value is of the wrong type or not finite, or a field is stated that the class has not.
+        If a value has the wrong type or is not finite, or a field is unknown.
     """
     hints = get_type_hints(cls, include_extras=True)
     for name, value in content.items():
@@ -130,7 +130,7 @@ def _named(model: nn.Module, *, remove_duplicate: bool = True) -> Iterable[tuple
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfiguration:
-    """The fields of peft's `LoraConfig` that decide about merged weights, with its defaults."""
+    """The fields of peft's `LoraConfig` that affect merged weights, with its defaults."""
 
     r: Annotated[int, _RANK] = 8
     lora_alpha: Annotated[float, _NUMBER] = 8
@@ -147,17 +147,17 @@ class LoraConfiguration:
     layers_to_transform: Annotated[list[int] | int | None, _LAYERS] = None
     layers_pattern: Annotated[list[str] | str | None, _PATTERN] = None
     stem_heads: Annotated[Mapping[str, int | None] | None, _HEADS] = None
-    """Of this package, not of peft: the stems of the model that had the adapters, and for each the number of the
-    checkpoint's head that its own started from, None for a new one."""
+    """Not a field of peft: the stems of the adapted model, and for each the checkpoint's head that its head started
+    from, None for a new head."""
 
     @classmethod
     def of(cls, content: Mapping[str, object], what: str) -> Self:
-        """Check what an `adapter_config.json` states; `what` it is begins the messages.
+        """Check the contents of an `adapter_config.json`; messages begin with `what`.
 
         Raises
         ------
         CheckpointError
-            If it is not of LoRA, a value is wrong, or a field changes merged weights in a way that is not supported.
+            If it is not for LoRA, a value is invalid, or a field changes merged weights in an unsupported way.
         """
         kind = content.get("peft_type")
         if kind != "LORA":
@@ -165,17 +165,17 @@ class LoraConfiguration:
         return _read(cls, content, what, HARMLESS)
 
     def whole(self, model: nn.Module) -> list[str]:
-        """Return the names of the modules that were trained as a whole."""
+        """Return the names of the fully trained modules."""
         saved = tuple(self.modules_to_save or ())
         return [name for name, _ in _named(model, remove_duplicate=False) if saved and name.endswith(saved)]
 
     def scales(self, model: nn.Module) -> dict[str, tuple[int, float]]:
-        """Return the rank of the adapters of each layer that has some, and the factor of their product.
+        """Return rank and scale for each layer with adapters.
 
         Raises
         ------
         CheckpointError
-            If a regular expression is wrong, or takes too long.
+            If a regular expression is invalid, or takes too long.
         """
         patterns = _Patterns()
         targets = self.target_modules
@@ -197,7 +197,7 @@ class LoraConfiguration:
         return scales
 
     def _is_in_layer(self, name: str, patterns: _Patterns) -> bool:
-        """Tell whether a module is in one of `layers_to_transform`, or none are stated."""
+        """Tell whether a module is in one of `layers_to_transform`, or none is stated."""
         layers = self.layers_to_transform
         if layers is None or layers == []:
             return True
@@ -221,12 +221,12 @@ class LoralibSection:
 
     @classmethod
     def of(cls, section: object, what: str) -> Self:
-        """Check what the section states; `what` it is begins the messages.
+        """Check the section; messages begin with `what`.
 
         Raises
         ------
         CheckpointError
-            If there is none, or a value is wrong or not supported.
+            If there is none, or a value is invalid or not supported.
         """
         if not isinstance(section, Mapping):
             raise CheckpointError(
@@ -238,13 +238,13 @@ class LoralibSection:
 
 
 class _Patterns:
-    """Names of modules and regular expressions from a file, compared with names of modules, for a limited time."""
+    """Module names and regular expressions from a file, matched with module names within a time limit."""
 
     def __init__(self) -> None:
         self._end = time.monotonic() + LONGEST_MATCHING
 
     def name_one(self, stated: frozenset[str] | str, name: str) -> bool:
-        """Tell whether a regular expression matches a module, or one of several names is the end of its name."""
+        """Tell whether a regular expression matches a module's name, or one of several names is its end."""
         if isinstance(stated, str):
             return self.match(stated, stated, name) is not None
         parts = name.split(".")
@@ -256,19 +256,19 @@ class _Patterns:
         return next(matching, usual)
 
     def match(self, expression: str, stated: str, name: str) -> re.Match[str] | None:
-        """Match a whole name with an expression, in which something is what a file states.
+        """Match a whole name with an expression that contains text from a file.
 
         Raises
         ------
         CheckpointError
-            If it is not a regular expression, or time is up.
+            If it is not a regular expression, or the time is up.
         ImportError
-            If the package regex is needed, and not installed.
+            If the package regex is needed and not installed.
         """
         left = self._end - time.monotonic()
-        if left > 0 and _PLAIN.fullmatch(stated):  # this can neither take long nor be wrong
+        if left > 0 and _PLAIN.fullmatch(stated):  # this is valid and cannot take long
             return cast("re.Match[str] | None", _compiled("re", expression).fullmatch(name))
-        # Python's own module has no limit of time, and some expressions would take it years.
+        # Python's own module has no time limit, and some expressions would take years.
         regex = _regex()
         try:
             found = _compiled("regex", expression).fullmatch(name, timeout=max(left, 0.001))
@@ -285,7 +285,7 @@ class _Patterns:
 
 
 _PLAIN: Final = re.compile(r"\^?(?:[\w.-]|\\\.)*\$?")
-"""Names of modules, with or without signs for their beginning, their end and a dot."""
+"""Module names, optionally with anchors and escaped dots."""
 
 
 def _as_set(stated: list[str] | str | None) -> frozenset[str] | str:

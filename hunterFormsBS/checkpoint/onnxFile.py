@@ -1,8 +1,8 @@
-"""Models as ONNX files, for runtimes that are not PyTorch.
+"""Models as ONNX files, for other runtimes than PyTorch.
 
-ONNX has no complex numbers and no inverse short-time Fourier transform to speak of, so the file holds what is between
-the two transforms: `spectrum`, `(b, s, f, t, c)`, goes in and `spectra`, `(b, n, s, f, t, c)`, come out, any number of
-items and frames. What the transforms need to know is in the file's metadata.
+ONNX lacks complex numbers and an inverse short-time Fourier transform, so the file contains what is between the two
+transforms: from `spectrum`, `(b, s, f, t, c)`, to `spectra`, `(b, n, s, f, t, c)`, for any batch size and number of
+frames. The settings of the transforms are in the file's metadata.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METADATA = "hunterFormsBS"
 
 
 class MaskSpectrum(nn.Module):
-    """`model.mask_spectrum` as the forward pass of a module, which is what exporters take."""
+    """A module whose forward pass is `model.mask_spectrum`, for exporters."""
 
     def __init__(self, model: BandSplitRotator) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class MaskSpectrum(nn.Module):
 
 
 def random_spectrum(model: BandSplitRotator, *, batch: int, frames: int) -> Tensor:
-    """Return `(b, s, f, t, c)` of the size that the model takes."""
+    """Return a random input `(b, s, f, t, c)` for the model."""
     parameter = next(model.parameters())
     num_freqs = model.mask_filter_bank.shape[1]
     size = (batch, model.audio_channels, num_freqs, frames, 2)
@@ -49,9 +49,9 @@ def random_spectrum(model: BandSplitRotator, *, batch: int, frames: int) -> Tens
 
 
 def export_program(model: BandSplitRotator) -> torch.export.ExportedProgram:
-    """Trace mask estimation with `torch.export`, leaving the number of items and of frames open."""
+    """Trace mask estimation with `torch.export`, with dynamic batch size and number of frames."""
     shapes = {"spectrum": {0: torch.export.Dim("batch"), 3: torch.export.Dim("frames")}}
-    # An axis of one item would be taken for a constant.
+    # An axis of size one would become a constant.
     example = random_spectrum(model, batch=2, frames=3)
     with torch.no_grad():
         return torch.export.export(MaskSpectrum(model), (example,), dynamic_shapes=shapes)
@@ -65,7 +65,7 @@ def export_onnx(
     chunk_size: int = ParametersSeparation.chunk_size,
     stem_names: Sequence[str] = (),
 ) -> None:
-    """Write mask estimation, and what separation needs to know besides, to one ONNX file.
+    """Write mask estimation, and the settings for a separation, to an ONNX file.
 
     It appears once it is complete.
 
@@ -74,13 +74,13 @@ def export_onnx(
     model : BandSplitRotator
         In eval mode.
     pathFilename : Path
-        Weights of 2 GB and more go to a second file beside it.
+        Weights of 2 GB and more go to a second file in the same folder.
     sample_rate : int
         Samples per second that the model was trained on.
     chunk_size : int
         Samples to separate at a time.
-    stem_names : Sequence[str]
-        One for each stem; numbers by default.
+    stem_names : Sequence[str], default ()
+        One for each stem; empty: stem_1, stem_2 and so on.
 
     Raises
     ------
@@ -88,20 +88,20 @@ def export_onnx(
         If the packages of the extra `export` are not installed.
     """
     _imported("onnxscript")
-    exporter: Any = torch.onnx  # whose types are partly unknown
+    exporter: Any = torch.onnx  # its types are partly unknown
     program: Any = exporter.export(
         export_program(model),
         input_names=["spectrum"],
         output_names=["spectra"],
         dynamo=True,
-        # The first with an operator for attention; without it graphs are a tenth larger.
+        # The first opset with an attention operator; without it graphs are a tenth larger.
         opset_version=23,
         verbose=False,
     )
     if program is None:
         raise RuntimeError("This PyTorch exports nothing with dynamo=True: install a newer one.")
-    # Half of a small file would be the Python call stack of each operator, with the paths of this machine. The shapes
-    # between operators cost more: with them onnxruntime plans its memory ahead, and holds three times as much.
+    # Python call stacks of operators, with local paths, would be half of a small file. Shapes between operators cost
+    # more: with them onnxruntime plans memory ahead, and holds three times as much.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
@@ -126,7 +126,7 @@ def export_onnx(
 
 
 def relative_error(pathFilename: Path, model: BandSplitRotator, *, batch: int = 1, frames: int = 50) -> float:
-    """Return how far onnxruntime is from the model: the largest difference, relative to the largest value."""
+    """Return the largest difference between onnxruntime and the model, relative to the largest value."""
     spectrum = random_spectrum(model, batch=batch, frames=frames)
     onnxruntime: Any = _imported("onnxruntime")
     session = onnxruntime.InferenceSession(pathFilename, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""YAML and JSON as plain values: no key twice, no Python object, no more of anything than a configuration has."""
+"""YAML and JSON as plain values: no duplicate keys, no Python objects, limited in size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_yaml(text: str) -> object:
     ImportError
         If PyYAML is not installed.
     ValueError, RecursionError
-        If it is not YAML, states a key twice, or asks for Python objects.
+        If it is not YAML, states a key twice, or contains Python objects.
     """
     try:
         import yaml
@@ -75,20 +75,20 @@ def parse_yaml(text: str) -> object:
         raise ValueError(str(error)) from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    # PyYAML's constructors take what a tag says for granted: !!bool of no boolean, !!timestamp of no time.
+    # PyYAML's constructors trust tags: !!bool on other text than a boolean, !!timestamp on other text than a time.
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"a value is not what its tag says ({type(error).__name__}: {error})") from error
 
 
 def check_extent(value: object) -> None:
-    """Refuse values that are nested too deep, too many, or arrays where a plain value must be.
+    """Refuse values that are nested too deep or too many, and arrays in place of plain values.
 
-    An alias counts as what it stands for. The one array of a configuration is `mask_filter_bank`.
+    Aliases are expanded. The only array allowed in a configuration is `mask_filter_bank`.
 
     Raises
     ------
     ValueError
-        With the limit, or what the array is.
+        With the limit, or the array's type.
     """
     _refuse_multitudes(value, _values_in)
 
@@ -105,7 +105,7 @@ def _values_in(value: object) -> Iterable[object]:
 
 
 def _axes(value: object) -> int:
-    """Return how many axes an array has, of PyTorch or of NumPy, and 0 for anything else."""
+    """Return the number of axes of a PyTorch or NumPy array, and 0 for anything else."""
     axes: object = getattr(value, "ndim", 0)
     return axes if isinstance(axes, int) else 0
 

@@ -1,4 +1,4 @@
-"""Keys of any known family, translated to those of this package."""
+"""Keys of all known families, translated to those of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hunterFormsBS.printable import list_some, short_repr
 from hunterFormsBS.variantRow import ATTENTION_KEYS, FEED_FORWARD_KEYS
 
 _HALF_PRECISION: Final = 2e-3
-"""How far tables of float16 may be from the formula."""
+"""Largest difference of float16 tables from the formula."""
 
 _LAYER_BIAS: Final = re.compile(LAYER_BIAS)
 _TABLE: Final = re.compile(ROTARY_TABLE)
@@ -47,15 +47,15 @@ _KNOWN_KEY: Final = re.compile(
 
 
 class PlainWeights(NamedTuple):
-    """A model's tensors under this package's keys.
+    """A model's tensors with this package's keys.
 
     Parameters
     ----------
     state_dict : dict[str, Tensor]
-        With `shared_qkv_bias`, `shared_out_bias` and the bias of every layer, or without all of these where they are 0;
-        with frequencies instead of tables; with pairs of real numbers instead of complex ones.
+        Shared biases under `shared_qkv_bias`, `shared_out_bias` and in every layer, or nowhere if they are 0;
+        frequencies instead of position tables; pairs of real numbers instead of complex numbers.
     remarks : tuple[str, ...]
-        Tensors that were left out or replaced.
+        Remarks on tensors that were left out or replaced.
     """
 
     state_dict: dict[str, Tensor]
@@ -63,7 +63,7 @@ class PlainWeights(NamedTuple):
 
 
 def to_plain_keys(state_dict: Mapping[str, Tensor], recognition: Recognition) -> PlainWeights:
-    """Give every tensor of a known family the key and the form that it has in this package; none is copied.
+    """Translate the keys and forms of a known family's tensors to this package's, without copies.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def to_plain_keys(state_dict: Mapping[str, Tensor], recognition: Recognition) ->
     Raises
     ------
     CheckpointError
-        If keys are left that no family has, which the message lists, if one of the two shared biases is missing, or if
-        tables are not those of rotary or sinusoidal positions.
+        If keys are unknown (the message lists them), if one of the two shared biases is missing, or if tables are not
+        those of rotary or sinusoidal positions.
     """
     remarks: list[str] = []
     renamed = {SHARED_BIASES.get(key, key): tensor for key, tensor in _real_pairs(state_dict).items()}
@@ -99,7 +99,7 @@ def _translate(state_dict: Mapping[str, Tensor], recognition: Recognition) -> di
         name = key
         for pattern, replacement in family.renames:
             name = re.sub(pattern, replacement, name)
-        # Where upstream numbers a linear transformer that is not there, its groups begin at 1.
+        # If upstream counts a linear transformer that does not exist, its numbers begin at 1.
         name = re.sub(r"^(layers\.\d+\.)(\d+)", lambda match: f"{match[1]}{int(match[2]) - first_group}", name)
         if not is_known_key(name):
             unknown.append(key)
@@ -115,7 +115,8 @@ def _translate(state_dict: Mapping[str, Tensor], recognition: Recognition) -> di
             f"{likeness}: {list_some(unknown)}"
         )
     for key, tensor in translated.items():
-        # Before release 0.4 the hyper-connections library had no axis for proposals of the manifold-constrained kind.
+        # Before release 0.4 the hyper-connections library had no axis for proposals in manifold-constrained
+        # connections.
         name, found, _ = key.rpartition(".dynamic_alpha_fn")
         if found and tensor.ndim == 2 and f"{name}.h_post_scale" in translated:
             translated[key] = tensor.unsqueeze(0)
@@ -123,7 +124,7 @@ def _translate(state_dict: Mapping[str, Tensor], recognition: Recognition) -> di
 
 
 def _real_pairs(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights of Fourier neural operators, complex numbers upstream, the form that they have here."""
+    """Convert weights of Fourier neural operators from complex numbers to pairs of real ones."""
     pairs: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         match = _FOURIER_WEIGHT.fullmatch(key)
@@ -143,7 +144,7 @@ def _share_biases(state_dict: dict[str, Tensor], remarks: list[str]) -> dict[str
         name, bias = names[of_layers[key]], state_dict[key]
         if name in shared and not bias.is_meta and not torch.equal(shared[name], bias):
             differing = key
-        # What upstream's module holds in the end, because every layer loads into the same parameter.
+        # The value that upstream's module ends with, because every layer loads into the same parameter.
         shared[name] = bias
     if differing:
         remarks.append(

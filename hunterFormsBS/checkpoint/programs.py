@@ -1,8 +1,8 @@
-"""Configurations of other programs, put into the sections and the words of Music-Source-Separation-Training.
+"""Configurations of other programs, converted to the sections and names of Music-Source-Separation-Training.
 
-Its sections are `audio`, `model`, `training` and `inference`. UVR, audio-separator and pymss have them too. splifft's
-JSON has others, counts hidden layers in another way, and states what it has no default for; a fork of
-Music-Source-Separation-Training has `stereo` and the transform under `audio`. docs/catalogue.md lists them all.
+The sections are `audio`, `model`, `training` and `inference`, also in UVR, audio-separator and pymss. splifft's JSON
+has other sections and counts hidden layers differently; a fork of Music-Source-Separation-Training has `stereo` and the
+transform in `audio`. docs/catalogue.md lists all programs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OF_THE_MODEL: Final = (
 """Arguments of the model that a fork of Music-Source-Separation-Training has in the section `audio`."""
 
 AUDIBLE: Final = ("fno", "hyperace", "lora")
-"""Sections that say that the model is another one, or only a part of it."""
+"""Sections that mean another model, or only a part of one."""
 
 ROFORMERS: Final = (
     *("bs_roformer", "mel_band_roformer", "mel_roformer", "bs_conformer", "mel_band_conformer"),
@@ -50,20 +50,20 @@ _OPTIONS_OF_HEADS: Final = {
 _HOW_SPLIFFT_COMPUTES: Final = ("debug", "rms_norm_eps", "rotary_embed_dtype", "transformer_residual_dtype")
 
 SWITCHES: Final = MappingProxyType({variant.elsewhere: variant for variant in VARIANTS if variant.elsewhere})
-"""Arguments of other programs' models that switch on a variant which is not supported, and that variant."""
+"""Arguments of other programs that turn on an unsupported variant, and the variant."""
 
 IDLE: Final[frozenset[str]] = frozenset({"conv_dropout", "max_seq_len"})
-"""Arguments of other programs' models that change no audio: a dropout that MSST's Conformers do not have, and a longest
-sequence, which positions do not have here."""
+"""Arguments of other programs that change no audio: a dropout that MSST's Conformers lack, and a maximal sequence
+length, which positions do not need here."""
 
 
 def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a configuration of any program with the sections and the words of Music-Source-Separation-Training.
+    """Return a configuration of any program with the sections and names of Music-Source-Separation-Training.
 
     Raises
     ------
     CheckpointError
-        If a section of splifft's is not a mapping, or a kind in it is unknown.
+        If one of splifft's sections is not a mapping, or has an unknown kind.
     """
     model: object = configuration.get("model")
     if isinstance(model, Mapping) and ("band_config" in model or "output_stem_names" in model):
@@ -77,7 +77,7 @@ def in_words_of_msst(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
-    """Say which parts of a configuration are not read, although they say that the audio would be another."""
+    """Return remarks on audible parts of a configuration that are not read."""
     remarks = [
         f"the section {name} of the configuration is not read: the weights are taken to be those of the whole model"
         for name in AUDIBLE
@@ -90,12 +90,12 @@ def ignored_remarks(configuration: Mapping[str, Any]) -> list[str]:
 
 
 def states_nothing(name: str, value: object) -> bool:
-    """Tell whether an argument of another program's model only says that a variant is off.
+    """Tell whether an argument of another program only turns a variant off.
 
     Raises
     ------
     CheckpointError
-        If it switches on a variant that is not supported; the message names it.
+        If it turns on an unsupported variant; the message names it.
     """
     if name in IDLE:
         return True
@@ -110,7 +110,7 @@ def states_nothing(name: str, value: object) -> bool:
 
 
 def in_own_words(section: Mapping[str, object]) -> dict[str, object]:
-    """Return the arguments of a model with the switch of FNO heads, `fno` or `use_fno`, as the published heads."""
+    """Return a model's arguments with `fno` or `use_fno` replaced by the sizes of the published FNO heads."""
     own = {name: value for name, value in section.items() if name not in ("fno", "use_fno")}
     if any(_is_on(section[name]) for name in ("fno", "use_fno") if name in section):
         own.setdefault("mask_fno_modes", 33)
@@ -146,7 +146,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
         "stft_win_length": transform.get("win_length", 2048),
         "stft_normalized": transform.get("normalized", False),
         "stft_window_fn": f"{printable(transform.get('window_shape', 'hann'), 40)}_window",
-        # Neither splifft nor audio-separator silences 0 Hz, whatever a configuration says.
+        # splifft and audio-separator never silence 0 Hz.
         "zero_dc": False,
     }
     apart = ("band_config", "chunk_size", "mask_estimator", "output_stem_names", "use_shared_bias")
@@ -155,7 +155,7 @@ def _from_splifft(configuration: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in model.items()
         if key not in apart and key not in _HOW_SPLIFFT_COMPUTES and not states_nothing(key, value)
     }
-    # Without the layer that maps to the bands in a BS-RoFormer, and with it in a Mel-Band RoFormer, as upstream.
+    # As upstream, the count excludes the output layer in a BS-RoFormer and includes it in a Mel-Band RoFormer.
     depth = stated.get("mask_estimator_depth", 2)
     stated["mask_estimator_depth"] = depth - (kind == "mel") if isinstance(depth, int) else depth
     if kind == "mel":
@@ -199,7 +199,7 @@ def _mask_estimator(head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section_of(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a section of a configuration, an empty one where there is none."""
+    """Return a section of a configuration; empty if there is none."""
     section: object = configuration.get(name) or {}
     if not isinstance(section, Mapping):
         raise CheckpointError(

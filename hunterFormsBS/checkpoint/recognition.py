@@ -1,4 +1,4 @@
-"""The origin of a checkpoint: the family and the variants that the keys of its state dict fit, found once."""
+"""The origin of a checkpoint: its family and variants, recognised once from the keys of its state dict."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hunterFormsBS.variantRow import Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """The origin of a state dict, as its keys show it.
+    """The origin of a state dict.
 
     Parameters
     ----------
     family : Family
-        Whose convention and whose defaults its configuration follows.
+        The family whose convention and defaults its configuration follows.
     of_keys : Family
-        Whose keys it has: another one where somebody names the upstream.
+        The family whose keys it has; it differs from `family` if the caller names the upstream.
     variants : tuple[Variant, ...]
         All that the keys fit.
     mixes_as_mel : bool
-        Whether values are mixed as in upstream's Mel-Band RoFormer, whose name for the mix is its own.
+        Whether values are mixed as in upstream's Mel-Band RoFormer, recognised by its own name for the mix.
     """
 
     family: Family
@@ -36,19 +36,19 @@ class Recognition:
 
 
 def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognition:
-    """Find the family and the variants of a state dict.
+    """Return the family and the variants of a state dict.
 
     Parameters
     ----------
     keys : Iterable[str]
         The keys of the state dict, without prefixes.
     upstream : Upstream | None, default None
-        Look for the family among those of this project. `None`: among all, where the plain layout is taken for MSST's.
+        Consider only families of this project. `None`: all; the plain layout is taken for MSST's.
 
     Raises
     ------
     CheckpointError
-        If it is of a variant that is not supported, whose name the message has, or if there is no such upstream.
+        If a variant is not supported (the message names it), or there is no such upstream.
     """
     lines = "\n".join(keys)
     variants = find_variants(lines)
@@ -65,14 +65,14 @@ def recognise(keys: Iterable[str], upstream: Upstream | None = None) -> Recognit
 
 
 def family_of_configuration(upstream: Upstream, arguments: Mapping[str, object], *, overlapping: bool) -> Family:
-    """Return whose convention and defaults a configuration follows, where there is no state dict."""
-    # Heads and biases are options of the plain class, where nothing but a configuration tells of them.
+    """Return the family of a configuration without a state dict."""
+    # With only a configuration, heads and biases are options of the plain class.
     variants = [row for row in VARIANTS if row.layer and any(arguments.get(name) for name in row.switches)]
     return _of_class(newest_family(upstream, overlapping=overlapping), variants)
 
 
 def find_variants(keys: str) -> tuple[Variant, ...]:
-    """Return all variants that keys, one on each line, fit: none for the plain model and for anything unknown."""
+    """Return all variants that keys, one per line, fit: none for the plain model and for unknown ones."""
     return tuple(row for row in VARIANTS if re.search(row.pattern, keys, re.MULTILINE))
 
 
@@ -81,12 +81,12 @@ def _first_that_fits(lines: str, upstream: Upstream | None) -> Family:
         fits = all(re.search(pattern, lines, re.MULTILINE) for pattern in family.present)
         if fits and not any(re.search(pattern, lines, re.MULTILINE) for pattern in family.absent):
             return family
-    # Only a state dict that mixes families gets here; whether it can be loaded is for the strict load to say.
+    # Only a mixture of families gets here; the strict load decides whether it can be loaded.
     return newest_family(upstream or "msst", overlapping=False)
 
 
 def _of_class(family: Family, variants: Iterable[Variant]) -> Family:
-    """Return the family with the defaults of the class for a variant; all such classes are written for MSST."""
+    """Return the family with the defaults of a variant's class; all such classes were written for MSST."""
     if family.upstream != "msst":
         return family
     for variant in variants:

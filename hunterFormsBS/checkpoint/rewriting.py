@@ -1,4 +1,4 @@
-"""A checkpoint written anew: read as any program's, and saved for this package or for others."""
+"""Converting checkpoints of any program for this package or for others."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hunterFormsBS.choices import CHUNK_SIZE, Dtype, Layout, Upstream, dtype_of
 __all__ = ["Options", "refuse_to_replace", "rewrite"]
 
 SAMPLE_RATE: Final = 44100
-"""Of exported models whose configuration states none, in Hz."""
+"""Sample rate in Hz of exported models whose configuration states none."""
 
 EXPORT_TOLERANCE: Final = 1e-3
-"""How far onnxruntime may be from PyTorch, relative to the largest value."""
+"""Largest allowed difference of onnxruntime from PyTorch, relative to the largest value."""
 
 
 class Options(argparse.Namespace):
-    """What is read, and how it is written: the arguments of `hunterforms convert`."""
+    """The arguments of `hunterforms convert`."""
 
     checkpoint: str
     configuration: Path | None
@@ -42,7 +42,7 @@ class Options(argparse.Namespace):
 
 
 def rewrite(options: Options) -> list[Path]:
-    """Write the checkpoint, as an ONNX file if its name ends in `.onnx`, and return the files.
+    """Write the checkpoint, as an ONNX file if the name ends in `.onnx`, and return the files.
 
     Raises
     ------
@@ -60,21 +60,21 @@ def rewrite(options: Options) -> list[Path]:
 
 
 def refuse_to_replace(files: Iterable[Path], *, overwrite: bool) -> None:
-    """Raise a CheckpointError if a file exists that is not to be overwritten."""
+    """Raise a CheckpointError if a file exists and may not be overwritten."""
     existing = [str(path) for path in files if path.exists()]
     if existing and not overwrite:
         raise CheckpointError(f"{' and '.join(existing)} would be replaced: pass --overwrite, or another --output")
 
 
 def _read(options: Options) -> tuple[BandSplitRotator, dict[str, Any]]:
-    """Return the model, adapters merged into it, and what its configuration says besides."""
+    """Return the model, with adapters merged, and the rest of its configuration."""
     path, configuration, whole = find_configuration(options.checkpoint, options.configuration)
     dtype = dtype_of(options.dtype)
     if options.lora is None:
         model = from_checkpoint(path, configuration, upstream=options.upstream, dtype=dtype)
     else:
         merging = read_adapters(options.lora, whole)
-        if configuration is not None:  # The section `lora` says what adapters are; the checkpoint has none.
+        if configuration is not None:  # The section `lora` describes adapters; the checkpoint has none.
             configuration = without_adapters(whole)
         base = from_checkpoint(path, configuration, upstream=options.upstream)
         model, whole = _merged(base, merging, whole, keep_stems=options.keep_stems)
@@ -93,7 +93,7 @@ def _read(options: Options) -> tuple[BandSplitRotator, dict[str, Any]]:
 def _merged(
     base: BandSplitRotator, merging: Adapters, configuration: Mapping[str, Any], *, keep_stems: bool
 ) -> tuple[BandSplitRotator, dict[str, Any]]:
-    """Merge adapters into a model, and return its configuration too, with the names of the stems that it then has."""
+    """Merge adapters into a model; return it and its configuration, with the names of its stems."""
     merged, stated = merging.merge_into(base), merging.configuration_of(configuration)
     if not merging.heads or not keep_stems:
         return merged, stated
@@ -111,17 +111,17 @@ def _merged(
 
 
 def _export(output: Path, model: BandSplitRotator, sections: Mapping[str, Any]) -> None:
-    # The exporter is imported for those who use it.
+    # The exporter is imported only if it is used.
     from hunterFormsBS.checkpoint.onnxFile import export_onnx, relative_error
 
-    # It says which packages it does without.
+    # It prints which optional packages are missing.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     audio: Mapping[str, Any] = sections.get("audio") or {}
     training: Mapping[str, Any] = sections.get("training") or {}
     target = training.get("target_instrument")
     stems: list[str] = [target] if target else list(training.get("instruments") or ())
     with warnings.catch_warnings():
-        # PyTorch's exporter uses what PyTorch has deprecated.
+        # PyTorch's exporter uses deprecated parts of PyTorch.
         warnings.simplefilter("ignore")
         export_onnx(
             model.eval(),

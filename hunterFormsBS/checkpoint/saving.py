@@ -32,11 +32,11 @@ _OF_ALL: Final = (
     *("multi_stft_resolution_loss_weight", "multi_stft_resolutions_window_sizes", "multi_stft_hop_size"),
     "multi_stft_normalized",
 )
-"""Arguments that a file can state, and that the classes of all those programs have."""
+"""Arguments that a file can state and that the classes of all those programs have."""
 
 _OF_SOME: Final = ("linear_transformer_depth", "mlp_expansion_factor", "skip_connection", "use_pope", "zero_dc")
-"""Arguments that the classes of some of those programs lack, which refuse a file that states them: stated only where
-the model has another value than Music-Source-Separation-Training's default."""
+"""Arguments that some of those programs lack and refuse: stated only if they differ from
+Music-Source-Separation-Training's default."""
 
 _UNLESS_STATED: Final[Mapping[str, object]] = {"ff_mult": 4, "num_residual_fracs": 1}
 
@@ -48,29 +48,29 @@ def save_checkpoint(
     configuration: Mapping[str, Any] | None = None,
     layout: Layout = "hunterFormsBS",
 ) -> None:
-    """Save a model so that `from_checkpoint` needs no other file to load it, or so that other programs load it.
+    """Save a model as one file for `from_checkpoint`, or as files for other programs.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        Written by safetensors where the name ends in .safetensors, else by `torch.save`; it appears once complete.
+        Written by safetensors if the name ends in .safetensors, else by `torch.save`; it appears once complete.
     model : nn.Module
-        A `BandSplitRotator`, compiled or wrapped for several devices or not.
+        A `BandSplitRotator`, which may be compiled or wrapped for several devices.
     configuration : Mapping[str, Any] | None, default None
-        Sections such as `audio`, `training` and `inference` to keep beside the model's own.
+        Sections such as `audio`, `training` and `inference` to add to the model's own.
     layout : {'hunterFormsBS', 'msst'}, default "hunterFormsBS"
-        `'msst'`: the pair that Music-Source-Separation-Training, UVR, pymss and, where a list names it, audio-separator
-        load as they are. The file holds weights alone. Beside it, under the same name with the suffix .yaml, is the
-        configuration, in their counting, with every argument that all of them know, and the others where they differ
-        from MSST's defaults. `training.instruments` names the stems there: pass it in `configuration`. Weights that
-        only make what `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
+        `'msst'`: the pair of files that Music-Source-Separation-Training, UVR, pymss and, if a list names it,
+        audio-separator load. The file holds only weights. The configuration has the same name with the suffix .yaml,
+        follows MSST's convention, and states every argument that all of those programs know, and others that differ
+        from MSST's defaults. `training.instruments` names the stems: pass it in `configuration`. Mask weights that
+        `zero_dc` silences are 0 in the file, because some of those programs silence nothing.
 
     Raises
     ------
     TypeError
-        If `model` is something else, or a configuration holds more than plain values.
+        If `model` is something else, or a configuration contains more than plain values.
     CheckpointError
-        With `layout='msst'`, if the model has an option that those programs lack, or the stems have no names.
+        With `layout='msst'`, if the model has an option that those programs lack, or stems are not named.
     ImportError
         If safetensors or PyYAML is needed and not installed.
     """
@@ -117,7 +117,7 @@ def _write_weights(
     metadata = {"format": "pt"}
     if configuration is not None:
         metadata |= {"configuration": json.dumps(configuration, default=_rows), "upstream": "hunterFormsBS"}
-    # What several layers share is stored once for each: safetensors knows no shared memory.
+    # Shared tensors are stored once per layer: safetensors does not support shared memory.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
     }
@@ -125,15 +125,15 @@ def _write_weights(
 
 
 def _silenced(model: BandSplitRotator) -> dict[str, Tensor]:
-    """Return the weights, with masks of 0 at 0 Hz where the model silences that: UVR and others do not."""
+    """Return the weights, with masks of 0 at 0 Hz if the model silences it: UVR and others do not."""
     state_dict = dict(model.state_dict())
     if not model.zero_dc:
         return state_dict
-    # The lowest bin is the first one of the first band, and of no other, in bands side by side and in those of mel.
+    # The lowest bin is the first of the first band, and in no other band, both side by side and in mel layouts.
     last = re.compile(rf"mask_estimators\.\d+\.to_freqs\.0\.0\.{2 * _mask_estimator_depth(model)}\.(weight|bias)")
     for key in filter(last.fullmatch, list(state_dict)):
         state_dict[key] = state_dict[key].clone()
-        state_dict[key][: 2 * model.audio_channels] = 0  # of the half that is not the gate
+        state_dict[key][: 2 * model.audio_channels] = 0  # in the half that is not the gate
     return state_dict
 
 
@@ -143,13 +143,13 @@ def _mask_estimator_depth(model: BandSplitRotator) -> int:
 
 
 def _rows(mask: Tensor) -> list[list[int]]:
-    """Return a mask of bands as JSON can hold it."""
+    """Return a mask of bands as lists for JSON."""
     return cast("list[list[int]]", mask.int().tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 @contextmanager
 def _complete(path: Path) -> Generator[Path]:
-    """Provide another name to write to, and give the file its own once it is complete and on the disk."""
+    """Provide a temporary name, and rename the file once it is complete and on disk."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
@@ -161,7 +161,7 @@ def _complete(path: Path) -> Generator[Path]:
 
 
 def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration for MSST, or refuse a model that its classes cannot be."""
+    """Return a configuration for MSST, or refuse a model that its classes cannot build."""
     arguments, inferred = model.configuration, infer_configuration(model.state_dict()).arguments
     mel = arguments["num_bands"] is not None and bool(inferred["norm_output"]) and not inferred["final_norm"]
     family = newest_family("msst", overlapping=mel)
@@ -193,7 +193,7 @@ def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any])
         "min_mean_abs": 0.0,
         **given["audio"],
     }
-    # The frames of a chunk, from which UVR and audio-separator compute its length.
+    # Frames of a chunk, from which UVR and audio-separator compute its length.
     frames = {"dim_t": audio["chunk_size"] // hop_length + 1} if isinstance(audio["chunk_size"], int) else {}
     return {
         "audio": audio,
@@ -210,7 +210,7 @@ def _sections_of_msst(model: BandSplitRotator, configuration: Mapping[str, Any])
 
 
 def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) -> None:
-    """Refuse a model that is another one when it is built from this section."""
+    """Refuse a model that differs from the one built from this section."""
     if model.configuration["mask_filter_bank"] is not None:
         raise CheckpointError(
             "Music-Source-Separation-Training cannot build this model: it knows no mask_filter_bank. Save it with "
@@ -232,14 +232,14 @@ def _refuse_what_changes(model: BandSplitRotator, section: Mapping[str, Any]) ->
 
 
 def _effective(model: BandSplitRotator) -> dict[str, Any]:
-    """Return a model's arguments with None replaced by what it stands for, where a file may leave it to the default."""
+    """Return a model's arguments with None replaced by what it stands for."""
     arguments = model.configuration
     usual = {**_UNLESS_STATED, "scale": arguments["dim_head"] ** -0.5, "zero_dc": model.zero_dc}
     return {name: usual.get(name) if value is None else value for name, value in arguments.items()}
 
 
 def _stems(configuration: Mapping[str, Any], count: int) -> tuple[list[str], str | None]:
-    """Return the names of stems, and of the only one of a model of one stem."""
+    """Return the names of stems, and the name of the only stem of a model of one."""
     training: Mapping[str, Any] = configuration.get("training") or {}
     names = [str(name) for name in training.get("instruments") or ()]
     target = training.get("target_instrument")
@@ -262,7 +262,7 @@ def _yaml(sections: Mapping[str, Any]) -> str:
         raise ImportError(f"to write YAML, install PyYAML: {how_to_install('separation')}") from error
 
     class Dumper(yaml.SafeDumper):
-        """Plain values, and tuples as those programs read them: their classes accept no lists."""
+        """Plain values and tuples; the classes of those programs do not accept lists."""
 
     def represent(dumper: Any, values: tuple[object, ...]) -> Any:
         return dumper.represent_sequence("tag:yaml.org,2002:python/tuple", values, flow_style=True)

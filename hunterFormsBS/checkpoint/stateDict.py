@@ -1,4 +1,4 @@
-"""The model that a state dict belongs to, from its keys and shapes."""
+"""A model's arguments, from the keys and shapes of a state dict."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Inferred:
 
 
 class InferredConfiguration(NamedTuple):
-    """Constructor arguments of `BandSplitRotator`, as far as a state dict determines them.
+    """Constructor arguments of `BandSplitRotator` that a state dict determines.
 
     Parameters
     ----------
@@ -61,10 +61,9 @@ class InferredConfiguration(NamedTuple):
 
 
 def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give every tensor of a known upstream family the key that it has in this package.
+    """Translate the keys of a known upstream family to those of this package.
 
-    Keys of this package, which are also those of Music-Source-Separation-Training, stay as they are. The tensors are
-    not copied.
+    Keys of this package, which are also Music-Source-Separation-Training's, do not change. Tensors are not copied.
 
     Parameters
     ----------
@@ -78,17 +77,17 @@ def translate_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        If keys are left that no family has; the message lists them.
+        If keys are unknown; the message lists them.
     """
     return to_plain_keys(state_dict, recognise(state_dict)).state_dict
 
 
 def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfiguration:
-    """Find every constructor argument that the keys and shapes of a state dict determine.
+    """Return the constructor arguments that the keys and shapes of a state dict determine.
 
-    The arguments count as this package's constructor does, whatever the family. Bands are taken to cover all bins,
-    because nothing in a state dict tells of a `freq_range`. Mono and stereo are told apart by the number of bins,
-    which is odd for every `stft_n_fft` that is a multiple of four.
+    Arguments follow this package's convention. Bands are assumed to cover all bins, because a state dict does not show
+    a `freq_range`. Mono and stereo are distinguished by the number of bins, which is odd for every `stft_n_fft` that is
+    a multiple of four.
 
     Parameters
     ----------
@@ -98,7 +97,7 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
     Returns
     -------
     inferred : InferredConfiguration
-        The arguments, and the names of those that must come from elsewhere.
+        The arguments, and the names of those that are not determined.
 
     Raises
     ------
@@ -113,7 +112,7 @@ def infer_configuration(state_dict: Mapping[str, Tensor]) -> InferredConfigurati
 
 
 def infer(state_dict: Mapping[str, Tensor], recognition: Recognition) -> Inferred:
-    """Find what the keys and shapes of a recognised model, under this package's keys, determine."""
+    """Return what keys and shapes of a recognised model, with this package's keys, determine."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     bands = _count(shapes, r"band_split\.to_features\.(\d+)\.", "bands")
     weights = [_shape(shapes, f"band_split.to_features.{band}.1.weight", axes=2) for band in range(bands)]
@@ -168,7 +167,7 @@ def _size(shapes: _Shapes, pattern: str, axis: int) -> int:
 
 
 def _readable(pattern: str) -> str:
-    """Return a pattern as the key that it stands for."""
+    """Return a pattern as a readable key."""
     return pattern.replace(r"\d+", "0").replace("\\", "")
 
 
@@ -210,13 +209,13 @@ def _infer_value_residual(
     shapes: _Shapes, recognition: Recognition, arguments: Mapping[str, object]
 ) -> dict[str, object]:
     if not any(".to_value_residual_mix." in key for key in shapes):
-        # The first layer group has nothing to mix its values with.
+        # The first layer group does not mix values.
         return {"use_value_residual_learning": False} if any(key.startswith("layers.1.") for key in shapes) else {}
     learned: dict[str, object] = {"use_value_residual_learning": True}
     if not recognition.mixes_as_mel:
         return {**learned, "learned_value_residual_mix": True}
     if arguments["linear_transformer_depth"] and "mc_hyper_conn_sinkhorn_iters" in arguments:
-        return learned  # version 0.9.2 stopped swapping in linear attention, and left no trace of it in the keys
+        return learned  # version 0.9.2 stopped swapping in linear attention, which keys do not show
     mix = recognition.of_keys.defaults.get("learned_value_residual_mix", True)
     return {**learned, "learned_value_residual_mix": mix}
 
@@ -247,7 +246,7 @@ def _infer_mask_estimators(shapes: _Shapes) -> dict[str, object]:
 
 
 def _block(shapes: _Shapes, prefix: str) -> str:
-    """Return the prefix of an attention or feed-forward block, inside its hyper-connection where it has one."""
+    """Return the prefix of an attention or feedforward block, inside its hyper-connection if there is one."""
     return f"{prefix}.branch" if any(key.startswith(f"{prefix}.branch.") for key in shapes) else prefix
 
 
@@ -260,7 +259,7 @@ def _ratio(width: int, dim: int) -> int | float:
 
 
 def _count(shapes: _Shapes, pattern: str, what: str) -> int:
-    """Return how many parts are numbered by the pattern's group, which must be 0, 1, 2 and so on."""
+    """Return the number of parts by the pattern's group, whose values must be 0, 1, 2 and so on."""
     numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key)) and len(match[1]) <= MOST_DIGITS}
     if numbers != set(range(len(numbers) or 1)):
         missing = list(islice((number for number in count() if number not in numbers), LISTED))

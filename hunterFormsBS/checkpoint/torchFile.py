@@ -24,7 +24,7 @@ MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number at the start of the older format, as a pickle holds it."""
 
 _ENCRYPTED: Final = 0x1  # a flag of an entry
-_ZIP_HEADER: Final = 30  # bytes of what is before an entry, without its name
+_ZIP_HEADER: Final = 30  # bytes of the header of an entry, without its name
 _BROKEN: Final = (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
@@ -38,7 +38,7 @@ class _Extent(NamedTuple):
 
 
 class TorchFile:
-    """A file that `torch.save` wrote. `content` has every tensor as a `StoredTensor`, and `read` reads one.
+    """A file of `torch.save`. `content` has every tensor as a `StoredTensor`, and `read` reads one.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class TorchFile:
     Raises
     ------
     CheckpointError
-        If it is of another kind, or exceeds a limit.
+        If it has another format, or exceeds a limit.
     DamagedError
         If it is damaged or incomplete.
     """
@@ -68,7 +68,7 @@ class TorchFile:
                 self.content = self._open_legacy(file)
 
     def read(self, stored: StoredTensor, device: torch.device | str = "cpu") -> Tensor:
-        """Read a tensor; those that share memory in the file share it here."""
+        """Read a tensor. Tensors that share memory in the file share it here."""
         if torch.device(device).type == "meta":
             return torch.empty_strided(stored.shape, stored.strides, dtype=stored.dtype, device="meta")
         numbers = self._numbers(stored.storage)
@@ -101,7 +101,7 @@ class TorchFile:
         if extent.deflated:
             return self._inflated(extent)
         memory = torch.empty(extent.size, dtype=torch.uint8, device="cpu")
-        # Read into the tensor itself: no second copy, and no zeros first.
+        # Read into the tensor's memory: no second copy, no zeroing.
         view = (ctypes.c_char * extent.size).from_address(memory.data_ptr())
         with self.path.open("rb", buffering=0) as file:
             file.seek(extent.start)
@@ -198,7 +198,7 @@ class TorchFile:
                 raise DamagedError("the file ends too early")
             count = int.from_bytes(header, "little")
             if name not in storages:
-                # What is beside it can only be skipped by those who know how large its numbers are.
+                # The next entries can only be skipped if the size of its numbers is known.
                 raise DamagedError(f"nothing tells the type of the storage {short_repr(name)}")
             size = count * torch.empty((), dtype=storages[name], device="meta").element_size()
             if file.tell() + size > self.size:
@@ -216,13 +216,13 @@ ASK_FOR_STATE_DICT: Final = (
 
 @contextmanager
 def _reading_an_archive() -> Generator[None]:
-    """Turn what a damaged archive leads to into `DamagedError`."""
+    """Turn exceptions from a damaged archive into `DamagedError`."""
     try:
         yield
     except (CheckpointError, DamagedError):
         raise
     except OSError as error:
-        # A damaged archive can ask for a position before its start.
+        # A damaged archive can lead to an offset before its start.
         if error.errno != errno.EINVAL:
             raise
         raise DamagedError("an entry is not where the archive says") from error

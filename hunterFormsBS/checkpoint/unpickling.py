@@ -1,9 +1,9 @@
-"""A reader of pickles that only knows tensors and plain containers, and that never imports or calls what a file names.
+"""A reader of pickles that knows only tensors and plain containers, and never imports or calls what a file names.
 
 A pickle is a program for a small stack machine, and two of its instructions look a name up and call what they find.
-Here a name stays a name: `_RECIPES` lists the names that describe tensors and containers, and every other becomes a
-`Placeholder`, which does nothing. So a checkpoint that holds a scheduler or a NumPy number besides its weights loads,
-and there is no code to run.
+Here names are not looked up: `_RECIPES` lists the names that describe tensors and containers, and every other name
+becomes a `Placeholder`, which does nothing. So a checkpoint with a scheduler or a NumPy number besides its weights
+loads, and no code runs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from hunterFormsBS.printable import printable, short_repr
 
 
 class Placeholder:
-    """Stands in for a class or a function that a file names, unless it makes tensors or plain containers."""
+    """Replaces a class or a function that a file names, unless it makes tensors or plain containers."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __repr__(self) -> str:
-        """Return the name, fit for a message."""
+        """Return the name, printable."""
         return printable(self.name, 120)
 
 
@@ -58,7 +58,7 @@ class DamagedError(ValueError):
 
 
 class _Mark:
-    """The value that MARK puts on the stack; there is one."""
+    """The only value that MARK puts on the stack."""
 
 
 class _Storages(NamedTuple):
@@ -89,15 +89,15 @@ _STORAGES: Final[Mapping[str, torch.dtype]] = {
 
 
 def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) -> object:
-    """Read one pickle from where a file stands.
+    """Read one pickle from the current offset of a file.
 
     Parameters
     ----------
     file : IO[bytes]
         Open for reading, and not empty.
     storages : dict[str, torch.dtype] | None, default None
-        Collects the types of all storages that are named, those of left-out objects too. Only for files from before
-        `torch.save` wrote archives, where a view of a part of a storage has a name of its own.
+        Collects the dtypes of all named storages, including those of left-out objects. Only for files from before
+        `torch.save` wrote archives, where a view of a part of a storage has its own name.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
     Raises
     ------
     DamagedError
-        If it is not a pickle, or does not end.
+        If it is not a pickle, or is truncated.
     CheckpointError
         If it exceeds a limit.
     """
@@ -121,7 +121,7 @@ def unpickle(file: IO[bytes], storages: dict[str, torch.dtype] | None = None) ->
 
 
 class _Machine:
-    """The stack machine of pickles: one method for each kind of instruction."""
+    """The stack machine of pickles, with one method per kind of instruction."""
 
     def __init__(self, file: IO[bytes], storages: dict[str, torch.dtype] | None) -> None:
         self.file = file
@@ -215,7 +215,7 @@ class _Machine:
             known = isinstance(function, Placeholder)
             self.push(function if known else Placeholder(f"a call of {short_repr(function)}"))
         else:
-            # Only recipes of this module are functions here.
+            # Only recipes of this module are callable here.
             self.push(function(*cast("tuple[object, ...]", arguments)))
 
     def reduce(self) -> None:
@@ -236,7 +236,7 @@ class _Machine:
         self.call(function, tuple(arguments))
 
     def build(self) -> None:
-        """Drop the state of an object: that of tensors and plain containers holds nothing that weights need."""
+        """Drop the state of an object: weights do not need that of tensors and plain containers."""
         self.pop()
 
     def persistent(self) -> None:
@@ -289,7 +289,7 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_r
 
 
 def checked(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> StoredTensor:
-    """Return a tensor whose elements are all in its storage, each once, or refuse it."""
+    """Return a tensor if its elements are in its storage, each once; refuse it otherwise."""
     if len(shape) != len(strides) or len(shape) > MOST_AXES:
         raise CheckpointError(
             f"a tensor has {len(shape)} sizes and {len(strides)} strides: at most {MOST_AXES} are read"
@@ -312,7 +312,7 @@ def _sizes(value: object) -> tuple[int, ...]:
 
 
 def _tensor_with_dtype(*arguments: object) -> object:
-    """Name a tensor of a type that has no storage of its own: unsigned integers, and numbers of eight bits."""
+    """Describe a tensor with a dtype without a storage class: unsigned integers, and 8-bit numbers."""
     return Placeholder(f"a tensor of {arguments[6]!r}" if len(arguments) > 6 else "a tensor of an unknown type")
 
 
@@ -330,7 +330,7 @@ def _dictionary(*arguments: object) -> dict[object, object]:
     given = arguments[0] if arguments else None
     if isinstance(given, dict):
         return dict(cast("dict[object, object]", given))
-    # `OrderedDict` was once saved as a list of pairs.
+    # Older files store an `OrderedDict` as a list of pairs.
     pairs = cast("list[tuple[object, object]]", given if isinstance(given, list) else [])
     return {key: value for key, value in pairs if _is_key(key)}
 
@@ -343,8 +343,8 @@ def _refused(what: str) -> _Recipe:
 
 
 def _is_key(value: object) -> bool:
-    """Tell whether a value is safe as a key: others, for example tuples deep in tuples, are left out."""
-    # Integers beyond this can be chosen such that all have one hash.
+    """Tell whether a value is safe as a key; others, for example deeply nested tuples, are left out."""
+    # Larger integers can be chosen so that all have one hash.
     if isinstance(value, (int, float)):
         return abs(value) < 2**53
     return value is None or isinstance(value, (str, bytes, Placeholder))
@@ -408,7 +408,7 @@ def _constant(value: object) -> Callable[[_Machine], None]:
 
 
 def _nothing(_machine: _Machine) -> None:
-    """Do nothing: the frames of a pickle and its protocol only say how it was written."""
+    """Do nothing: frames and protocol only describe how a pickle was written."""
 
 
 _BY_CODE: Final[Mapping[bytes, Callable[[_Machine], object]]] = {
@@ -477,7 +477,7 @@ _BY_CODE: Final[Mapping[bytes, Callable[[_Machine], object]]] = {
     pickle.BUILD: lambda machine: machine.build(),
     pickle.BINPERSID: lambda machine: machine.persistent(),
     pickle.PERSID: _pushing(lambda machine: Placeholder(f"the persistent object {machine.line()}")),
-    pickle.NEXT_BUFFER: _pushing(lambda _machine: Placeholder("a buffer beside the pickle")),
+    pickle.NEXT_BUFFER: _pushing(lambda _machine: Placeholder("a buffer outside the pickle")),
     pickle.READONLY_BUFFER: _nothing,
 }
 _INSTRUCTIONS: Final = {code[0]: instruction for code, instruction in _BY_CODE.items()}

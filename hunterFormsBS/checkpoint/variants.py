@@ -1,8 +1,8 @@
-"""Variants of the architecture: heads and layers of their own, and models of other kinds.
+"""Variants of the architecture: other heads and layers, and other architectures.
 
-`VARIANTS` is the one table: how each is recognised in the keys of a state dict, which arguments of `BandSplitRotator`
-make it and where the state dict says them, and how the upstream class differs from that of the plain model. A variant
-without options is not supported, and refused by its name.
+`VARIANTS` is the one table: how each is recognised from the keys of a state dict, which arguments of `BandSplitRotator`
+make it, how to read these from the state dict, and how the upstream class differs from that of the plain model. A
+variant without options is not supported, and refused by name.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hunterFormsBS.variantRow import ATTENTION_KEYS, FEED_FORWARD_KEYS, NEVER_SI
 SHARED_BIASES: Final[Mapping[str, str]] = MappingProxyType(
     {"linear_62_bias_0": "shared_qkv_bias", "linear_64_bias_0": "shared_out_bias"}
 )
-"""Names that Logic's checkpoints have for the two shared biases, and this package's."""
+"""Keys of the two shared biases in Logic's checkpoints, and this package's."""
 
 LAYER_BIAS: Final = r"layers\.\d+\.\d+\.layers\.\d+\.(?:0|attn)\.(?:branch\.)?(to_qkv|to_out\.0)\.bias"
-"""A shared bias, as an attention layer has it."""
+"""A shared bias in an attention layer."""
 
 ROTARY_TABLE: Final = r"(?:cos|sin)_emb_(?:time|freq)|.*\.rotary_embed\.(?:cos|sin)_emb"
 SINUSOIDS: Final = r".*\.positional_encoding\.pe"
@@ -42,7 +42,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         pattern=r"\.experts\.\d+\.|\.(?:router|gate)\.weight$",
         example="layers.0.0.layers.0.1.experts.3.net.1.weight",
         elsewhere="moe",
-        advice="Its feedforward layers choose among experts, which this model has not.",
+        advice="Its feedforward layers choose among experts, which this model does not support.",
         published="baicai-1145",
     ),
     Variant(
@@ -127,7 +127,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         pattern=r"^conditioner\.|\.conditioner\.",
         example="conditioner.net.0.weight",
         elsewhere="conditional",
-        advice="It takes an input besides the mixture, which this model has not.",
+        advice="It needs an input besides the mixture, which this model does not support.",
         published="mvsepless",
     ),
     Variant(
@@ -141,7 +141,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         name="BS-RoFormer of HiDolen",
         pattern=r"\.band_transformer\.|\.q_norm\.|\.input_layernorm\.",
         example="layers.0.band_transformer.q_norm.weight",
-        advice="Its layers are those of a language model, with other names and other formulas.",
+        advice="Its layers are those of a language model, with other formulas.",
         published="HiDolen, Mini-BS-RoFormer",
     ),
     Variant(
@@ -187,5 +187,5 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         published="UVR",
     ),
 )
-"""All variants that have keys of their own. Where keys fit several, messages name the first, and the first that has
-`defaults` says what the upstream class was."""
+"""All variants with their own keys. If keys fit several, messages name the first, and the first with `defaults`
+determines the upstream class."""

@@ -1,4 +1,4 @@
-"""Weights files, read without running what is in them."""
+"""Weights files, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _WRAPPERS: Final = (
     "model_ema",
     "ema_model",
 )
-"""Keys under which trainers store the weights, those of the model itself before its moving averages."""
+"""Keys under which trainers store weights: the model itself before its moving averages."""
 
 _PREFIXES: Final = ("module.", "model.", "_orig_mod.")
 _FIRST_KEY: Final = "band_split.to_features.0.1.weight"
@@ -58,15 +58,15 @@ _LONG_NUMBER: Final = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
 class WeightsFile:
-    """A weights file, whose content determines the format.
+    """A weights file; its contents determine the format.
 
-    Every member raises `CheckpointError` where the file is empty, truncated, of another format, or exceeds a limit of
-    `hunterFormsBS.limits`, and `OSError` where it cannot be opened.
+    Every member raises `CheckpointError` if the file is empty, truncated, of another format, or exceeds a limit of
+    `hunterFormsBS.limits`, and `OSError` if it cannot be opened.
 
     Parameters
     ----------
     pathFilename : str | PathLike[str]
-        What `torch.save` wrote, safetensors, or the index of weights in several safetensors files.
+        A file of `torch.save` or safetensors, or the index of several safetensors files.
     """
 
     def __init__(self, pathFilename: PathFilename) -> None:
@@ -76,7 +76,7 @@ class WeightsFile:
 
     @cached_property
     def content(self) -> object:
-        """What the file holds. A tensor may be a `StoredTensor`, so that no optimizer's state comes into memory."""
+        """The file's contents. Tensors may be `StoredTensor`s, so that optimizer states are not read into memory."""
         with _naming(self.path):
             if self.kind == "torch":
                 self._file = TorchFile(self.path)
@@ -85,7 +85,7 @@ class WeightsFile:
 
     @cached_property
     def configuration(self) -> Mapping[str, Any] | None:
-        """The configuration that `save_checkpoint` put beside the weights. No weights are read for it."""
+        """The configuration that `save_checkpoint` stored in the file. No weights are read for it."""
         if self.kind == "safetensors":
             with _naming(self.path):
                 metadata = _metadata_of_safetensors(self.path)
@@ -101,14 +101,14 @@ class WeightsFile:
         return cast("Mapping[str, Any]", self.read(dict(cast("Mapping[str, object]", configuration))))
 
     def read(self, value: object, device: torch.device | str = "cpu") -> object:
-        """Return a value of `content` with its tensors read, in plain containers no deeper than `DEEPEST`."""
+        """Return a value of `content` with its tensors read; containers may be nested up to `DEEPEST`."""
         with _naming(self.path):
             return self._read(value, torch.device(device), DEEPEST)
 
     def read_state_dict(
         self, chosen: Mapping[str, Tensor | StoredTensor], device: torch.device | str
     ) -> dict[str, Tensor]:
-        """Return the tensors that were chosen, read."""
+        """Read the chosen tensors."""
         return cast("dict[str, Tensor]", self.read(dict(chosen), device))
 
     def _read(self, value: object, device: torch.device, depth: int) -> object:
@@ -128,12 +128,12 @@ class WeightsFile:
 
 
 class Contents(NamedTuple):
-    """A model, as a weights file has it.
+    """A model in a weights file.
 
     Parameters
     ----------
     state_dict : dict[str, Tensor]
-        Its tensors, without the containers and the key prefixes that trainers add.
+        Its tensors, without containers and key prefixes that trainers add.
     configuration : Mapping[str, Any] or None
         The one that `save_checkpoint` stored with them, in this package's convention.
     remarks : tuple[str, ...]
@@ -146,16 +146,16 @@ class Contents(NamedTuple):
 
 
 def read_contents(pathFilename: PathFilename, map_location: torch.device | str = "cpu") -> Contents:
-    """Read a model's tensors, and what the file states of it; raises as `read_state_dict` of this package."""
+    """Read a model's tensors, and its configuration in the file; raises as `read_state_dict` of this package."""
     file = WeightsFile(pathFilename)
     chosen, remarks = unwrap(file.content, file.path)
     return Contents(file.read_state_dict(chosen, map_location), file.configuration, tuple(remarks))
 
 
 def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor], list[str]]:
-    """Find the model's tensors in what a file holds, and strip the prefixes of their keys.
+    """Find the model's tensors in a file's contents, and strip prefixes from their keys.
 
-    Whatever is not a tensor is left out: epochs, metrics, the state of an optimizer.
+    Everything but tensors is left out: epochs, metrics, optimizer states.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
             f"{printable(path)} holds no weights under any key that trainers use; its keys are: {keys}"
         )
     _refuse_keys(state_dict, path)
-    # A compiled module inside the model puts its prefix in the middle of keys.
+    # A compiled module inside the model has its prefix in the middle of keys.
     state_dict = {key.replace("_orig_mod.", ""): tensor for key, tensor in state_dict.items()}
     prefixes = [key.removesuffix(_FIRST_KEY) for key in state_dict if key.endswith(_FIRST_KEY)]
     if len(prefixes) > 1:
@@ -205,7 +205,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
         if len(prefixes) == 1:
             remarks.append(
                 f"{printable(path)} holds a model under {short_repr(prefixes[0], 60)}, and {len(beside)} tensors "
-                f"beside it, which are left out: {list_some(beside)}"
+                f"besides it, which are left out: {list_some(beside)}"
             )
         state_dict = {key: tensor for key, tensor in state_dict.items() if key.startswith(prefixes[0])}
     return _strip_prefixes(state_dict, prefixes[:1]), remarks
@@ -213,7 +213,7 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
 
 @contextmanager
 def _naming(path: Path) -> Generator[None]:
-    """Put the name of the file at the start of every refusal, in one line."""
+    """Begin every refusal with the name of the file, in one line."""
     try:
         yield
     except DamagedError as error:
@@ -253,7 +253,7 @@ def _reading_safetensors() -> Generator[None]:
         raise ImportError(f"to read .safetensors, install safetensors: {how_to_install('separation')}") from error
     try:
         yield
-    # Types that this version of PyTorch does not have, and names in bytes that are not text.
+    # Dtypes that this PyTorch lacks, and names that are not text.
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError(_first_line(error)) from error
 
@@ -293,7 +293,7 @@ def _read_shards(path: Path) -> dict[str, object]:
 
 
 def _holds(value: object, key_end: str = "") -> bool:
-    """Tell whether a mapping holds, at some depth, a tensor whose key ends so. Each mapping is looked at once."""
+    """Tell whether a mapping contains, at any depth, a tensor whose key ends so. Each mapping is visited once."""
     level: list[Mapping[object, object]] = (
         [cast("Mapping[object, object]", value)] if isinstance(value, Mapping) else []
     )
@@ -324,7 +324,7 @@ def _refuse_objects(entries: Mapping[object, object], path: Path) -> None:
 
 
 def _refuse_keys(state_dict: Mapping[str, object], path: Path) -> None:
-    """Refuse more keys, and longer ones, than any model has."""
+    """Refuse more or longer keys than any model has."""
     if len(state_dict) > MOST_KEYS:
         raise CheckpointError(
             f"{printable(path)} is refused: it has {len(state_dict):,} tensors, and at most {MOST_KEYS:,} are read"
@@ -347,7 +347,7 @@ def _kind(value: object) -> str:
 
 
 def _strip_prefixes(state_dict: dict[str, Tensor | StoredTensor], found: list[str]) -> dict[str, Tensor | StoredTensor]:
-    """Strip the prefix that was found, or the usual ones as long as every key has one of them."""
+    """Strip the given prefix, or common ones as long as every key has one."""
     shared = [known for known in _PREFIXES if all(key.startswith(known) for key in state_dict)]
     prefix = next(iter([*found, *shared]), "")
     if not prefix:

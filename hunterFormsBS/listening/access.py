@@ -1,4 +1,4 @@
-"""Access control: every request needs the secret, or a cookie that was issued for it; all others get 403."""
+"""Access control: every request needs the secret, or a cookie issued for it; all others get 403."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ FORM = """<!doctype html>
 """
 WRONG = '<p role="alert">This is not the password.</p>'
 LONGEST_FORM = 5000
-"""Bytes of the password form at most."""
+"""Limit of the password form in bytes."""
 
 SECONDS_UNREAD = 60.0
 """A client that stops reading a response for this long is disconnected."""
 
 SECONDS_FOR_A_GUESS = 1.0
 GUESSES_WAITING = 20
-"""Password attempts in the queue at most; further ones are refused."""
+"""Limit of password attempts in the queue; further ones are refused."""
 
 HEADERS = {
     "Cache-Control": "no-store",
-    # The page loads nothing from elsewhere, sends nothing elsewhere, runs no code but its own file, and is in no frame.
+    # The page loads from and sends to no other origin, runs only its own file, and cannot be framed.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -142,14 +142,14 @@ class Door:
             try:
                 async with asyncio.timeout(SECONDS_UNREAD):
                     await send(message)
-            except Exception as error:  # whatever a connection raises that is broken, or that nobody reads
+            except Exception as error:  # exceptions of a broken connection, or of one that nobody reads
                 raise ClientDisconnect from error
 
         try:
             answer = await self._answer(Request(scope, receive))
             await answer(scope, receive, send_in_time)
         except ClientDisconnect:
-            pass  # The connection is closed, so that nobody takes half of an answer for the whole.
+            pass  # The connection is closed, so that half of a response is not taken for the whole.
         except Exception:
             traceback.print_exc(file=sys.stderr)
             raise
@@ -194,7 +194,7 @@ class Door:
         return self._keys.owner_of(request.cookies.get(self._cookie, ""))
 
     def _let_in(self, *, known: bool) -> Response:
-        """Issue a cookie, unless the browser has one, and lead to the page without the secret in its address.
+        """Issue a cookie, unless the browser has one, and redirect to the address without the secret.
 
         A Refresh header, not a redirect: after a link from another site, browsers withhold `SameSite=Strict` cookies
         from redirects.

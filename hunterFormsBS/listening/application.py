@@ -52,7 +52,7 @@ AUDIO = {
 }
 ENCODINGS: dict[str, Encoding] = {form: Encoding(form, DEPTHS[form]) for form in FORMATS}
 LONGEST_NAME = 150
-"""Bytes of a song's name at most; the end of a longer one is kept."""
+"""Limit of a song's name in bytes; the end of a longer one is kept."""
 
 SECONDS_BETWEEN_EVENTS = 0.25
 SECONDS_BETWEEN_SIGNS = 15.0
@@ -74,7 +74,7 @@ def application(
     checkpoints : Sequence[Path]
         Further checkpoints to offer.
     max_bytes : int
-        Of an upload.
+        Limit of an upload.
     max_minutes : float
         Limit to report; `Separating` enforces it.
     """
@@ -223,7 +223,7 @@ class _Answers:
         offered = await run_in_threadpool(offers, self._models, self._checkpoints)
         offer = offered.get(query.get("model", ""))
         if offer is None:
-            raise RefusedError(400, "Choose one of the models that are offered")
+            raise RefusedError(400, "Choose one of the offered models")
         overlap = query.get("overlap", "")
         if overlap and not re.fullmatch(r"[1-9]|[1-4]\d|50", overlap, re.ASCII):
             raise RefusedError(400, f"Overlap is a number from 1 to 50, not {printable(overlap, 20)}")
@@ -269,7 +269,7 @@ def zipped(members: dict[str, Path]) -> Generator[bytes]:
     Raises
     ------
     ClientDisconnect
-        If a file was removed meanwhile: the connection is to be closed, so that nobody takes a part for the whole.
+        If a file was removed meanwhile: the connection must be closed, so that a part is not taken for the whole.
     """
     sink, now = _Sink(), time.localtime()[:6]
     with zipfile.ZipFile(sink, "w") as archive:
@@ -310,7 +310,7 @@ async def _refused(_request: Request, error: RefusedError) -> Response:
 
 
 async def _not_here(_request: Request, error: HTTPException) -> Response:
-    sentence = {404: "There is nothing here", 405: "This cannot be done here"}
+    sentence = {404: "Not found", 405: "This method is not allowed here"}
     return JSONResponse({"error": sentence.get(error.status_code, error.detail)}, error.status_code)
 
 

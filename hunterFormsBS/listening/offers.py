@@ -27,9 +27,9 @@ class Offer(NamedTuple):
     checkpoint : Path
         File, name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
     configuration : Path | None
-        The file of the same name beside it.
+        The configuration file of the same name in the same folder.
     fetched : bool
-        Whether it is fetched.
+        Whether it has to be downloaded on first use.
     """
 
     identity: str
@@ -40,7 +40,7 @@ class Offer(NamedTuple):
 
 
 def offers(folder: Path, checkpoints: Sequence[Path] = ()) -> dict[str, Offer]:
-    """Return the given checkpoints, those below the folder and those of the catalogue, by identity."""
+    """Return the given checkpoints, those below the folder, and those of the catalogue, by identity."""
     return {offer.identity: offer for offer in _offers(folder, checkpoints)}
 
 

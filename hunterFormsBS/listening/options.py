@@ -1,4 +1,4 @@
-"""What the command line asks of the page in the browser."""
+"""Options of the page in the browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHORTEST_PASSWORD = 12
 
 
 class Options(argparse.Namespace):
-    """What is offered, to whom, and how much: the arguments of `hunterforms listen`."""
+    """The arguments of `hunterforms listen`."""
 
     models: Path
     checkpoint: list[Path]
@@ -43,8 +43,8 @@ def password_of(options: Options) -> str | None:
     if options.password_file is None:
         if not _is_loopback(options.host):
             raise UsageError(
-                f"--host {options.host} lets other machines connect: give --password-file, whose first line they "
-                "have to know"
+                f"--host {options.host} lets other machines connect: pass --password-file, a file "
+                "whose first line is the password"
             )
         return None
     with options.password_file.open(encoding="utf-8") as file:

@@ -68,7 +68,7 @@ class Separating:
         """Separate a song into its folder, and store the warnings with it."""
         self._console.warnings.clear()
         with self._console.showing_warnings():
-            warnings.simplefilter("always", UserWarning)  # of each song, also where the sentence is the same
+            warnings.simplefilter("always", UserWarning)  # of each song, even if the sentence is the same
             try:
                 self._separate(song)
             finally:
@@ -123,7 +123,7 @@ class Separating:
         """Return the model of an offer and its configuration. The loaded model is reused if it is the same."""
         changed = offer.checkpoint.stat().st_mtime if offer.checkpoint.is_file() else None
         if self._loaded is None or (self._loaded.offer, self._loaded.changed) != (offer, changed):
-            self._loaded = None  # not two at a time
+            self._loaded = None  # never two at a time
             checkpoint, configuration, content = find_configuration(offer.checkpoint, offer.configuration)
             model = from_checkpoint(checkpoint, configuration, device=self._device)
             self._loaded = _Loaded(offer, changed, model, content, [*self._console.warnings])

@@ -61,7 +61,7 @@ async def receive(request: Request, file: BinaryIO, max_bytes: int) -> None:
                 file.write(block)
                 silence.reschedule(asyncio.get_running_loop().time() + SECONDS_SILENT)
     except TimeoutError as error:
-        raise RefusedError(408, "The upload stalled, and what had come was removed: send the song again") from error
+        raise RefusedError(408, "The upload stalled and was removed: send the song again") from error
     if not size:
         raise RefusedError(400, "The file is empty: choose another")
 

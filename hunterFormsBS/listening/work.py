@@ -191,7 +191,7 @@ class Work:
 
     @contextmanager
     def uploading(self) -> Generator[Path]:
-        """Reserve a place in the queue, and yield the path for the upload. The file is removed unless it was added.
+        """Reserve a slot in the queue, and yield the path for the upload. The file is removed unless it was added.
 
         Raises
         ------

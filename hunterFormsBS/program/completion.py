@@ -1,4 +1,4 @@
-"""Completion of command lines in a shell, by argcomplete: which commands, options, values and files go on a line."""
+"""Completion of commands, options, values and files in a shell, by argcomplete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hunterFormsBS.program.parsing import NAME, Parser
 __all__ = ["ASKED", "SHELLS", "complete", "script"]
 
 ASKED: Final = "_ARGCOMPLETE"
-"""The environment variable by which the shell asks; it says how many words of the line are the name of the program."""
+"""The environment variable of a request from the shell: the number of words that name the program."""
 
 SHELLS: Final = ("bash", "zsh", "fish", "powershell")
 
@@ -28,11 +28,11 @@ def complete(
     Parameters
     ----------
     names : Sequence[str]
-        Of the commands, the one where none is named among them.
+        Of the commands, including the default one.
     parser_of : callable
-        Returns the parser of a command; that of the usual one for an empty name.
+        Returns the parser of a command; for an empty name, that of the default command.
     environment : MutableMapping[str, str], default os.environ
-        In which the shell put the line.
+        Contains the line from the shell.
     """
     argcomplete = _argcomplete()
     line, point = environment["COMP_LINE"], int(environment["COMP_POINT"])
@@ -55,12 +55,12 @@ def complete(
 
 
 def script(shell: str) -> str:
-    """Return what a shell has to read, so that it completes command lines of the program."""
+    """Return the script that makes a shell complete command lines of the program."""
     return str(_argcomplete().shellcode([NAME], shell=shell))
 
 
 def _offer(action: argparse.Action, values: Iterable[str], argcomplete: Any) -> None:
-    """Let an argument be completed to some values, or to the name of a file."""
+    """Complete an argument to given values, or to file names."""
     files = argcomplete.FilesCompleter()
 
     def completions(prefix: str, **about: Any) -> list[str]:

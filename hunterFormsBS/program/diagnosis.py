@@ -1,4 +1,4 @@
-"""What this machine and this environment offer: facts for bug reports, and what is missing."""
+"""Facts about the machine and the environment for bug reports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hunterFormsBS.printable import printable
 __all__ = ["TOLERANCE", "Facts", "diagnose"]
 
 Facts = dict[str, object]
-"""Values by name: text, numbers, lists of text; of an extra None if nothing is missing."""
+"""Values by name: text, numbers, lists of text; for an extra, None if nothing is missing."""
 
 DISTRIBUTION: Final = "hunterFormsBS"
 
 TOLERANCE: Final = 1e-3
-"""How far kernels may be from formulas, relative to the largest sample, before it is an error."""
+"""Largest allowed difference of kernels from formulas, relative to the largest sample."""
 
 VARIABLES: Final = (
     "CUDA_VISIBLE_DEVICES",
@@ -41,11 +41,11 @@ VARIABLES: Final = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ENABLE_MPS_FALLBACK",
 )
-"""Environment variables that change what happens here, and hold no secrets."""
+"""Environment variables that affect this package and hold no secrets."""
 
 
 def diagnose() -> dict[str, Facts]:
-    """Return what is known of the environment, in groups. What cannot be found out is an `error` in its group."""
+    """Return facts in groups. A failure becomes the `error` of its group."""
     groups: dict[str, Callable[[], Facts]] = {
         "program": _program,
         "packages": _packages,
@@ -61,7 +61,7 @@ def diagnose() -> dict[str, Facts]:
 
 
 def _found(find: Callable[[], Facts]) -> Facts:
-    # A broken driver or a half-installed package is what people run this for: whatever it raises is a finding.
+    # People run this because of broken drivers or half-installed packages: any exception is a finding.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def _processor_name() -> str:
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
         fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "model name" in fields:
-            # Virtual machines may keep the product's name to themselves, but not its generation.
+            # Virtual machines may hide the product's name, but not its generation.
             return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
@@ -151,7 +151,7 @@ def _devices() -> Facts:
 
 
 def _kernels() -> Facts:
-    """Run a small model with kernels and without, and compare."""
+    """Run a small model with and without kernels, and compare."""
     torch: Any = import_module("torch")
     seam: Any = import_module("hunterFormsBS.kernels.seam")
     device = import_module("hunterFormsBS.devices").find_device("auto")
@@ -190,7 +190,7 @@ def _caches() -> Facts:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder, each counted once."""
+    """Return the bytes of all files below a folder, counting each file once."""
     found = [os.lstat(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names]  # noqa: PTH118
     return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())
 

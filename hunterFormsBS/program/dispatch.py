@@ -1,4 +1,4 @@
-"""The program: which command its arguments name, and how each of them ends."""
+"""The program: which command runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from hunterFormsBS.songs.signals import ending_on_signals
 __all__ = ["Call", "command_names", "load_command", "main", "overview", "run", "understand"]
 
 DEFAULT: Final = "separate"
-"""The command where none is named."""
+"""The default command."""
 
 
 class Call(NamedTuple):
-    """A command line that was understood."""
+    """A parsed command line."""
 
     parser: Parser
     options: argparse.Namespace
 
 
 def command_names() -> list[str]:
-    """Return the names of all commands: those of the modules in their folder."""
+    """Return the names of all commands: the modules in their folder."""
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
@@ -44,7 +44,7 @@ def load_command(name: str) -> Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what a command line asks for.
+    """Run a command line.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     status : int
-        The exit status: 0, 1 or 130, as the help says.
+        The exit status: 0, 1 or 130, as in the help.
 
     Raises
     ------
@@ -78,18 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(*first: str) -> NoReturn:
-    """Be the program of this process.
+    """Run the program as this process.
 
     Parameters
     ----------
     *first : str
-        Arguments in front of those of the process.
+        Arguments before those of the process.
     """
     arguments = [*first, *sys.argv[1:]]
     keep_standard_streams()
     if completion.ASKED in os.environ:
         completion.complete(command_names(), lambda name: _parser(name or DEFAULT))
-    if arguments[:1] != ["listen"]:  # between songs a page gives memory back
+    if arguments[:1] != ["listen"]:  # the page in the browser returns memory between songs
         keep_freed_memory()
     with ending_on_signals():
         sys.exit(main(arguments))
@@ -101,7 +101,7 @@ def understand(argv: Sequence[str]) -> Call:
     Parameters
     ----------
     argv : Sequence[str]
-        Arguments without the program's name. The first may name the command; otherwise all are for `separate`.
+        Arguments without the program's name. The first may name the command; otherwise the command is `separate`.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def _parser(name: str) -> Parser:
 
 
 def overview() -> str:
-    """Return the help of the program: its commands, in one screen."""
+    """Return the help of the program: the list of commands."""
     commands = {name: summary(load_command(name)) for name in command_names()}
     width = max(map(len, commands))
     return "\n".join(

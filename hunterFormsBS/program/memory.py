@@ -1,4 +1,4 @@
-"""What the C library does with freed memory, which is the business of a program, not of a library."""
+"""How the C library treats freed memory: a program may decide that, a library may not."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LARGEST: Final = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next layer, which would get it back page by page: 6 % of inference.
+    """Make glibc keep freed memory, which the next layer would get back page by page: 6 % of inference.
 
-    Nothing changes with another C library, or where `MALLOC_…` or `GLIBC_TUNABLES` in the environment say what to do.
+    Does nothing with another C library, or if `MALLOC_…` or `GLIBC_TUNABLES` is in the environment.
     """
     if sys.platform != "linux" or any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return

@@ -1,4 +1,4 @@
-"""What commands that train or measure need of other packages, and what these say."""
+"""Packages that training and validation need, and their warnings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["packages_of_training"]
 
 @contextmanager
 def packages_of_training(purpose: str) -> Generator[None]:
-    """Show the remarks of this package, and of no other: Fabric and PyTorch advise about what was decided here.
+    """Show only this package's warnings: Fabric and PyTorch advise on decisions that were made here.
 
     Raises
     ------
     ImportError
-        If the packages of the extra `train` are not installed, which the purpose needs.
+        If the packages of the extra `train` are not installed.
     """
     if not is_installed("train"):
         raise ImportError(f"{purpose} needs more packages: {how_to_install('train')}")

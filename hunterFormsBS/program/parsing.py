@@ -1,4 +1,4 @@
-"""The parser of every command: help that begins with examples, and errors of one line."""
+"""The parser of every command: help begins with examples, and errors are one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME: Final = "hunterforms"
 """The name to type."""
 
 PROGRAM: Final = "hunterFormsBS"
-"""What every message begins with, and the name of the distribution."""
+"""Prefix of every message, and the name of the distribution."""
 
 EXIT_STATUS: Final = """\
 exit status: 0 everything succeeded; 1 something failed, and each failure is
@@ -28,7 +28,7 @@ Ctrl-C, 128 and its number after another signal.
 """
 
 CLOSE: Final = 0.7
-"""How similar a word is to the one that may be meant, from 0 to 1."""
+"""Least similarity of a suggested word, from 0 to 1."""
 
 
 class Command(Protocol):
@@ -38,18 +38,18 @@ class Command(Protocol):
     """Command lines, indented by two spaces, and what each does, by six."""
 
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
-        """Add the arguments, those that few people need by `add_advanced_group`."""
+        """Add the arguments; advanced ones in groups of `add_advanced_group`."""
         ...
 
     def run(self, options: argparse.Namespace, console: Console, /) -> int:
-        """Do what the options ask for, and return the exit status.
+        """Run the command, and return the exit status.
 
         Raises
         ------
         UsageError
             If the command line cannot be used.
         ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError
-            If a file or a setting cannot be used: `hunterFormsBS.failures.FAILURES`.
+            If a file or a setting is invalid: `hunterFormsBS.failures.FAILURES`.
         """
         ...
 
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         Of the command.
     command : Command
     advanced : bool, default True
-        Whether it has the groups that `add_advanced_group` adds. A parser without them writes the short help.
+        Whether it has the groups of `add_advanced_group`. A parser without them is for the short help.
     """
 
     def __init__(self, name: str, command: Command, *, advanced: bool = True) -> None:
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         self.command = command
         self.advanced = advanced
         self.leaves_out = False
-        """Whether a group was not added."""
+        """Whether a group was left out."""
         command.add_arguments(self)
         add = self.add_argument_group("help").add_argument
         add("-h", "--help", action=_ShowHelp, nargs=0, help="explain the options that most people need, and exit")
@@ -87,11 +87,11 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def actions(self) -> list[argparse.Action]:
-        """All arguments, those of groups too."""
+        """All arguments, including those of groups."""
         return list(self._actions)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message, with options that may be meant for unknown ones, and exit with status 2."""
+        """Print the message, with suggestions for unknown options, and exit with status 2."""
         options = [option for action in self.actions for option in action.option_strings]
         unrecognized = message if message.startswith("unrecognized") else ""
         for unknown in [match[0] for match in re.finditer(r"--[a-zA-Z-]+", unrecognized)]:
@@ -102,9 +102,9 @@ class Parser(argparse.ArgumentParser):
 def add_advanced_group(
     parser: argparse.ArgumentParser, title: str, description: str | None = None
 ) -> Any:  # argparse has no public name for it
-    """Add a group of options that `--help-all` explains and `--help` leaves out, and return it.
+    """Add and return a group of options that only `--help-all` explains.
 
-    Any parser but one for the short help gets the group as by `add_argument_group`.
+    A parser for the short help gets no group.
     """
     if isinstance(parser, Parser) and not parser.advanced:
         parser.leaves_out = True
@@ -113,23 +113,23 @@ def add_advanced_group(
 
 
 def near_miss(word: str, known: list[str]) -> str:
-    """Return the clause that names the known word that may be meant; nothing if none is similar."""
+    """Return a clause with the most similar known word; empty if none is similar."""
     return "".join(f"; is {near} meant?" for near in difflib.get_close_matches(word, known, n=1, cutoff=CLOSE))
 
 
 def refuse(message: str) -> NoReturn:
-    """End the program because its command line cannot be used."""
+    """Exit because the command line is invalid."""
     say(f"{PROGRAM}: error: {message}", sys.stderr)
     sys.exit(UNUSABLE)
 
 
 def summary(command: Command) -> str:
-    """Return the summary of a command, as help shows it."""
+    """Return the summary of a command for the help."""
     return (command.__doc__ or "").partition("\n")[0]
 
 
 class ShowVersion(argparse.Action):
-    """Prints the version; it is looked up only then."""
+    """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the version, and exit."""
@@ -141,8 +141,8 @@ class _ShowHelp(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, _namespace: object, _values: object, option_string: str | None = None
     ) -> NoReturn:
-        """Print the short help, or that of all options, and exit."""
+        """Print the short or the full help, and exit."""
         if isinstance(parser, Parser):
-            # An abbreviation of both, such as --hel, has been refused before.
+            # Abbreviations of both, such as --hel, were refused before.
             Parser(parser.name, parser.command, advanced="-all" in (option_string or "")).print_help()
         parser.exit()

@@ -1,4 +1,4 @@
-"""The question which purpose a song is separated for, where the command line names no models."""
+"""The question for the purpose of a separation, if the command line names no models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Purpose(NamedTuple):
     summary : str
         The stems, in words.
     size : int
-        Bytes that are fetched before its first use.
+        Bytes to download before its first use.
     """
 
     option: str
@@ -41,12 +41,12 @@ class Purpose(NamedTuple):
     size: int
 
     def __str__(self) -> str:
-        """Return the words of a command line, what they give, and the size."""
+        """Return its option and name, its stems, and the size."""
         return f"--{self.option} {self.name}: {self.summary}; {self.size / 1e6:,.0f} MB"
 
 
 def purposes() -> list[Purpose]:
-    """Return every recipe and then every preset of the package, those that fetch least first."""
+    """Return all recipes and then all presets of the package, smallest downloads first."""
     return sorted(_purposes(), key=lambda purpose: (purpose.option != "recipe", purpose.size))
 
 
@@ -68,7 +68,7 @@ def _size(checkpoints: Sequence[str]) -> int:
 
 
 def ask_purpose(console: Console) -> Mapping[str, str]:
-    """Ask at the terminal for a purpose, and say what becomes of the answer.
+    """Ask at the terminal for a purpose, and print the command line that it stands for.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def ask_purpose(console: Console) -> Mapping[str, str]:
     Raises
     ------
     UsageError
-        If nobody can answer: standard input or standard error is not a terminal, several processes share the songs, or
+        If nobody can answer: standard input or standard error is not a terminal, several processes divide the songs, or
         the input ends.
     """
     streams = (sys.stdin, sys.stderr)
@@ -98,7 +98,7 @@ def ask_purpose(console: Console) -> Mapping[str, str]:
 
 
 def _answer(offered: Sequence[Purpose]) -> Purpose:
-    """Read lines until one is the number or the name of a purpose; an empty one is the first."""
+    """Read lines until one is the number or the name of a purpose; an empty line selects the first."""
     names = {purpose.name: purpose for purpose in offered}
     numbers = {str(number): purpose for number, purpose in enumerate(offered, start=1)}
     while True:

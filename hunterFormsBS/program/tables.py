@@ -1,4 +1,4 @@
-"""Tables that fit a terminal, and numbers as people read them."""
+"""Tables that fit a terminal, and readable numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Column", "gigabytes", "gigaflops", "megabytes", "table", "terminal_w
 BETWEEN: Final = "  "
 UNLIMITED: Final = 10_000
 LEAST: Final = 12
-"""Characters of a column that is shortened."""
+"""Least width of a shortened column."""
 
 
 class Column(NamedTuple):
@@ -22,9 +22,9 @@ class Column(NamedTuple):
     heading : str
     cells : Sequence[str]
     priority : int, default 0
-        Where the width does not suffice, columns of the highest number are left out first; those of 0 never.
+        If the width does not suffice, columns with the highest number are left out first; those with 0 never.
     is_number : bool, default False
-        Whether cells stand at the right.
+        Whether cells are aligned right.
     may_shrink : bool, default False
         Whether cells may be shortened.
     """
@@ -37,24 +37,24 @@ class Column(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Characters of the longest cell."""
+        """Length of the longest cell."""
         return max(len(cell) for cell in (self.heading, *self.cells))
 
 
 def terminal_width() -> int:
-    """Return the characters of a line: those of the terminal or of COLUMNS; no limit where output goes to a file."""
+    """Return the line length of the terminal or COLUMNS; no limit if output goes to a file."""
     return shutil.get_terminal_size(fallback=(UNLIMITED, 24)).columns
 
 
 def table(columns: Sequence[Column], width: int) -> Iterator[str]:
-    """Yield the lines of a table: its headings, and a line for each row.
+    """Yield the lines of a table: headings, and one line per row.
 
     Parameters
     ----------
     columns : Sequence[Column]
-        Of equally many cells.
+        All with the same number of cells.
     width : int
-        Characters of a line.
+        Line length.
     """
     kept = list(columns)
 
@@ -80,17 +80,17 @@ def table(columns: Sequence[Column], width: int) -> Iterator[str]:
 
 
 def megabytes(size: int) -> str:
-    """Return a size in MB; nothing where it is 0, which stands for unknown."""
+    """Return a size in MB; empty if it is 0, which means unknown."""
     return f"{size / 1e6:.0f}" if size else ""
 
 
 def gigabytes(size: int) -> str:
-    """Return a size in GB; nothing where it is 0, which stands for unknown."""
+    """Return a size in GB; empty if it is 0, which means unknown."""
     return f"{size / 1e9:.1f}" if size else ""
 
 
 def gigaflops(operations: int) -> str:
-    """Return a number of operations in thousands of millions; nothing where it is 0, which stands for unknown."""
+    """Return a number of operations in billions; empty if it is 0, which means unknown."""
     return f"{operations / 1e9:.0f}" if operations else ""
 
 

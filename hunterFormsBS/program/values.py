@@ -1,4 +1,4 @@
-"""Types of arguments that several commands have: each returns a value, or says what it must be and what it is."""
+"""Argument types of several commands. Each returns a value, or an error with what it must be and what it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def integer(lowest: int = 1, highest: int = LARGEST) -> Callable[[str], int]:
-    """Return the type of whole numbers from `lowest` to `highest`."""
+    """Return the type of integers from `lowest` to `highest`."""
 
     def parse(text: str) -> int:
         if re.fullmatch(r"[0-9]+", text) and len(text) < 100 and lowest <= int(text) <= highest:
@@ -45,26 +45,26 @@ def number(lowest: float = -math.inf, highest: float = math.inf, *, above: float
 
 
 def names(text: str) -> list[str]:
-    """Return names that have commas between them."""
+    """Parse names separated by commas."""
     found = [name.strip() for name in text.split(",")]
     if not all(found):
-        raise argparse.ArgumentTypeError(f"must be names with commas between them, but is {short_repr(text)}")
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, but is {short_repr(text)}")
     return found
 
 
 def weights(text: str) -> list[float]:
-    """Return numbers that have commas between them, none of them negative and not all zero."""
+    """Parse numbers separated by commas, none negative and not all zero."""
     try:
         found = [float(weight) for weight in text.split(",")]
     except ValueError:
         found = [-1.0]
     if not all(0 <= weight < math.inf for weight in found) or not sum(found):
-        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, but is {short_repr(text)}")
+        raise argparse.ArgumentTypeError(f"must be numbers separated by commas, but is {short_repr(text)}")
     return found
 
 
 def checked(function: Callable[[str], T]) -> Callable[[str], T]:
-    """Return the type of what a function makes of text. The message of its ValueError is shown."""
+    """Return the type that a function parses from text. The message of its ValueError is shown."""
 
     def parse(text: str) -> T:
         try:
@@ -76,7 +76,7 @@ def checked(function: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def add_upstream(group: Any) -> None:
-    """Add the option that says whose convention a configuration follows."""
+    """Add the option for the convention of a configuration."""
     group.add_argument(
         "--upstream",
         choices=UPSTREAMS,

@@ -1,4 +1,4 @@
-"""Recipes: several models in one run, each of which separates the mixture or something that an earlier one gave."""
+"""Recipes: several models in one run, each of which separates the mixture or an output of an earlier one."""
 
 from hunterFormsBS.recipes.finding import read_recipe, shipped
 from hunterFormsBS.recipes.recipe import Model, Recipe, RecipeError, Step

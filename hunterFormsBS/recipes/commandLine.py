@@ -1,4 +1,4 @@
-"""The recipe of a command line, and which of the other options go with it."""
+"""The recipe of a command line, and the options that cannot be combined with it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ INSTEAD = {
     "preset": "the recipe names its models",
     "checkpoint": "the recipe names them",
     "configuration": "the recipe names it as models: {checkpoint: FILE, configuration: FILE}",
-    "upstream": "the models tell theirs",
+    "upstream": "each model is recognised by itself",
     "lora": "merge the adapters into a checkpoint with `hunterforms convert --lora`",
     "weights": "the recipe states them",
     "residual": "the recipe names the rest of a step as an output, STEP.rest",
     "also_rest": "the recipe names the rest of a step as an output, STEP.rest",
 }
-"""Options that do not go with a recipe, and what does instead."""
+"""Options that cannot be combined with a recipe, and what to do instead."""
 
 
 def plan_of_options(options: Options, console: Console) -> RecipePlan:
@@ -32,7 +32,7 @@ def plan_of_options(options: Options, console: Console) -> RecipePlan:
     Raises
     ------
     UsageError
-        If another option contradicts it.
+        If another option cannot be combined with it.
     RecipeError, CheckpointError, ImportError, OSError
         See `read_recipe` and `RecipePlan`.
     """
@@ -41,7 +41,7 @@ def plan_of_options(options: Options, console: Console) -> RecipePlan:
             raise UsageError(f"--{name.replace('_', '-')} does not go with --recipe: {remedy}")
     if options.ensemble != "avg_wave":
         raise UsageError("--ensemble does not go with --recipe: the recipe states it")
-    # Where the command line says nothing, the recipe has the word.
+    # The recipe applies where the command line says nothing.
     usual = ParametersSeparation()
     given = {name: value for name, value in options.separation().items() if value != getattr(usual, name)}
     return RecipePlan(

@@ -1,4 +1,4 @@
-"""A recipe shown: its steps as a tree in text, as Mermaid writes graphs, and as plain values; with what it costs."""
+"""A recipe as a text tree, as a Mermaid graph, and as plain values, with its costs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["facts_of", "mermaid", "tree"]
 
 
 def facts_of(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, with what is known of its models before any is fetched.
+    """Return a recipe as plain values, with facts about its models that need no download.
 
     Returns
     -------
     facts : dict[str, Any]
-        For each step `input`, `stems` (None where only a download tells), and its models: `checkpoint`, `sample_rate`,
-        `chunk_size`, `num_overlap` and `bytes`, each None where it is not known.
+        For each step `input`, `stems` (None if unknown before a download), and its models: `checkpoint`, `sample_rate`,
+        `chunk_size`, `num_overlap` and `bytes`, each None if unknown.
     """
     steps: dict[str, Any] = {}
     for name in recipe.needed(recipe.outputs):
@@ -58,7 +58,7 @@ def _bytes_of(checkpoint: str) -> int | None:
 
 
 def tree(recipe: Recipe) -> list[str]:
-    """Return the lines of a picture: below each signal the steps that separate it, and the file that it becomes."""
+    """Return the lines of a tree: below each signal the steps that separate it, and the file that it becomes."""
     facts = facts_of(recipe)
     lines = [f"{recipe.name}: {printable(recipe.summary)}" if recipe.summary else recipe.name, "", MIXTURE]
     lines += _below(MIXTURE, facts, "")
@@ -68,7 +68,7 @@ def tree(recipe: Recipe) -> list[str]:
 
 
 def mermaid(recipe: Recipe) -> list[str]:
-    """Return the lines of a flow chart for Mermaid, as README files and pages show them."""
+    """Return the lines of a Mermaid flow chart, which README files and pages can show."""
     lines = ["flowchart LR"]
     for name, step in facts_of(recipe)["steps"].items():
         models = " + ".join(model["checkpoint"] for model in step["models"])
@@ -94,7 +94,7 @@ def _below(signal: str, facts: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _signals(name: str, step: Mapping[str, Any], facts: Mapping[str, Any], indent: str) -> list[str]:
-    """Return the signals of a step that somebody reads, and what is below them."""
+    """Return the used signals of a step, and what is below them."""
     read = [*(each["input"] for each in facts["steps"].values()), *facts["outputs"].values()]
     stems = [signal.partition(".")[2] for signal in read if signal.partition(".")[0] == name]
     order = [*(step["stems"] or ()), *stems, REST]
@@ -115,7 +115,7 @@ def _described(model: Mapping[str, Any]) -> str:
 
 
 def _costs(facts: Mapping[str, Any]) -> list[str]:
-    """Return lines about what is fetched, computed and held, as far as it is known."""
+    """Return lines about downloads, computation and memory, as far as known."""
     models = [model for step in facts["steps"].values() for model in step["models"]]
     fetched = {model["checkpoint"]: model["bytes"] for model in models}
     sizes = [size for size in fetched.values() if size]
@@ -124,7 +124,7 @@ def _costs(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"models: {len(models)} in {len(facts['steps'])} steps; weights: {weights}"]
     if all(model["sample_rate"] and model["chunk_size"] for model in models):
         passes = sum(model["num_overlap"] for model in models)
-        # A chunk is computed once no end of the song can change it, which takes two more chunks and a step.
+        # A chunk is computed once the end of the song cannot change it, which takes two more chunks and a step.
         held = sum((2 + 1 / each["num_overlap"]) * each["chunk_size"] / each["sample_rate"] for each in models)
         lines.append(f"computed: {passes:g} seconds of chunks for each second of music")
         lines.append(f"held: about {held:.0f} s of music on its way through the steps, however long the song is")
@@ -136,5 +136,5 @@ def _same(one: str, other: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """Return a text without signs that Mermaid takes for its own."""
+    """Return text without characters that are special in Mermaid."""
     return "".join(sign if sign.isalnum() or sign in " _-+.:/" else "_" for sign in text)

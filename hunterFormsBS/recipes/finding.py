@@ -1,4 +1,4 @@
-"""Recipes by name or file: those that come with the package, and YAML or JSON of one's own."""
+"""Recipes by name or file: those of the package, and YAML or JSON files."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ __all__ = ["read_recipe", "shipped"]
 
 @cache
 def shipped() -> Mapping[str, Recipe]:
-    """Return the recipes that come with the package, by their names."""
+    """Return the recipes of the package by name."""
     with as_file(files("hunterFormsBS.recipes")) as folder:
         found = {path.stem: _read(path, path.stem) for path in sorted(folder.glob("*.yaml"))}
     return MappingProxyType(found)
 
 
 def read_recipe(name: str | PathLike[str]) -> Recipe:
-    """Return a recipe that comes with the package, or one of a file.
+    """Return a recipe of the package, or one from a file.
 
     Parameters
     ----------
     name : str | PathLike[str]
-        A name, or a file of YAML or JSON. Checkpoints and configurations that a file names by a relative path are
-        looked for beside it.
+        A name, or a YAML or JSON file. Relative paths of checkpoints and configurations in a file start at its folder.
 
     Raises
     ------
     RecipeError
-        If there is none of this name, or it cannot be used.
+        If there is none of this name, or it is invalid.
     CheckpointError, OSError
         If the file cannot be read, or is not plain YAML or JSON.
     """
@@ -46,7 +45,8 @@ def read_recipe(name: str | PathLike[str]) -> Recipe:
     if not path.exists() and str(name) in shipped():
         return shipped()[str(name)]
     if not path.exists() and path.suffix == "":
-        raise RecipeError(f"there is no file and no recipe {short_repr(str(name))}{near(name, shipped())}")
+        known = near(name, shipped())
+        raise RecipeError(f"{short_repr(str(name))} is neither a file nor a recipe of the package{known}")
     recipe = _read(path, safe_name(path.stem))
     return replace(recipe, steps={name: _beside(step, path.parent) for name, step in recipe.steps.items()})
 
@@ -60,7 +60,7 @@ def _read(path: Path, name: str) -> Recipe:
 
 
 def _beside(step: Step, folder: Path) -> Step:
-    """Return a step whose models are files beside the recipe wherever there are such files."""
+    """Return a step with relative paths of existing files resolved against the recipe's folder."""
 
     def found(name: str | None) -> str | None:
         return str(folder / name) if name and (folder / name).is_file() else name

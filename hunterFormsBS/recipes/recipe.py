@@ -1,4 +1,4 @@
-"""What a recipe is: steps with models, where each gets its input from, and which signals are given back."""
+"""Recipes: steps with models, their inputs, and the signals that are output."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["MIXTURE", "REST", "SEPARATION", "Model", "Recipe", "RecipeError", "S
 MIXTURE = "mixture"
 REST = "rest"
 SEPARATION = ("chunk_size", "num_overlap", "batch_size", "tta", "shifts", "blend")
-"""What a step can say of how its models take songs: fields of `ParametersSeparation`."""
+"""Settings of a step: fields of `ParametersSeparation`."""
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message says where and what to do."""
+    """An invalid recipe; the message says where and what to do."""
 
 
 class Model(NamedTuple):
-    """A checkpoint as a recipe names it.
+    """A checkpoint in a recipe.
 
     Parameters
     ----------
     checkpoint : str
         A file, a name of the catalogue, or `hub:OWNER/REPOSITORY/FILE`.
     configuration : str | None
-        The file that came with it.
+        Its configuration file.
     """
 
     checkpoint: str
@@ -63,16 +63,16 @@ class Step:
     models : str | Path | Model | Sequence of these
         Checkpoints.
     input : str, default "mixture"
-        What they separate: the mixture, `STEP.STEM` or `STEP.rest`.
+        The signal to separate: the mixture, `STEP.STEM` or `STEP.rest`.
     stems : Sequence[str] | None, default None
-        Which stems the step has; all of the models when None. What they leave of the input is its rest.
+        The stems of the step; None: all stems of the models. The rest is the input minus these.
     ensemble : str, default "avg_wave"
-        How the stems of several models become one: see `hunterFormsBS.ensemble.combine`.
+        How the stems of several models are combined: see `hunterFormsBS.ensemble.combine`.
     weights : Sequence[float] | None, default None
         One for each model, with an ensemble of averages.
     separation : Mapping[str, Any], default {}
-        Fields of `ParametersSeparation` in place of what the configuration of a model states: `chunk_size`,
-        `num_overlap`, `batch_size`, `tta`, `shifts` and `blend`.
+        Fields of `ParametersSeparation` that override the models' configurations: `chunk_size`, `num_overlap`,
+        `batch_size`, `tta`, `shifts` and `blend`.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Step:
     separation: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be used, and bring the models into one form."""
+        """Refuse invalid values, and normalise the models."""
         object.__setattr__(self, "models", _models(self.models))
         if type(self.input) is not str:
             raise RecipeError(f"`input` must be {MIXTURE}, STEP.STEM or STEP.{REST}: received {short_repr(self.input)}")
@@ -133,19 +133,19 @@ class Recipe:
     steps : Mapping[str, Step]
         By their names, in any order.
     outputs : Mapping[str, str]
-        The names of the files, and the signal that each one gets: `STEP.STEM` or `STEP.rest`.
+        The file names and their signals: `STEP.STEM` or `STEP.rest`.
     name : str, default "recipe"
-        What messages, and `{model}` in names of files, call it.
+        Its name in messages and as `{model}` in file names.
     summary : str, default ""
-        What it is for, in one line.
+        Its purpose, in one line.
     sources : Sequence[str], default ()
-        Where its models and its order of steps come from.
+        Sources of its models and of the order of its steps.
 
     Raises
     ------
     RecipeError
-        If a signal is of a step that is not there, steps take their inputs from each other in a circle, no output needs
-        a step, or two outputs would be one file.
+        If a signal names an unknown step, steps depend on each other in a circle, no output needs a step, or two
+        outputs would be one file.
     """
 
     steps: Mapping[str, Step]
@@ -155,7 +155,7 @@ class Recipe:
     sources: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a graph that cannot be run."""
+        """Refuse an invalid graph."""
         if not 0 < len(self.steps) <= MOST_STEPS:
             raise RecipeError(f"`steps` must be 1 to {MOST_STEPS} steps: received {len(self.steps)}")
         for name in self.steps:
@@ -193,12 +193,12 @@ class Recipe:
         return None if text == MIXTURE else self.signal(text, f"step {name}")
 
     def signal(self, text: object, owner: str) -> Signal:
-        """Return the signal that a text names, as the owner has it.
+        """Return the signal that a text names; `owner` names it in messages.
 
         Raises
         ------
         RecipeError
-            If it names none, or one of a step that is not there.
+            If it is not a signal, or names an unknown step.
         """
         step, dot, stem = str(text).partition(".")
         if not isinstance(text, str) or not (dot and step and stem):
@@ -208,7 +208,7 @@ class Recipe:
         return Signal(step, stem)
 
     def needed(self, outputs: Collection[str]) -> list[str]:
-        """Return the steps that outputs of these names need, each after the one that its input comes from."""
+        """Return the steps that these outputs need, each after the step of its input."""
         found: list[str] = []
 
         def visit(step: str) -> None:
@@ -223,15 +223,15 @@ class Recipe:
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """Return the recipe that plain values state, as a YAML file has them.
+        """Return the recipe in plain values, as in a YAML file.
 
-        In a step, fields of `separation` stand beside the others; `models` is one name or a list, of names or of
-        mappings with `checkpoint` and `configuration`.
+        In a step, fields of `separation` are at the top level; `models` is a name, or a list of names or mappings with
+        `checkpoint` and `configuration`.
 
         Raises
         ------
         RecipeError
-            If a key is unknown, or see `Recipe` and `Step`.
+            If a key is unknown, or as in `Recipe` and `Step`.
         """
         _check_keys(content, ("summary", "sources", "steps", "outputs"), ("steps", "outputs"), "the recipe")
         known = [each.name for each in fields(Step) if each.name != "separation"]
@@ -255,13 +255,13 @@ class Recipe:
 
 
 def near(wrong: object, known: Collection[str]) -> str:
-    """Return the end of a message: the known name that is meant, or all of them."""
+    """Return the end of a message: the most similar known name, or all of them."""
     found = difflib.get_close_matches(str(wrong), known, n=1)
-    return f"; is {found[0]} meant?" if found else f", but {', '.join(known)}"
+    return f"; is {found[0]} meant?" if found else f"; known are {', '.join(known)}"
 
 
 def _models(given: Any) -> tuple[Model, ...]:
-    """Return models in one form."""
+    """Return models in normal form."""
     if isinstance(given, (str, Path, Mapping, Model)):
         return (_model(cast("Any", given)),)
     if not isinstance(given, (list, tuple)) or not given:

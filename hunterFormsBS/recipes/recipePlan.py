@@ -1,4 +1,4 @@
-"""A recipe with its checkpoints: everything compared before a model is loaded, then the graph that songs go through."""
+"""A recipe with its checkpoints, checked before a model is loaded, and the graph that songs go through."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class _Step(NamedTuple):
-    """A step of a recipe, and the stems that somebody needs of it."""
+    """A step of a recipe, and its needed stems."""
 
     name: str
     stems: list[str]
@@ -37,26 +37,26 @@ class _Step(NamedTuple):
 
 
 class RecipePlan:
-    """What songs go through with a recipe; see `hunterFormsBS.songs.plan.Plan`.
+    """The plan of a recipe; see `hunterFormsBS.songs.plan.Plan`.
 
     Parameters
     ----------
     recipe : Recipe
     outputs : Sequence[str] | None, default None
-        Which of its outputs are made, in this order; all when None. Steps that only others need are left out.
+        The outputs to make, in this order; None: all. Steps that these do not need are left out.
     one_model_at_a_time : bool, default False
-        Load each model when its turn comes and keep its stems in a temporary file, for devices that cannot hold all.
+        Load one model after another and keep stems in temporary files, for devices that cannot hold all models.
     console : Console | None, default None
-        Where to say what is missing, and what `one_model_at_a_time` saves.
+        Output for remarks on missing files, and on what `one_model_at_a_time` saves.
     **given : Unpack[KeywordsSeparation]
-        How all models take songs, in place of what the recipe and their configurations state.
+        Settings for all models that override the recipe and the configurations.
 
     Raises
     ------
     RecipeError
-        If the recipe names stems that its models do not have, or outputs are asked for that it does not have.
+        If the recipe names stems that its models lack, or a requested output does not exist.
     CheckpointError, ImportError, OSError
-        If a checkpoint cannot be fetched or read.
+        If a checkpoint cannot be downloaded or read.
     UsageError
         If the keywords do not fit a model.
     """
@@ -79,7 +79,7 @@ class RecipePlan:
         self.model_type = ""
         self.names: list[str] = [safe_name(name) for name in self._outputs]
         names = recipe.needed(self._outputs)
-        # What needs no download is compared first.
+        # What needs no download is checked first.
         known = {name: [known_settings(model) for model in recipe.steps[name].models] for name in names}
         stems = {name: _stems_of(recipe.steps[name], name, found) for name, found in known.items()}
         self._check_signals(names, stems)
@@ -91,7 +91,7 @@ class RecipePlan:
             self._say_what_is_saved()
 
     def load(self, device: torch.device | str = "cpu") -> tuple[graph.Graph, Sequence[str]]:
-        """Load the models; return the graph, and the names of its outputs."""
+        """Load the models; return the graph and the names of its outputs."""
         numbers = {step.name: number for number, step in enumerate(self._steps)}
 
         def signal(of: Signal) -> graph.Signal:
@@ -109,12 +109,12 @@ class RecipePlan:
         return graph.Graph(steps, outputs, self._one_model_at_a_time), self.names
 
     def _signals(self, step: str) -> list[str]:
-        """Return what is read of a step."""
+        """Return the used signals of a step."""
         inputs = (self._recipe.input_of(name) for name in self._recipe.needed(self._outputs))
         return [each.stem for each in (*self._outputs.values(), *inputs) if each is not None and each.step == step]
 
     def _check_signals(self, names: Sequence[str], stems: dict[str, list[str] | None]) -> None:
-        """Refuse stems that a step does not have; None where they are not known yet."""
+        """Refuse stems that a step does not have; None: not known yet."""
         for name in names:
             if (known := stems[name]) is None:
                 continue
@@ -123,7 +123,7 @@ class RecipePlan:
             _in_step(name, stem_indices, [stem for stem in self._signals(name) if stem != REST], known, "signals")
 
     def _fetched(self, names: Sequence[str]) -> dict[str, list[Source]]:
-        """Return the files of all checkpoints with their settings; say in one line each what is missing."""
+        """Return the files of all checkpoints with their settings; print a line for each missing file."""
         found: dict[str, list[Source]] = {name: [] for name in names}
         remarks: dict[str, None] = {}
         errors: dict[str, Exception] = {}
@@ -147,7 +147,7 @@ class RecipePlan:
         return found
 
     def _step(self, name: str, sources: Sequence[Source], stems: list[str] | None) -> _Step:
-        """Return a step that has only those stems that somebody reads, unless the rest, which all decide, is read."""
+        """Return a step with only the used stems, or with all if the rest, which depends on all, is used."""
         if stems is None:
             raise RecipeError(
                 f"step {name}: no configuration names the stems of its model: list them, such as stems: "
@@ -163,7 +163,7 @@ class RecipePlan:
         return _Step(name, stems, kept)
 
     def _loaded(self, step: _Step, source: Source, device: torch.device) -> graph.Separator:
-        """Return a model, loaded now or when its turn comes."""
+        """Return a model, loaded now or on first use."""
 
         def load() -> Any:
             model: Any = source.load(device).model
@@ -188,12 +188,12 @@ class RecipePlan:
 
 
 def known_settings(model: Model) -> Settings | None:
-    """Return what the configuration of a model says, or None if only a download would tell.
+    """Return the settings of a model's configuration; None if they need a download.
 
     Raises
     ------
     CheckpointError, OSError
-        If a file is wrong or cannot be read.
+        If a file is invalid or cannot be read.
     """
     if not Path(model.checkpoint).exists():
         entry = entries().get(model.checkpoint)
@@ -202,7 +202,7 @@ def known_settings(model: Model) -> Settings | None:
 
 
 def _stems_of(step: RecipeStep, name: str, found: Sequence[Settings | None]) -> list[str] | None:
-    """Return the names of the stems of a step; None if they are not known yet, or not stated."""
+    """Return the names of a step's stems; None if not known yet, or not stated."""
     known = [settings for settings in found if settings is not None]
     if len(known) < len(found) or not (step.stems or all(settings.names for settings in known)):
         return None
@@ -210,7 +210,7 @@ def _stems_of(step: RecipeStep, name: str, found: Sequence[Settings | None]) -> 
 
 
 def _in_step(name: str, function: Callable[..., T], *arguments: object) -> T:
-    """Call a function, and have what it says of options name the step."""
+    """Call a function, and add the step to its messages about options."""
     try:
         return function(*arguments)
     except UsageError as error:
@@ -218,7 +218,7 @@ def _in_step(name: str, function: Callable[..., T], *arguments: object) -> T:
 
 
 def _chosen(recipe: Recipe, outputs: Sequence[str] | None) -> dict[str, Signal]:
-    """Return the outputs that are asked for, and their signals."""
+    """Return the requested outputs and their signals."""
     names = [*recipe.outputs]
     if outputs is not None:
         by_key = {key_of(safe_name(name)): name for name in names}

@@ -3,6 +3,6 @@
     from hunterFormsBS.training.trainer import train
     from hunterFormsBS.training.losses import Losses
 
-Each module can be used by itself, in a loop of one's own. The rest of the package imports nothing of it but the
-program's subcommands. The extra `train` has what it needs.
+Each module also works in your own loop. Of the rest of the package only subcommands import these modules. They need the
+extra `train`.
 """

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: put into a model, and saved beside it. `hunterforms convert --lora` merges them.
+"""Low-rank adapters by peft: added to a model, and saved separately. `hunterforms convert --lora` merges them.
 
     adapted = add_adapters(model, {"r": 8, "lora_alpha": 16})
     …train `model`, whose layers now have adapters…
@@ -29,20 +29,20 @@ __all__ = ["add_adapters", "linear_layers_of_transformers", "save_adapters", "se
 
 
 def add_adapters(model: nn.Module, settings: Mapping[str, Any]) -> Any:
-    """Put adapters beside linear layers of a model, in place, and freeze everything else.
+    """Add adapters to linear layers of a model, in place, and freeze everything else.
 
     Parameters
     ----------
     model : nn.Module
     settings : mapping
         Arguments of `peft.LoraConfig`, such as `r`, `lora_alpha`, `lora_dropout`, `target_modules`, and
-        `modules_to_save`, which are trained as a whole beside the adapters. Without `target_modules` all linear layers
-        of the transformers have adapters.
+        `modules_to_save`, modules to train completely. Without `target_modules` all linear layers of the transformers
+        get adapters.
 
     Returns
     -------
     adapted : peft.PeftModel
-        It holds the model, and saves, loads and merges the adapters.
+        It wraps the model, and saves, loads and merges the adapters.
 
     Raises
     ------
@@ -59,14 +59,14 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Any]) -> Any:
 
 
 def linear_layers_of_transformers(model: nn.Module) -> list[str]:
-    """Name the linear layers under `layers`."""
+    """Return the names of the linear layers under `layers`."""
     modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return [name for name in linear if name.startswith("layers.")]
 
 
 def settings_of_adapters(settings: Settings) -> dict[str, Any]:
-    """Return the arguments of a run's adapters, with new heads among what is trained as a whole."""
+    """Return the arguments of a run's adapters, with new heads among the modules to train completely."""
     arguments = dict(settings.lora or {})
     saved: list[str] = list(arguments.get("modules_to_save") or ())
     for number, stem in enumerate(settings.stems):
@@ -78,9 +78,9 @@ def settings_of_adapters(settings: Settings) -> dict[str, Any]:
 
 
 def save_adapters(adapted: Any, folder: Path, settings: Settings) -> None:
-    """Save adapters as peft does, and with them which stems the model had, and from which heads.
+    """Save adapters as peft does, and also the stems of the model with the heads that they started from.
 
-    peft ignores that, with a warning; nothing else tells a new head from one of the checkpoint.
+    peft ignores that, with a warning; nothing else distinguishes a new head from one of the checkpoint.
     """
     adapted.save_pretrained(str(folder))
     if settings.heads is None:

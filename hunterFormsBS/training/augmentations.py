@@ -1,11 +1,10 @@
-"""Augmentations of stems, in the words of Music-Source-Separation-Training's configurations.
+"""Augmentations of stems, named as in Music-Source-Separation-Training's configurations.
 
     augment = Augmentations({"all": {"random_polarity": 0.5}, "vocals": {"pitch_shift": 0.1, …}}, 44100)
     vocals = augment(vocals, "vocals", numpy.random.default_rng(0))
 
-The effects are those of pedalboard, the extra `augmentations`. Every number is drawn from the
-generator that the caller passes, so that a segment is the same whenever and wherever it is made. This is why it is not
-audiomentations, which draws from the generators of the whole process.
+Effects need pedalboard (extra `augmentations`). Every number is drawn from the generator that the caller passes, so a
+segment is the same whenever and wherever it is made. audiomentations draws from global generators instead.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from numpy.typing import NDArray
 
 from hunterFormsBS.installation import how_to_install
 
-# pedalboard is loaded where it is used: most configurations have no effects.
+# pedalboard is imported on use: most configurations have no effects.
 
 Audio = NDArray[np.float32]
 Apply = Callable[[Audio, int, Sequence[float], np.random.Generator], Audio]
 
 MP3_DELAY: Final = 1105
-"""Samples that LAME (576) and an MP3 decoder (529) put before the audio."""
+"""Delay of LAME (576) and an MP3 decoder (529), in samples."""
 
 EQ_BANDS: Final = ((40, 95), (90, 205), (195, 440), (420, 950), (910, 2050), (1950, 4400), (4200, 9500))
-"""Hz between which the seven bands of the equalizer lie: a low shelf, five peaks, a high shelf."""
+"""Lowest and highest frequency, in Hz, of the equalizer's seven bands: a low shelf, five peaks, a high shelf."""
 
 
 class Effect(NamedTuple):
@@ -39,11 +38,11 @@ class Effect(NamedTuple):
     Parameters
     ----------
     bounds : tuple of (str, str)
-        For each of its values the settings that hold its smallest and its largest.
+        For each of its values, the settings for the smallest and the largest.
     apply : callable
         Takes audio, `(s, t)`, the sample rate, the values, and the generator.
     by_pedalboard : bool
-        Whether it is pedalboard's.
+        Whether it needs pedalboard.
     """
 
     bounds: tuple[tuple[str, str], ...]
@@ -58,16 +57,16 @@ class Augmentations:
     ----------
     settings : mapping
         `all` holds probabilities of effects, by their names in `EFFECTS`, and the bounds of their values; a section
-        with the name of a stem replaces some of them for that stem.
+        with the name of a stem overrides them for that stem.
     sample_rate : int
         Hz.
 
     Raises
     ------
     ValueError
-        If an effect is unknown, or its bounds are missing or no numbers.
+        If an effect is unknown, or its bounds are missing or not numbers.
     ImportError
-        If it needs pedalboard, which is not installed.
+        If pedalboard is needed and not installed.
     """
 
     def __init__(self, settings: Mapping[str, Any], sample_rate: int) -> None:
@@ -79,7 +78,7 @@ class Augmentations:
         self.common = _chosen("all", common)
 
     def __call__(self, audio: Audio, stem: str, random: np.random.Generator) -> Audio:
-        """Return audio, `(s, t)`, with the effects that chance chooses for this stem."""
+        """Return audio, `(s, t)`, with random effects for this stem."""
         for name, probability, bounds in self.by_stem.get(stem, self.common):
             if random.random() < probability:
                 values = [random.uniform(low, high) for low, high in bounds]
@@ -89,7 +88,7 @@ class Augmentations:
 
 
 class MixtureCodec:
-    """MP3 compression of mixtures, with the stems left as they are.
+    """MP3 compression of mixtures; stems do not change.
 
     Parameters
     ----------
@@ -107,16 +106,16 @@ class MixtureCodec:
         self.sample_rate = sample_rate
 
     def __call__(self, audio: Audio, random: np.random.Generator) -> Audio:
-        """Return audio, `(s, t)`, as it is or as a decoder makes it of the compressed file."""
+        """Return audio, `(s, t)`, unchanged or compressed and decoded."""
         if random.random() >= self.probability:
             return audio
         return mp3(audio, self.sample_rate, [random.uniform(*self.bounds)], random)
 
 
 def _chosen(stem: str, settings: Mapping[str, Any]) -> list[tuple[str, float, list[tuple[float, float]]]]:
-    """Return name, probability and bounds of each effect that can occur, in the order of `EFFECTS`."""
+    """Return name, probability and bounds of each possible effect, in the order of `EFFECTS`."""
     known = {*EFFECTS, *(key for effect in EFFECTS.values() for pair in effect.bounds for key in pair)}
-    # Names of the encoder: there is one here.
+    # The choice of an encoder: there is only one here.
     known |= {"mp3_compression_backend"}
     for name in settings:
         if name not in known:
@@ -158,13 +157,13 @@ def _number(stem: str, name: str, value: Any) -> float:
 
 
 def _of_length(audio: Audio, length: int) -> Audio:
-    """Cut audio, or follow it by silence."""
+    """Cut audio, or pad it with silence."""
     missing = max(0, length - audio.shape[-1])
     return np.ascontiguousarray(np.pad(audio[..., :length], ((0, 0), (0, missing))), dtype=np.float32)
 
 
 def _plugin(name: str, *parameters: str) -> Apply:
-    """Return a function that plays audio through a plugin of pedalboard."""
+    """Return a function that applies a plugin of pedalboard."""
 
     def apply(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
         import pedalboard
@@ -177,13 +176,13 @@ def _plugin(name: str, *parameters: str) -> Apply:
 
 
 def _pedalboard(key: str, plugin: str, *parameters: str) -> Effect:
-    """Return a plugin whose bounds are named after it and its parameters."""
+    """Return the effect of a plugin, with bounds named after it and its parameters."""
     bounds = tuple((f"{key}_{parameter}_min", f"{key}_{parameter}_max") for parameter in parameters)
     return Effect(bounds, _plugin(plugin, *parameters))
 
 
 def _equalize(audio: Audio, rate: int, values: Sequence[float], random: np.random.Generator) -> Audio:
-    """Raise or lower seven bands. The value is the gain of the first in dB; the bounds are those of all."""
+    """Apply random gains to seven bands. The value is the first band's gain in dB; the bounds apply to all."""
     import pedalboard
     from pedalboard import Pedalboard  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage]
 
@@ -197,12 +196,12 @@ def _equalize(audio: Audio, rate: int, values: Sequence[float], random: np.rando
 
 
 def _between(low: float, high: float, random: np.random.Generator) -> float:
-    """Draw a frequency, all octaves alike."""
+    """Draw a frequency, uniformly in octaves."""
     return float(np.exp(random.uniform(float(np.log(low)), float(np.log(high)))))
 
 
 def _saturate(audio: Audio, _rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
-    """Bend the loudest share of the samples by a hyperbolic tangent, and keep the loudness."""
+    """Saturate the loudest fraction of the samples by a hyperbolic tangent, and keep the loudness."""
     threshold = np.percentile(np.abs(audio), 100 * (1 - 0.99 * values[0])) + 1e-6
     bent: Audio = np.tanh(0.5 / threshold * audio)
     loudness = np.sqrt(np.mean(audio**2) / max(float(np.mean(bent**2)), 1e-12))
@@ -221,7 +220,7 @@ def _noise(audio: Audio, _rate: int, values: Sequence[float], random: np.random.
 
 
 def mp3(audio: Audio, rate: int, values: Sequence[float], _random: np.random.Generator) -> Audio:
-    """Compress audio, `(s, t)`, to a bit rate in kbit/s, and decode it, in its old place and length."""
+    """Compress audio, `(s, t)`, to a bit rate in kbit/s, and decode it, with its original offset and length."""
     from pedalboard.io import AudioFile
 
     rates = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, also of weights that are sharded over processes."""
+"""Exponential moving average of weights, also of sharded weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hunterFormsBS.training.sharding import like
 
 
 class AveragedWeights:
-    """The average of a model's parameters over time.
+    """The exponential moving average of a model's parameters.
 
-    Each process keeps the average of what it holds: everything, or its shards. `AveragedModel` of PyTorch, whose
-    averaging function this uses, copies the module, which a sharded module does not allow.
+    Each process averages its own parameters or shards. PyTorch's `AveragedModel`, whose averaging function this uses,
+    copies the module, which is impossible for a sharded module.
 
     Parameters
     ----------
     model : nn.Module
-        After it was sharded, if it is.
+        After sharding, if any.
     momentum : float
-        How much of the average stays at an update. Early on it is less, `(1 + updates) / (10 + updates)`, so that the
-        random weights of the beginning are soon forgotten. 0: the average is the weights.
+        Factor of the old average in an update. Early on it is lower, `(1 + updates) / (10 + updates)`, so that initial
+        random weights are soon forgotten. 0: no averaging.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
@@ -33,7 +33,7 @@ class AveragedWeights:
         self.averages = {name: local(parameter).clone() for name, parameter in model.named_parameters()}
 
     def update(self, updates: int) -> None:
-        """Take in the weights after a number of updates."""
+        """Update the average after a number of updates of the weights."""
         momentum = min(self.momentum, (1 + updates) / (10 + updates))
         weights = [local(parameter) for parameter in self.model.parameters()]
         update: Callable[..., None] = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call, unused-ignore]
@@ -41,7 +41,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:
-        """Return whole tensors on the CPU. Every process must call it at the same time."""
+        """Return full tensors on the CPU. All processes must call it together."""
         whole: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             average = self.averages[name]
@@ -58,18 +58,18 @@ class AveragedWeights:
         return whole
 
     def load(self, whole: Mapping[str, Tensor]) -> None:
-        """Take over what `gather` returned, whatever the number of processes then and now."""
+        """Load the result of `gather`, for any numbers of processes."""
         for name, parameter in self.model.named_parameters():
             self.averages[name].copy_(local(like(whole[name], parameter)))
 
 
 def copy_weights(whole: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Put whole tensors by the names of parameters into a model that is not sharded."""
+    """Copy full tensors, by parameter name, into a model that is not sharded."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(like(whole[name], parameter))
 
 
 def local(parameter: Tensor) -> Tensor:
-    """Return what this process holds of a parameter, without its gradient."""
+    """Return this process's part of a parameter, without its gradient."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()

@@ -1,4 +1,4 @@
-"""What a setting may be: its type, and bounds of its numbers, stated beside the field that holds it.
+"""Types and bounds of settings, as annotations of the fields.
 
 lr: Annotated[float, Stated("training", above=0, at_most=100)]
 """
@@ -11,22 +11,22 @@ from types import NoneType, UnionType
 from typing import Any, Final, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 MOST: Final = 10**12
-"""More than any count of samples, batches or updates that can be meant."""
+"""More than any sensible count of samples, batches or updates."""
 
 
 class Stated(NamedTuple):
-    """Where a configuration states a setting, and what its numbers may be.
+    """The section of a setting in a configuration, and its bounds.
 
     Parameters
     ----------
     section : str
         Of the configuration.
     names : tuple of str
-        Names of the setting in that section, if they are others than that of the field.
+        Names of the setting in that section, if they differ from the field's.
     at_least, above, at_most, below : float, default None
         Bounds of the number, or of each number in the list or the mapping.
     one_of : tuple, default ()
-        All values that there are, besides None where the type allows it.
+        All valid values, besides None if the type allows it.
     """
 
     section: str
@@ -38,7 +38,7 @@ class Stated(NamedTuple):
     one_of: tuple[Any, ...] = ()
 
     def admits(self, number: float) -> bool:
-        """Tell whether a number is within the bounds. NaN is within none."""
+        """Tell whether a number is within the bounds. NaN is not."""
         return (
             (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
@@ -55,7 +55,7 @@ class Stated(NamedTuple):
 
 
 def stated_fields(record: type) -> dict[str, tuple[Any, Stated]]:
-    """Return for each field of a dataclass that a configuration can state its type and the bounds beside it."""
+    """Return type and bounds of each field of a dataclass that a configuration can state."""
     hints = get_type_hints(record, include_extras=True)
     rows = {each.name: get_args(hints[each.name]) for each in fields(record)}
     return {name: (row[0], row[-1]) for name, row in rows.items() if row and isinstance(row[-1], Stated)}
@@ -67,7 +67,7 @@ def check(record: object) -> None:
     Raises
     ------
     ValueError
-        With the name of the setting in the configuration, its value, and what it may be.
+        With the name of the setting in the configuration, its value, and the valid ones.
     """
     for field, (kind, stated) in stated_fields(type(record)).items():
         value = getattr(record, field)
@@ -82,7 +82,7 @@ def check(record: object) -> None:
 
 
 def is_of(value: object, kind: Any) -> bool:
-    """Tell whether a value is of a type. Booleans are not numbers here; integers pass for floats."""
+    """Tell whether a value has a type. Booleans are not numbers; integers are accepted as floats."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(is_of(value, part) for part in parts)
@@ -101,7 +101,7 @@ def is_of(value: object, kind: Any) -> bool:
 
 
 def in_words(kind: Any) -> str:
-    """Say what a type is."""
+    """Describe a type."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(in_words(part) for part in parts)
@@ -113,7 +113,7 @@ def in_words(kind: Any) -> str:
 
 
 def _numbers(value: object) -> Iterator[float]:
-    """Yield the numbers of a value."""
+    """Yield the numbers in a value."""
     if isinstance(value, Mapping):
         value = tuple(cast("Mapping[object, object]", value).values())
     for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):

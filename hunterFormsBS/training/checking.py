@@ -1,9 +1,10 @@
-"""What is wrong with songs, by reading all of them once before the first step.
+"""Checks of all songs, by reading them once before the first update.
 
     remarks, damages = check_songs(songs, 44100)
     refuse(damages)
 
-What is heard in two files counts twice: names tell some of it, see `hunterFormsBS.training.truth`, and here the audio.
+Audio that is in two files would count twice: `hunterFormsBS.training.truth` finds such files by name, this module by
+audio.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ SILENT = 1e-4
 
 FULL_SCALE = 32766.5 / 32768
 CLIPPED_TOGETHER = 3
-"""Samples at full scale that follow one another, from which on they are taken for a clipped peak."""
+"""Least number of consecutive samples at full scale that count as clipping."""
 
 CLIPPED_PEAKS_A_MINUTE = 10
 SECONDS_OF_DIFFERENCE = 0.05
 LEAST_RATIO = 10.0
-"""dB of the mixture over its difference from the sum of stems. Lossy files of four stems have more."""
+"""dB of the mixture over its difference from the sum of stems. Lossy files of four stems reach more."""
 
 CERTAIN_RATIO = 20.0
-"""dB of a stem over its difference from other stems, or their sum, from which on it can be nothing else."""
+"""dB of a stem over its difference from other stems, or their sum, above which it is the same audio."""
 
 BLOCK = 1 << 18
 
 
 class _Heard:
-    """What was heard of a file so far."""
+    """Statistics of a file so far."""
 
     def __init__(self) -> None:
         self.peak = 0.0
@@ -69,27 +70,26 @@ def _runs(full: NDArray[np.bool_]) -> int:
 def check_songs(
     songs: Sequence[Song], sample_rate: int, *, reading: Read = read, workers: int = 1, progress: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Read songs from beginning to end, and say what is wrong, with the names of files.
+    """Read whole songs, and return what is wrong, with file names.
 
     Parameters
     ----------
     songs : sequence of Song
     sample_rate : int
-        Hz. Songs of other rates are refused where they are listed.
+        Hz. Songs with other rates are refused when they are listed.
     reading : callable
-        How files are read.
+        The function that reads files.
     workers : int
-        Songs that are read at a time.
+        Songs read at a time.
     progress : bool
         Show a bar.
 
     Returns
     -------
     remarks : list of str
-        Stems that differ in length, are silent throughout or clipped, and mixtures that are another thing than the sum
-        of the stems.
+        Stems that differ in length, are silent or clipped, and mixtures that differ from the sum of the stems.
     damages : list of str
-        Files that cannot be read, or hold samples that are not finite: these would end the training. See `refuse`.
+        Files that cannot be read, or contain samples that are not finite, which would end the training. See `refuse`.
     """
     remarks: list[str] = []
     damages: list[str] = []
@@ -106,12 +106,12 @@ def check_songs(
 def check_shared(
     fabric: Fabric, songs: Sequence[Song], sample_rate: int, *, reading: Read = read, workers: int = 1
 ) -> list[str]:
-    """Check songs, shared out among the processes, and return the remarks of all, the same in every process.
+    """Check songs, divided among the processes; every process returns all remarks.
 
     Raises
     ------
     ValueError
-        If files are damaged, or are there twice.
+        If files are damaged or duplicates.
     """
     mine = songs[fabric.global_rank :: fabric.world_size]
     checked = check_songs(mine, sample_rate, reading=reading, workers=workers, progress=fabric.is_global_zero)
@@ -130,7 +130,7 @@ def refuse(damages: Sequence[str]) -> None:
 
 
 def _check(song: Song, sample_rate: int, reading: Read) -> tuple[list[str], list[str]]:
-    """Return remarks on a song, and what is damaged."""
+    """Return remarks on a song, and its damage."""
     try:
         return _remarks(song, sample_rate, reading), []
     except ValueError as error:
@@ -170,14 +170,14 @@ def _remarks(song: Song, sample_rate: int, reading: Read) -> list[str]:
 
 
 def _heard_twice(stems: Sequence[Path], products: NDArray[np.float64]) -> Iterator[tuple[float, str]]:
-    """Find stems that are the same as another, or the sum of others, from the products of all with all.
+    """Find stems that equal another, or the sum of others, from the inner products of all pairs.
 
-    The weights with which other stems add up to one by least squares are near 1 where they are parts of it.
+    In a least-squares fit of a stem by the others, weights near 1 belong to its parts.
 
     Yields
     ------
     ratio, text : float, str
-        dB of the stem over the difference, `LEAST_RATIO` at least, and what is the same.
+        dB of the stem over the difference, at least `LEAST_RATIO`, and a description of the equality.
     """
     energies = np.diag(products)
     audible = [number for number in range(len(stems)) if energies[number] > SILENT**2]

@@ -1,10 +1,9 @@
-"""What a dataset consists of, by the numbers of Music-Source-Separation-Training.
+"""Dataset types, by the numbers of Music-Source-Separation-Training.
 
     songs = find_data(2, ["stems"], ("vocals", "drums"), 44100)
 
-1, folders of songs, of which each stem is drawn by itself; 2, a folder for each instrument, full of files; 3, CSV
-files that list files with their instruments; 4, folders of songs, whose stems stay together; 6, the same, with the
-songs' own mixtures.
+1: folders of songs, each stem drawn independently; 2: a folder of files for each instrument; 3: CSV files that list
+files and instruments; 4: folders of songs whose stems stay together; 6: the same, with the songs' own mixtures.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from hunterFormsBS.training.truth import SUFFIXES, Song, find_songs, visible
 
 
 class Kind(NamedTuple):
-    """How stems of a type of dataset are drawn.
+    """How a type of dataset draws stems.
 
     Parameters
     ----------
     remix : float
-        Probability of drawing each by itself.
+        Probability of drawing each independently.
     own_mixture : bool
         Whether the mixture is read from its own file.
     single_files : bool
-        Whether files belong to no songs, so that stems can only be drawn each by itself.
+        Whether files do not belong to songs, so that stems can only be drawn independently.
     """
 
     remix: float
@@ -47,14 +46,14 @@ KINDS: Final[Mapping[int, Kind]] = {
 
 
 def find_data(kind: int | None, paths: Sequence[Path], instruments: Sequence[str], sample_rate: int) -> list[Song]:
-    """List what a dataset holds, reading only the headers of files.
+    """List the songs of a dataset, reading only headers of files.
 
     Parameters
     ----------
     kind : int or None
-        One of `KINDS`; None is folders of songs.
+        One of `KINDS`; None: folders of songs.
     paths : sequence of Path
-        Folders, or CSV files with the columns `instrum` and `path`. A relative path there starts from the CSV file.
+        Folders, or CSV files with the columns `instrum` and `path`. Relative paths start at the CSV file's folder.
     instruments : sequence of str
     sample_rate : int
         Hz.
@@ -67,7 +66,7 @@ def find_data(kind: int | None, paths: Sequence[Path], instruments: Sequence[str
     Raises
     ------
     ValueError
-        If an instrument has no file, or a file another sample rate.
+        If an instrument has no file, or a file has another sample rate.
     """
     if kind not in (2, 3):
         return [song for path in paths for song in find_songs(path, instruments, sample_rate)]

@@ -1,4 +1,4 @@
-"""Where the model runs: Lightning Fabric set up for one process, several, or several with sharded weights (FSDP2)."""
+"""Lightning Fabric for one process, several, or several with sharded weights (FSDP2)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Fabric takes a second to import: it is loaded where it is used.
+# Fabric takes a second to import, so it is imported on use.
 
 
 def make_fabric(
     *, accelerator: str, devices: str, num_nodes: int, strategy: str, precision: str | None, use_amp: bool
 ) -> Fabric:
-    """Set up Fabric; under `torchrun` the number of processes is what that says.
+    """Set up Fabric; under `torchrun` the number of processes is torchrun's.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def make_fabric(
     strategy : {'auto', 'ddp', 'fsdp2'}
         'auto' is one process or DDP.
     precision : str or None
-        Of Fabric; None: as `use_amp` says.
+        Fabric's; None: by `use_amp`.
     use_amp : bool
         bfloat16 on a GPU.
 
@@ -68,7 +68,7 @@ def make_fabric(
     chosen: str | Strategy = "ddp" if strategy == "auto" and world_size > 1 else strategy
     if strategy == "fsdp2":
         chosen = ModelParallelStrategy(shard, data_parallel_size=world_size, tensor_parallel_size=1)
-        # The transformers return views, and nothing is done to them in place.
+        # The transformers return views, which are never changed in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     return Fabric(
         accelerator=accelerator,
@@ -80,18 +80,18 @@ def make_fabric(
 
 
 def is_sharded(fabric: Fabric) -> bool:
-    """Tell whether the processes share the weights out."""
+    """Tell whether weights are sharded over the processes."""
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def in_processes(fabric: Fabric, work: Callable[[], Result]) -> Result:
-    """Start the processes, do the work in each, and leave their group at the end.
+    """Start the processes, run the work in each, and destroy their group at the end.
 
-    A process that ends without that may be aborted while the threads of its connections run. What the work made is
-    gone by then, after an error too: DDP's reducer, were it the last to hold the group, would wait for these threads
-    with the interpreter's lock, which they may wait for.
+    Without that a process may be aborted while the threads of its connections run. Everything that the work made must
+    be deleted before, after an error too: if DDP's reducer held the last reference to the group, it would wait for
+    these threads with the interpreter's lock, for which they may wait.
     """
     fabric.launch()
     try:
@@ -106,13 +106,13 @@ def in_processes(fabric: Fabric, work: Callable[[], Result]) -> Result:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard the parameters of each transformer, and then what is left, over the processes.
+    """Shard the parameters of each transformer, and then the rest, over the processes.
 
     All transformers of an axis share one position embedding, and FSDP2 refuses a parameter with two owners. It cannot
-    belong to the first transformer, which gathers it for its own use only, nor be left out: the learned bias of PoPE
-    would get another gradient in each process. So each embedding is a unit by itself, gathered when a transformer
-    asks it for its table, and then until the backward pass is over: it is a few hundred numbers. Shared biases are
-    parts of all transformers, so that a model with them is one unit.
+    belong to the first transformer, which gathers it only for itself, nor be left out, because the learned bias of PoPE
+    would get another gradient in each process. So each embedding, a few hundred numbers, is its own unit, gathered when
+    a transformer needs its table, and kept until the end of the backward pass. Shared biases belong to all
+    transformers, so a model with them is one unit.
     """
     try:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -136,7 +136,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def gather(fabric: Fabric, mine: Any) -> list[Any]:
-    """Return what each process has, in their order, whatever it is."""
+    """Return the objects of all processes, in order of rank."""
     if fabric.world_size == 1:
         return [mine]
     everyone: list[Any] = [None] * fabric.world_size
@@ -145,13 +145,13 @@ def gather(fabric: Fabric, mine: Any) -> list[Any]:
 
 
 def mean_of_processes(fabric: Fabric, values: Tensor) -> Tensor:
-    """Return the mean of what each process has."""
-    # It reduces containers too, of which there are none here.
+    """Return the mean of a value over the processes."""
+    # It also reduces containers, which do not occur here.
     return cast("Tensor", fabric.all_reduce(values, reduce_op="mean"))  # pyright: ignore[reportUnknownMemberType]
 
 
 def largest_of_processes(fabric: Fabric, number: int) -> int:
-    """Return the largest of the numbers that the processes have."""
+    """Return the maximum of a number over the processes."""
     if fabric.world_size == 1:
         return number
     mine = torch.tensor(number, device=fabric.device)
@@ -159,7 +159,7 @@ def largest_of_processes(fabric: Fabric, number: int) -> int:
 
 
 def compile_transformers(model: nn.Module, backend: bool | str) -> None:
-    """Compile each transformer in place: keys of the state dict stay as they are, and all strategies allow it."""
+    """Compile each transformer in place: keys of the state dict do not change, and all strategies allow it."""
     if not backend:
         return
     for module in model.modules():

@@ -1,10 +1,10 @@
-"""Losses by the names of Music-Source-Separation-Training, several at once, each with a weight.
+"""Weighted sums of losses, by Music-Source-Separation-Training's names.
 
     compute = Losses({"model": 1.0, "l1_loss": 0.5}, sample_rate=44100)
     total, terms = compute(model, mixture, estimates, stems)
 
-`model` is the loss of the model itself. Those of spectra are auraloss's, log-WMSE is torch-log-wmse's, and those of
-L1-SNR are torch-l1-snr's: the extra `losses`.
+`model` is the model's own loss. `multistft_loss` is auraloss's, log-WMSE torch-log-wmse's, and L1-SNR torch-l1-snr's
+(extra `losses`).
 
 Axis letters: b batch, n stem, s audio channel, t sample.
 """
@@ -43,13 +43,13 @@ class Losses:
     Parameters
     ----------
     weights : mapping of str to float
-        For each of the losses, of `NAMES`, its weight.
+        The weight of each loss; losses are those of `NAMES`.
     sample_rate : int
         Hz.
     quantile : float
-        The masked losses leave out what is above this quantile of the squared errors: outliers.
+        The masked losses ignore squared errors above this quantile.
     coarse : bool
-        The masked losses look at whole stems instead of single samples or bins.
+        The masked losses compare means of whole stems instead of samples or bins.
     multi_stft : mapping, default None
         Arguments of `auraloss.freq.MultiResolutionSTFTLoss`.
 
@@ -58,7 +58,7 @@ class Losses:
     ValueError
         If a loss is unknown.
     ImportError
-        If it belongs to a package that is not installed.
+        If its package is not installed.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Losses:
         Parameters
         ----------
         model : BandSplitRotator
-            Its own loss is computed with its own settings.
+            For its own loss, with its own settings.
         mixture : Tensor
             `(b, s, t)`.
         estimates, stems : Tensor
@@ -119,7 +119,7 @@ class Losses:
 
 
 def masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: bool) -> Tensor:
-    """Average squared errors, those above a quantile of each stem's counted as zero.
+    """Average squared errors, counting those above a quantile of each stem as zero.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: bool) 
 
 
 def spec_masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: bool) -> Tensor:
-    """Average squared errors of spectra, those above a quantile of each song's counted as zero.
+    """Average squared errors of spectra, counting those above a quantile of each song as zero.
 
     Parameters
     ----------
@@ -151,13 +151,13 @@ def spec_masked_mse(estimates: Tensor, stems: Tensor, quantile: float, coarse: b
 
 
 def _below_quantile(errors: Tensor, quantile: float) -> Tensor:
-    """Average errors, those at or above the quantile of their row counted as zero."""
+    """Average errors, counting those at or above the quantile of their row as zero."""
     limits = _quantile(errors.detach(), quantile)
     return (errors * (errors < limits)).mean()
 
 
 def _quantile(errors: Tensor, quantile: float) -> Tensor:
-    """Return the quantile of each row, `(n, 1)`; `torch.quantile` takes 16 million numbers at most."""
+    """Return the quantile of each row, `(n, 1)`; `torch.quantile` is limited to 16 million numbers."""
     position = quantile * (errors.shape[1] - 1)
     below = int(position)
     ordered = errors.sort(dim=1).values
@@ -173,7 +173,7 @@ def root_mse(estimates: Tensor, stems: Tensor) -> Tensor:
 
 def spectrum(audio: Tensor) -> Tensor:
     """Return real and imaginary parts of the STFT of `(b, n, s, t)`, `(b, n, s, bin, frame, 2)`."""
-    # A window of ones, as MSST has it.
+    # A window of ones, as in MSST.
     window = torch.ones(4096, device=audio.device)
     transformed = torch.stft(
         audio.flatten(0, 2), 4096, hop_length=1024, window=window, normalized=True, return_complex=True
@@ -195,7 +195,7 @@ def _log_wmse(sample_rate: int) -> Loss:
     compare = _load("log_wmse_loss", "torch_log_wmse", "LogWMSELoss")(sample_rate=sample_rate)
 
     def loss(estimates: Tensor, stems: Tensor, mixture: Tensor) -> Tensor:
-        # It has audio channels before stems.
+        # It expects audio channels before stems.
         value: Tensor = compare(mixture, estimates.transpose(1, 2), stems.transpose(1, 2))
         return value
 

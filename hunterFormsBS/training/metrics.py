@@ -1,11 +1,11 @@
-"""How good separated stems are, by the metrics of the field.
+"""Metrics of separated stems.
 
     scores = measure(("sdr", "si_sdr"), estimates, stems, mixture, 44100)
     scores[0]["sdr"]
 
 `sdr`, of the Music Demixing challenges, and `si_sdr` are torchmetrics'. `l1_freq`, `bleedless` and `fullness` are
 defined by Music-Source-Separation-Training. `log_wmse` is torch-log-wmse's and `museval_sdr`, which takes minutes for a
-song, museval's. Of all of them more is better.
+song, museval's. Higher is better for all.
 
 Axis letters: n stem, s audio channel, t sample.
 """
@@ -30,9 +30,9 @@ Metric = Callable[[Tensor, Tensor, Tensor, int], float]
 def measure(
     names: Sequence[str], estimates: Tensor, stems: Tensor, mixture: Tensor, sample_rate: int
 ) -> list[dict[str, float]]:
-    """Return for each stem of a song its scores by the names of metrics.
+    """Return the scores of each stem of a song, by metric.
 
-    A stem that is silent has no scores but log-WMSE, which is made for silence too.
+    A silent stem has only log-WMSE, which is defined for silence.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def measure(
     Raises
     ------
     ImportError
-        If a metric belongs to a package that is not installed.
+        If the package of a metric is not installed.
     """
     audible = [bool(stem.any()) for stem in stems]
     scores: list[dict[str, float]] = [{} for _ in stems]
@@ -67,33 +67,33 @@ def measure(
 
 
 def sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
-    """Return the energy of a stem over the energy of what differs from it, in dB, both channels together."""
+    """Return the energy of a stem over the energy of the error, in dB, over both channels."""
     ratio = _load("sdr")
     return float(ratio(estimate.flatten(), stem.flatten()))
 
 
 def si_sdr(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
-    """Return the same for the loudness of the stem that suits the estimate best, in dB."""
+    """Return the scale-invariant SDR, in dB."""
     ratio = _load("si_sdr")
     return float(ratio(estimate.flatten(), stem.flatten()))
 
 
 def l1_freq(estimate: Tensor, stem: Tensor, _mixture: Tensor, _rate: int) -> float:
     """Return 100 / (1 + 10 d), d being the mean difference of the magnitudes of spectra."""
-    # Without a window, as MSST has it.
+    # Without a window, as in MSST.
     window = torch.ones(2048, device=stem.device)
     magnitudes = [torch.stft(each, 2048, 1024, window=window, return_complex=True).abs() for each in (estimate, stem)]
     return 100 / (1 + 10 * float((magnitudes[0] - magnitudes[1]).abs().mean()))
 
 
 def bleedless(estimate: Tensor, stem: Tensor, _mixture: Tensor, rate: int) -> float:
-    """Return 100 / (1 + d), d being how much too loud an estimate is where it is too loud, dB on a mel scale."""
+    """Return 100 / (1 + d), where d is the mean excess of the estimate where it is too loud, in dB on a mel scale."""
     excess = _excess(estimate, stem, rate)
     return 100 / (1 + _mean(excess[excess > 0]))
 
 
 def fullness(estimate: Tensor, stem: Tensor, _mixture: Tensor, rate: int) -> float:
-    """Return 100 / (1 + d), d being how much too quiet an estimate is where it is too quiet, dB on a mel scale."""
+    """Return 100 / (1 + d), where d is the mean deficit of the estimate where it is too quiet, in dB on a mel scale."""
     excess = _excess(estimate, stem, rate)
     return 100 / (1 + _mean(-excess[excess < 0]))
 
@@ -101,7 +101,7 @@ def fullness(estimate: Tensor, stem: Tensor, _mixture: Tensor, rate: int) -> flo
 def log_wmse(estimate: Tensor, stem: Tensor, mixture: Tensor, rate: int) -> float:
     """Return the logarithmic, frequency-weighted mean squared error relative to the mixture."""
     kind = _load("log_wmse")
-    # It has audio channels before stems: one song, and one stem of it.
+    # It expects audio channels before stems: one song, one stem.
     return float(kind(sample_rate=rate)(mixture[None], estimate[None, :, None], stem[None, :, None]))
 
 
@@ -134,18 +134,18 @@ def _load(name: str) -> Any:
     module, kind, extra = _NEEDED[name]
     try:
         return getattr(import_module(module), kind)
-    # museval asks for ffmpeg by a RuntimeError; a torchaudio that was built for another PyTorch fails by an OSError.
+    # museval raises RuntimeError without ffmpeg; a torchaudio built for another PyTorch raises OSError.
     except (ImportError, OSError, RuntimeError) as error:
         raise ImportError(f"the metric {name} needs more: {how_to_install(extra)} ({error})") from error
 
 
 def require(names: Sequence[str]) -> None:
-    """Load the packages of metrics.
+    """Import the packages of metrics.
 
     Raises
     ------
     ImportError
-        If one is not installed, with the command that does that.
+        If one is not installed; the message has the command that installs it.
     """
     for name in names:
         if name in _NEEDED:
@@ -160,7 +160,7 @@ _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "log_wmse": ("torch_log_wmse", "LogWMSE", "metrics"),
     "museval_sdr": ("museval.metrics", "bss_eval", "metrics"),
 }
-"""Package, name in it, and extra of the metrics that are not computed here alone."""
+"""Package, name in it, and extra of metrics from other packages."""
 
 _BY_NAME: Final[Mapping[str, Metric]] = {
     "sdr": sdr,

@@ -1,10 +1,10 @@
-"""Runs of Music-Source-Separation-Training that go on here, and runs of here that go on there.
+"""Continuing runs of Music-Source-Separation-Training here, and runs of this package there.
 
     last = read_last("results/last_bs_roformer.ckpt", model)
     load_named_state(optimizer, model, last.optimizer)
 
-It keeps an optimizer's state by the numbers of parameters in the order of their registration, which is the same here;
-names are put for them. Only PyTorch's optimizers have the same state in both programs.
+That program saves optimizer states by parameter index, in order of registration, which is the same here; here indices
+become names. Only PyTorch's optimizers have the same state in both programs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ CLASSES: Final = {kind.__name__: name for name, kind in TORCH.items()}
 
 
 class Last(NamedTuple):
-    """Where a run of Music-Source-Separation-Training was.
+    """The position of a run of Music-Source-Separation-Training.
 
     Parameters
     ----------
     optimizer : mapping
         Its state by names; see `hunterFormsBS.training.optimizerState`.
     name : str
-        What `training.optimizer` calls it.
+        Its name in `training.optimizer`.
     epochs : int
-        Those that were finished.
+        Finished epochs.
     lr : float
-        What its schedule had made of the learning rate.
+        The learning rate that its schedule had reached.
     """
 
     optimizer: Mapping[str, Any]
@@ -55,12 +55,12 @@ def read_last(pathFilename: Path | str, model: nn.Module) -> Last:
     ----------
     pathFilename : path
     model : nn.Module
-        With the weights of the file, unchanged: names are looked up by the names of its parameters.
+        With the file's weights, unchanged: its parameter names are used.
 
     Raises
     ------
     ValueError
-        If the file has no optimizer's state, or one that cannot be used here.
+        If the file has no optimizer state, or one that cannot be used here.
     """
     file = WeightsFile(pathFilename)
     content: Mapping[str, Any] = {}
@@ -102,19 +102,19 @@ def write_last(
     best: float,
     configuration: Mapping[str, Any],
 ) -> None:
-    """Write what `--start_check_point … --load_optimizer --load_epoch` reads there, and its configuration beside it.
+    """Write a checkpoint for `--start_check_point … --load_optimizer --load_epoch` there, and its configuration.
 
     Parameters
     ----------
     pathFilename : Path
-        The configuration is at the same place, with the suffix `.yaml`.
+        The configuration has the same path with the suffix `.yaml`.
     model : BandSplitRotator
     optimizer : mapping
-        Its state by names. There it has one group of all parameters, whose decay is that of matrices here.
+        Its state by names. There, all parameters are one group, with the decay of matrices here.
     name : str
-        What `training.optimizer` calls it.
+        Its name in `training.optimizer`.
     epochs : int
-        Those that were finished.
+        Finished epochs.
     best : float
     configuration : mapping
         All sections but `model`.
@@ -152,9 +152,9 @@ def write_last(
 
 
 def convert_run(folder: Path, output: Path) -> tuple[int, int]:
-    """Turn the last state of a run into one that Music-Source-Separation-Training goes on from.
+    """Convert the last state of a run for Music-Source-Separation-Training.
 
-    There it is `--start_check_point OUTPUT --config_path OUTPUT.yaml --load_optimizer --load_epoch`.
+    Its options there are `--start_check_point OUTPUT --config_path OUTPUT.yaml --load_optimizer --load_epoch`.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def convert_run(folder: Path, output: Path) -> tuple[int, int]:
     Returns
     -------
     updates, epochs : int
-        Updates that were made, and the whole epochs that these are.
+        Finished updates, and the whole epochs among them.
 
     Raises
     ------

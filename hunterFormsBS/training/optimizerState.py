@@ -1,7 +1,7 @@
-"""An optimizer's state by the names of parameters, which the order of a model's parameters does not touch.
+"""Optimizer states by parameter name, independent of the order of parameters.
 
-PyTorch's own `state_dict` numbers the parameters in the order of their registration. Whoever sorts the modules of a
-model anew, or groups its parameters in another way, would give every moment to the wrong weight.
+PyTorch's own `state_dict` numbers parameters in order of registration. After modules are reordered, or parameters
+grouped differently, every moment would belong to the wrong weight.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ OF_THE_SETTINGS = ("params", "lr", "initial_lr", "weight_decay", "betas", "eps")
 
 
 def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Return the state of an optimizer: `state_dict`, with names of parameters for their numbers."""
+    """Return an optimizer's `state_dict` with parameter names instead of numbers."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     return with_names(optimizer.state_dict(), ordered)
 
 
 def with_names(positional: Saved, names: Iterable[str]) -> dict[str, Any]:
-    """Put names for the numbers of a `state_dict`.
+    """Replace the numbers of a `state_dict` by names.
 
     Parameters
     ----------
     positional : mapping
-        What `Optimizer.state_dict` returned.
+        The result of `Optimizer.state_dict`.
     names : iterable of str
-        Of the parameters, group after group, in the order in which the optimizer got them.
+        Of the parameters, group by group, in the optimizer's order.
     """
     numbers = [number for group in positional["param_groups"] for number in group["params"]]
     name_of = dict(zip(numbers, names, strict=True))
@@ -49,15 +49,15 @@ def with_names(positional: Saved, names: Iterable[str]) -> dict[str, Any]:
 def load_named_state(
     optimizer: Optimizer, model: nn.Module, saved: Saved, *, but: Collection[str] = OF_THE_SETTINGS
 ) -> None:
-    """Take over what `named_state` returned, in whatever order and groups the parameters are now.
+    """Load the result of `named_state`, for any order and groups of parameters.
 
-    What a group keeps besides its parameters, such as the step size that Prodigy has found, comes from the saved group
-    of its first parameter, except for what is listed in `but`: by default that which a resumed run may change.
+    Other values of a group, such as the step size that Prodigy has found, come from the saved group of its first
+    parameter, except those in `but`: by default, what a resumed run may change.
 
     Raises
     ------
     ValueError
-        If a moment has another shape than its parameter, or the state is that of another kind of optimizer.
+        If a moment's shape differs from its parameter's, or the state belongs to another kind of optimizer.
     """
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
@@ -87,9 +87,9 @@ def load_named_state(
 
 
 def _refuse_another_kind(saved: Saved, now: Saved, optimizer: Optimizer) -> None:
-    """Compare the options of two groups: versions of an optimizer add some, another kind has some and lacks others.
+    """Refuse the state of another kind of optimizer, by its options: newer versions of one kind only add options.
 
-    Adam and AdamW have the same, one of which says how weights decay, and which of the two it is.
+    Adam and AdamW have the same options; the one for the kind of decay distinguishes them.
     """
     missing, unknown = now.keys() - saved.keys(), saved.keys() - now.keys()
     kind = "decoupled_weight_decay"
@@ -102,12 +102,12 @@ def _refuse_another_kind(saved: Saved, now: Saved, optimizer: Optimizer) -> None
 
 
 def names_in_older_order(parameter_names: Iterable[str], model: nn.Module) -> list[str]:
-    """Return the names as runs of version 0.1.0 numbered them: matrices first, then vectors, each as registered.
+    """Return the names in the order of runs of version 0.1.0: matrices first, then vectors, each as registered.
 
     Parameters
     ----------
     parameter_names : iterable of str
-        Keys of the model's state dict that lies beside the optimizer's, in its order.
+        Keys of the model's state dict that was saved with the optimizer's, in its order.
     model : nn.Module
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -116,10 +116,10 @@ def names_in_older_order(parameter_names: Iterable[str], model: nn.Module) -> li
 
 
 def _is_moment(key: str, value: object, parameter: Tensor) -> bool:
-    """Tell whether a value belongs to the numbers of a parameter; that of a scalar is one, and so is its `step`."""
+    """Tell whether a value has one number per number of the parameter; for a scalar, moments and `step` both do."""
     return isinstance(value, Tensor) and (value.ndim > 0 or (parameter.numel() == 1 and key != "step"))
 
 
 def _fits(moment: Tensor, parameter: Tensor) -> bool:
-    """Tell whether the shapes are the same, where `engine.shard` makes a scalar a vector of one."""
+    """Tell whether shapes are equal; `engine.shard` makes a scalar a vector of one."""
     return moment.shape == parameter.shape or moment.numel() == parameter.numel() == 1

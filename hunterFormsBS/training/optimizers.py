@@ -1,4 +1,4 @@
-"""Optimizers by the names of Music-Source-Separation-Training, which decay matrices alone or, as there, all parameters.
+"""Optimizers by Music-Source-Separation-Training's names. They decay only matrices or, as there, all parameters.
 
     make_optimizer(model, "prodigy", lr=1.0, weight_decay=0.01, arguments={"d_coef": 0.5})
 
@@ -28,15 +28,15 @@ ELSEWHERE: Final = {"prodigy": ("pytorch_optimizer", "Prodigy"), "adamw8bit": ("
 NAMES: Final = (*TORCH, *ELSEWHERE, "muon")
 
 OF_PRODIGYOPT: Final = {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}
-"""What prodigyopt, the package that Music-Source-Separation-Training takes, calls arguments, and their names here."""
+"""Arguments of prodigyopt, which Music-Source-Separation-Training uses, and their names here."""
 
 GAINS: Final = ("bias", "static_alpha", "temperature")
-"""Last names of parameters that have two axes or three and are no matrices: the angles of PoPE, the gains of residual
-streams, the temperatures of linear attention."""
+"""Last parts of names of parameters with two or three axes that are not matrices: the angles of PoPE, the gains of
+residual streams, the temperatures of linear attention."""
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Tell what is to be decayed from gains, biases and rotary frequencies."""
+    """Tell whether a parameter is decayed, unlike gains, biases and rotary frequencies."""
     return parameter.ndim >= 2 and name.rpartition(".")[2] not in GAINS
 
 
@@ -49,7 +49,7 @@ def make_optimizer(
     arguments: Mapping[str, Any] | None = None,
     as_msst: bool = False,
 ) -> Optimizer:
-    """Make an optimizer of what is trained of a model, with one group for matrices and one for everything else.
+    """Make an optimizer of a model's trained parameters: a group of matrices, and one of everything else.
 
     Parameters
     ----------
@@ -58,18 +58,18 @@ def make_optimizer(
         One of `NAMES`.
     lr : float
     weight_decay : float, default None
-        Of matrices; everything else has none. Unless stated there is none at all.
+        Of matrices; everything else is not decayed. None: 0.
     arguments : mapping, default None
-        Further arguments of the optimizer. For Muon those of its two groups, `muon_group` and `adam_group`, which
-        replace `lr` and `weight_decay`.
+        Further arguments of the optimizer. For Muon: those of its two groups, `muon_group` and `adam_group`, which
+        override `lr` and `weight_decay`.
     as_msst : bool
-        One group of all parameters, all of which are decayed, by the optimizer's own default unless that is stated; for
-        Muon all parameters of two axes or more are matrices.
+        One group of all parameters, all decayed, by the optimizer's default unless stated; for Muon all parameters with
+        two or more axes are matrices.
 
     Raises
     ------
     ValueError
-        If the optimizer is unknown, or has no such argument.
+        If the optimizer or an argument is unknown.
     ImportError
         If it belongs to a package that is not installed.
     """
@@ -90,7 +90,7 @@ def make_optimizer(
         raise ValueError(f"training.optimizer={name!r} is unknown: choose one of {', '.join(NAMES)}")
     if name == "prodigy":
         given = {OF_PRODIGYOPT.get(each, each): value for each, value in given.items()}
-    # Optimizers of pytorch-optimizer take any further argument and leave it unused.
+    # Optimizers of pytorch-optimizer accept and ignore unknown arguments.
     known = [each for each, one in signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD]
     if unknown := [each for each in given if each not in known]:
         raise ValueError(f"optimizer has {unknown[0]!r:.80}, which {name} does not: choose from {', '.join(known[1:])}")

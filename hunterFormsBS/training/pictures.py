@@ -1,4 +1,4 @@
-"""Pictures and sound for the log: spectrograms, and what each stem's masks do in each band."""
+"""Pictures and audio for the log: spectrograms, and masks of each stem by band."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def log_excerpt(
     mixture : Tensor
         `(s, t)`.
     truth, estimates : mapping of str to Tensor
-        The same for each of the model's stems, in order.
+        Audio `(s, t)` of each of the model's stems, in order.
     sample_rate : int
     update : int
-        Position in the log.
+        Step in the log.
     """
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def log_excerpt(
         mono = audio.mean(0, keepdim=True).clamp(-1, 1)
         writer.add_audio(name, mono, update, sample_rate=sample_rate)  # pyright: ignore[reportUnknownMemberType]
     true, estimated = (torch.stack(list(audio.values())) for audio in (truth, estimates))
-    # Figures without pyplot, which would keep them.
+    # Figures without pyplot, which would keep them in memory.
     spectrograms = Figure(figsize=(4 * (1 + len(truth)), 7), layout="constrained")
     plot_separation(mixture, estimated, truth=true, names=list(truth), sample_rate=sample_rate, figure=spectrograms)
     writer.add_figure("spectrograms", spectrograms, update)

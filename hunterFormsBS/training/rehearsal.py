@@ -1,4 +1,4 @@
-"""A run tried for one update, one chunk of a validation and one save, and taken back: mistakes show within seconds."""
+"""A rehearsal of a run, undone afterwards: one update, one chunk of a validation and one save. Mistakes show early."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from hunterFormsBS.training.validation import DTYPES, channels_of, separate_with
 
 
 def rehearse(run: Run, batch: Batch, songs: Sequence[Song]) -> None:
-    """Do once what a run does again and again, and leave the run as it was, to the last bit.
+    """Do everything that a run does once, then restore the run bit for bit.
 
     Parameters
     ----------
     run : Run
     batch : (Tensor, Tensor)
-        What this process trains on first.
+        The first batch of this process.
     songs : sequence of Song
-        To validate on; none leaves the validation out.
+        Songs for validation; without any it is skipped.
 
     Raises
     ------
     StoppedError, ValueError, ImportError
-        What would have stopped the run later.
+        Whatever would have stopped the run later.
     """
     before = _Snapshot(run)
     folder = run.folder
-    run.folder = folder / "rehearsal.unfinished"  # on the disk that has to hold the states
+    run.folder = folder / "rehearsal.unfinished"  # on the disk for the states
     try:
         if run.fabric.is_global_zero:
             remove(run.folder)
@@ -52,7 +52,7 @@ def rehearse(run: Run, batch: Batch, songs: Sequence[Song]) -> None:
 
 
 def _validate(run: Run, song: Song) -> None:
-    """Measure one chunk of a song, or a second, which some metrics need."""
+    """Score one chunk of a song, or a second, which some metrics need."""
     settings = run.settings
     model = run.whole_model(run.average.gather()).to(run.fabric.device)
     targets = [settings.instruments.index(stem) for stem in settings.stems]
@@ -66,7 +66,7 @@ def _validate(run: Run, song: Song) -> None:
 
 
 class _Snapshot:
-    """All that an update changes, copied to main memory."""
+    """A copy in main memory of everything that an update changes."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -85,7 +85,7 @@ class _Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         run, optimizer = self.run, self.run.optimizer.optimizer
         for parameter, weights in zip(run.model.parameters(), self.weights, strict=True):
             local(parameter).copy_(weights)
@@ -111,7 +111,7 @@ class _Snapshot:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Copy what this process has of a tensor."""
+    """Copy this process's part of a tensor."""
     return local(tensor).to("cpu", copy=True)
 
 

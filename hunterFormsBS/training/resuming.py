@@ -1,4 +1,4 @@
-"""What of the settings a resumed run may not change, each with its reason. All others it may."""
+"""Settings that a resumed run may not change, with reasons."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Final
 from hunterFormsBS.training.settings import Settings
 
 REASONS: Final = {
-    "training.instruments": "each head of the model is that of the stem at its place",
-    "training.optimizer": "the state of one kind of optimizer is of no use to another",
-    "fine_tuning.lora": "adapters with other arguments have other weights, or mean another change of the model",
+    "training.instruments": "each head belongs to the stem at its index",
+    "training.optimizer": "another optimizer cannot use the state",
+    "fine_tuning.lora": "adapters with other arguments have other weights, or change the model differently",
 }
 
 
 def kept(settings: Settings) -> dict[str, Any]:
-    """Return what a state records of the settings: those of `REASONS`, in the same order."""
+    """Return the settings to record in a state: those of `REASONS`, in order."""
     lora = (
         None if settings.lora is None else {key: each for key, each in settings.lora.items() if key != "lora_dropout"}
     )
@@ -24,12 +24,12 @@ def kept(settings: Settings) -> dict[str, Any]:
 
 
 def refuse_changes(recorded: Mapping[str, Any], settings: Settings, folder: Path) -> None:
-    """Compare what a state recorded with the settings of now.
+    """Compare recorded with current settings.
 
     Parameters
     ----------
     recorded : mapping
-        What `kept` returned then. States of earlier versions have recorded nothing.
+        The result of `kept` then; empty for states of earlier versions.
     settings : Settings
     folder : Path
         Of the run.
@@ -37,7 +37,7 @@ def refuse_changes(recorded: Mapping[str, Any], settings: Settings, folder: Path
     Raises
     ------
     ValueError
-        If something has changed that may not.
+        If a setting has changed that may not.
     """
     now = kept(settings)
     for name, value in recorded.items():

@@ -1,4 +1,4 @@
-"""One training run: its weights, how they change, and the folder in which all of that survives the process."""
+"""A training run: its weights, their updates, and the folder of its states."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor]
 
 DAMAGES = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, BadZipFile)
-"""What a damaged state raises while it is read."""
+"""Exceptions from reading a damaged state."""
 
 
 class Run:
     """A model in training.
 
-    All randomness comes from the seed and the number of updates so far, so that this number is the whole position of a
-    run: nothing else of the reader or of random number generators has to be saved, with any number of workers.
+    All randomness follows from the seed and the number of updates, so this number is the whole position of a run:
+    states of readers or random number generators need not be saved, for any number of workers.
 
     Parameters
     ----------
@@ -68,21 +68,21 @@ class Run:
     model : BandSplitRotator
     settings : Settings
     configuration : mapping
-        Where model and settings come from; it goes into the checkpoints.
+        The configuration of model and settings; it is saved in checkpoints.
     folder : Path
-        `resume` in it holds what a killed run continues from, `last.ckpt` and `best.ckpt` the averaged weights,
-        `tensorboard` the log, `scores` a table of each validation.
+        It contains `resume` with states to continue from, `last.ckpt` and `best.ckpt` with averaged weights,
+        `tensorboard` with the log, and `scores` with a table for each validation.
     adapted : peft.PeftModel, default None
-        What holds the model, if it has adapters. They are saved instead of checkpoints, in `best.lora` and `last.lora`.
+        The wrapper of a model with adapters, which are saved instead of checkpoints, in `best.lora` and `last.lora`.
 
     Attributes
     ----------
     updates : int
-        Those that were made.
+        Finished updates.
     pending : bool
-        Whether the weights are to be validated before the next update.
+        Whether a validation is due before the next update.
     logged : dict of str to float
-        What was last logged of an update.
+        The last logged values.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Run:
         self.arguments = model.configuration
         compile_transformers(model, settings.compile)
         self.wrapped = fabric.setup_module(model)
-        self.model: nn.Module = model  # the module itself, whatever surrounds it
+        self.model: nn.Module = model  # the module without wrappers
         optimizer: Any = fabric.setup_optimizers(
             make_optimizer(
                 model,
@@ -118,7 +118,7 @@ class Run:
         self.sharded = is_sharded(fabric)
         self.average = AveragedWeights(model, settings.ema_momentum)
         self.plateau = Plateau(settings)
-        # The model computes its own loss with less memory by itself.
+        # The model computes its own loss in less memory.
         self.losses: Losses | None = None
         if settings.losses != {"model": 1.0}:
             self.losses = Losses(
@@ -136,16 +136,16 @@ class Run:
         self._loading = _closable(iter(()))
 
     def resume(self) -> bool:
-        """Continue from the newest state in the folder that can be read, if there is any.
+        """Continue from the newest readable state in the folder, if any.
 
-        `last.ckpt` is made again from the newest state: a process can be killed, and a disk be full, between the two.
+        `last.ckpt` is written again from the newest state: a kill or a full disk can come between the two.
 
         Raises
         ------
         StoppedError
-            If there are states, and none can be read, or `last.ckpt` cannot be written.
+            If no state is readable, or `last.ckpt` cannot be written.
         ValueError
-            If the state is of another run.
+            If the state belongs to another run.
         """
         states = complete_states(self.folder)
         for path in states:
@@ -168,7 +168,7 @@ class Run:
 
     def _read(self, path: Path) -> Mapping[str, Any]:
         refuse_damaged(path)
-        # Processes that shard a model share the pages of one file, and take their parts of it.
+        # Processes that shard a model map the same file, and read their parts.
         state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=self.sharded)
         if missing := {"model", "optimizer", "progress"} - state.keys():
             raise KeyError(f"{sorted(missing)[0]} is missing")
@@ -199,25 +199,25 @@ class Run:
             self.plateau.load_state_dict(progress["plateau"])
 
     def take_over(self, last: Last) -> None:
-        """Go on where a run of Music-Source-Separation-Training was, whose weights the model has.
+        """Continue a run of Music-Source-Separation-Training, whose weights the model has.
 
         Raises
         ------
         ValueError
-            If it had another optimizer, or weights are sharded here.
+            If it had another optimizer, or weights are sharded.
         """
         if last.name != self.settings.optimizer or self.sharded:
             raise ValueError(
                 f"--load-optimizer takes over the state of {last.name}, and training.optimizer is "
                 f"{self.settings.optimizer}{', sharded' if self.sharded else ''}: change that, or leave out the option"
             )
-        # Its decay and the like go on too, as there; `Plateau` has the rate.
+        # Its decay and other options continue too, as there; `Plateau` has the rate.
         load_named_state(self.optimizer.optimizer, self.model, last.optimizer, but=("params", "lr", "initial_lr"))
         self.updates = min(self.settings.updates_in(last.epochs), self.settings.updates)
         self.plateau.start_at(last.lr / self.rates[0])
 
     def save(self) -> None:
-        """Write what a run continues from, and the averaged weights. A file appears when it is complete."""
+        """Write a state and the averaged weights. Each file appears once complete."""
         average = self.average.gather()
         first = self.fabric.is_global_zero
         state = {
@@ -226,7 +226,7 @@ class Run:
             "progress": {
                 "model": dict(self.configuration.get("model") or {}),
                 "settings": kept(self.settings),
-                "names": True,  # the optimizer's state has names for numbers
+                "names": True,  # the optimizer's state by names
                 "average": average,
                 "precision": self.fabric.strategy.precision.state_dict(),
                 "updates": self.updates,
@@ -246,7 +246,7 @@ class Run:
         self._write(self.folder / name, lambda: self.write_checkpoint("last", average))
 
     def _write(self, path: Path, write: Callable[[], None]) -> None:
-        """Have the first process write a file, and end all of them if it cannot."""
+        """Write a file in the first process; end all processes if it cannot be written."""
         wrong = ""
         if self.fabric.is_global_zero:
             try:
@@ -260,7 +260,7 @@ class Run:
             )
 
     def _write_state(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Write a state beside its name, and give it that when it is complete; then remove older ones."""
+        """Write a state to a temporary name, rename it once complete, and remove older ones."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         try:
@@ -273,7 +273,7 @@ class Run:
             remove(older)
 
     def write_checkpoint(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters, into NAME.lora."""
+        """Write NAME.ckpt, which `from_checkpoint` reads without any other file, or adapters to NAME.lora."""
         if self.adapted is not None:
             folder = self.folder / f"{name}.lora"
             unfinished = folder.with_suffix(".unfinished")
@@ -285,7 +285,7 @@ class Run:
         save_checkpoint(self.folder / f"{name}.ckpt", self.whole_model(weights), configuration=sections)
 
     def whole_model(self, weights: Mapping[str, Tensor]) -> BandSplitRotator:
-        """Return a model on the CPU that is neither sharded nor compiled nor adapted, with these weights."""
+        """Return a model on the CPU, without sharding, compilation and adapters, with these weights."""
         if self.adapted is not None:
             merged: BandSplitRotator = self.with_adapters(weights).merge_and_unload()
             return merged.eval()
@@ -301,14 +301,14 @@ class Run:
         return adapted
 
     def prepare(self, songs: Sequence[Song]) -> list[str]:
-        """Decode songs into the cache, and before the first update look for what is wrong with them.
+        """Decode songs into the cache, and check them before the first update.
 
-        The processes share the songs out.
+        The processes divide the songs.
 
         Returns
         -------
         list of str
-            A remark for each thing that is wrong, the same in every process.
+            All remarks, in every process.
 
         Raises
         ------
@@ -331,11 +331,11 @@ class Run:
 
     @property
     def reading(self) -> Read:
-        """How songs are read."""
+        """The function that reads songs."""
         return read if self.settings.cache is None else Cache(Path(self.settings.cache)).read
 
     def batches(self, songs: Sequence[Song]) -> Iterator[Batch]:
-        """Yield this process's batches, from where the run is to its end."""
+        """Yield this process's batches, from the current update to the end."""
         settings = self.settings
         self.segments = Segments(
             songs,
@@ -371,18 +371,18 @@ class Run:
             worker_init_fn=_leave_signals_to_the_run,
         )
         self.close()
-        # Begun at once: it draws a random number, which must not be one of an update's.
+        # Started now: it draws a random number, which must not change those of an update.
         self._loading = _closable(iter(loader))
         return self._loading
 
     def close(self) -> None:
-        """End the processes that read songs."""
+        """End the workers."""
         self._loading.close()
 
     def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Update the weights once, and return what to log, averaged over what this process saw."""
+        """Update the weights once, and return values to log, averaged over this process's batches."""
         settings = self.settings
-        # Dropout: different in each process and update, the same when the update is repeated.
+        # For dropout: different in each process and update, the same if the update is repeated.
         seed = hash((settings.seed, self.updates, self.fabric.global_rank)) % 2**63
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         self.wrapped.train()
@@ -404,7 +404,7 @@ class Run:
         return logged
 
     def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Add up the gradients of an update, and return the means of the losses."""
+        """Accumulate the gradients of an update, and return the mean losses."""
         steps = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
         for batch in range(steps):
@@ -419,20 +419,20 @@ class Run:
         return sums
 
     def _step(self, loss: Tensor, logged: dict[str, Tensor]) -> str:
-        """Change the weights, unless loss or gradient is not finite: then say which."""
+        """Change the weights. If loss or gradient is not finite, do not, and return a message."""
         if not self._is_finite(loss):
             elsewhere = "not finite in another process, and " if math.isfinite(loss) else ""
             return f"loss of update {self.updates + 1} is {elsewhere}{float(loss)}"
         if self.settings.grad_clip:
             logged["gradient_norm"] = norm = self.clip()
-            # In half precision gradients overflow now and then: the scaler leaves that update out and scales less.
+            # In half precision gradients overflow now and then: the scaler skips that update and lowers its scale.
             if self.precision != "16-mixed" and not torch.isfinite(norm):
                 return f"norm of the gradient of update {self.updates + 1} is {float(norm)}"
         self.optimizer.step()
         return ""
 
     def loss_terms(self, mixture: Tensor, stems: Tensor) -> dict[str, Tensor]:
-        """Return the loss of a batch, `total`, and what it is made of."""
+        """Return the loss of a batch, `total`, and its terms."""
         if self.losses is None:
             total, (waveform, spectra) = self.wrapped(mixture, stems, return_loss_breakdown=True)
             return {"total": total, "waveform": waveform, "spectra": spectra}
@@ -441,11 +441,11 @@ class Run:
         return {"total": total, **terms}
 
     def _is_finite(self, loss: Tensor) -> bool:
-        """Tell whether the loss of every process is a number."""
+        """Tell whether the losses of all processes are finite."""
         return float(mean_of_processes(self.fabric, torch.isfinite(loss).float())) == 1
 
     def _report(self, wrong: str) -> str:
-        """Say all there is to know about a loss, or a gradient, that is not finite in some process."""
+        """Return or raise a message about a loss or gradient that is not finite in some process."""
         batches = Positions(
             self.updates * self.settings.gradient_accumulation_steps,
             (self.updates + 1) * self.settings.gradient_accumulation_steps,
@@ -462,7 +462,7 @@ class Run:
         )
 
     def clip(self) -> Tensor:
-        """Limit the norm of the gradient, and return what it was."""
+        """Clip the norm of the gradient, and return the original norm."""
         norm: Any = self.fabric.clip_gradients(
             self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
         )
@@ -475,7 +475,7 @@ class Run:
         return str(self.fabric.strategy.precision.precision)
 
     def validate(self, songs: Sequence[Song], writer: SummaryWriter | None) -> dict[str, float]:
-        """Score the averaged weights on whole songs; keep them as `best.ckpt` when no earlier ones scored better."""
+        """Score the averaged weights on whole songs; save them as `best.ckpt` unless earlier ones scored better."""
         weights = self.average.gather()
         model = self.whole_model(weights).to(self.fabric.device)
         dtype = DTYPES.get(self.precision)
@@ -505,7 +505,7 @@ class Run:
         settings = self.settings
         targets = [settings.instruments.index(stem) for stem in settings.stems]
         mixture, truth = read_song(song, targets, channels_of(model), self.reading)
-        # From a third on: songs seldom begin with everyone.
+        # From one third on: at the beginning, songs seldom have all stems.
         length = min(mixture.shape[-1], round(settings.validation_excerpt * settings.sample_rate))
         start = (mixture.shape[-1] - length) // 3
         mixture, truth = mixture[:, start : start + length], truth[..., start : start + length]
@@ -516,22 +516,22 @@ class Run:
 
 
 def _closable(batches: Iterator[Batch]) -> Generator[Batch]:
-    """Return a generator, which forgets the loader's iterator when it is closed: that ends the workers."""
+    """Return a generator that drops the loader's iterator when closed, which ends the workers."""
     yield from batches
 
 
 def _leave_signals_to_the_run(_worker: int) -> None:
-    """Have a worker ignore signals: if it ended by itself, so would the run, in the middle of an update."""
+    """Make a worker ignore signals: otherwise it would end the run in the middle of an update."""
     ignore_signals()
 
 
 @contextmanager
 def _out_of_memory_explained(settings: Settings) -> Generator[None]:
-    """Say what to lower when the memory of a device does not suffice."""
+    """Explain what to lower if a device is out of memory."""
     try:
         yield
     except RuntimeError as error:
-        # That of a CPU has no class of its own.
+        # A CPU's error has no class of its own.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise StoppedError(

@@ -1,4 +1,4 @@
-"""What the learning rate is at each update."""
+"""The learning rate at each update."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hunterFormsBS.training.settings import Settings
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:
-    """Return what to multiply the peak learning rate by: a linear rise, then what `settings.schedule` says.
+    """Return the factor of the peak learning rate: a linear rise, then `settings.schedule`.
 
-    For `ReduceLROnPlateau` this is the rise alone; `Plateau` has the rest. The line of Music-Source-Separation-Training
-    rises from zero, and falls to zero at as many updates as there are batches in the run, whatever is accumulated.
+    For `ReduceLROnPlateau` this is only the rise; `Plateau` does the rest. Music-Source-Separation-Training's linear
+    schedule rises from zero, and would fall to zero after as many updates as there are batches in the run.
     """
     if settings.as_msst and settings.schedule == "linear_scheduler":
         batches, warmup = settings.num_epochs * settings.num_steps, settings.warmup_steps
@@ -36,12 +36,12 @@ class Plateau:
     Parameters
     ----------
     settings : Settings
-        Without effect unless their schedule is `ReduceLROnPlateau`.
+        No effect unless the schedule is `ReduceLROnPlateau`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.on = settings.schedule == "ReduceLROnPlateau"
-        # An optimizer of nothing: its learning rate is the factor.
+        # A dummy optimizer: its learning rate is the factor.
         self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self.scheduler = ReduceLROnPlateau(
             self.optimizer, "max", factor=settings.reduce_factor, patience=settings.patience or 0
@@ -49,25 +49,25 @@ class Plateau:
 
     @property
     def factor(self) -> float:
-        """What to multiply the learning rate by."""
+        """The factor of the learning rate."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def start_at(self, factor: float) -> None:
-        """Take over what an earlier run had come down to."""
+        """Start at the factor that an earlier run had reached."""
         if self.on:
             self.optimizer.param_groups[0]["lr"] = factor
 
     def step(self, metric: float) -> None:
-        """Take in the metric of a validation."""
+        """Process the metric of a validation."""
         if self.on:
             self.scheduler.step(metric)  # pyright: ignore[reportUnknownMemberType]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state for a resumed run."""
         return {"factor": self.factor, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load the result of `state_dict`."""
         self.optimizer.param_groups[0]["lr"] = state["factor"]
         patience, factor = self.scheduler.patience, self.scheduler.factor
         self.scheduler.load_state_dict(state["scheduler"])

@@ -1,8 +1,8 @@
-"""The sections of a training configuration, in the words of Music-Source-Separation-Training, and their settings.
+"""The sections of a training configuration, named as in Music-Source-Separation-Training, and their settings.
 
     settings = settings_from(read_configuration("train.yaml"))
 
-A file of Music-Source-Separation-Training means here what it means there: see `is_of_msst`.
+A configuration of Music-Source-Separation-Training has its meaning there: see `is_of_msst`.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def is_of_msst(configuration: Mapping[str, Any]) -> bool:
-    """Tell whether a configuration is one of Music-Source-Separation-Training.
+    """Tell whether a configuration is taken for one of Music-Source-Separation-Training.
 
-    It is if it states `upstream: msst` or `msst_experimental`, or no `upstream` and a section `model`.
+    It is if it states `upstream: msst` or `msst_experimental`, or has a section `model` and no `upstream`.
     """
     upstream = configuration.get("upstream", "msst" if configuration.get("model") else "")
     return str(upstream).startswith("msst")
 
 
 def settings_from(configuration: Mapping[str, Any]) -> Settings:
-    """Take the settings out of a configuration, and warn of those that this program does not have.
+    """Return the settings of a configuration, and warn of those that are not read.
 
     Raises
     ------
     ValueError
-        If a setting is missing, or has a value that cannot be used.
+        If a setting is missing or invalid.
     """
     values: dict[str, Any] = {}
     unused: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def _section(name: str, content: object) -> dict[str, Any]:
 
 
 def _read(section: str, content: Mapping[str, Any], values: dict[str, Any], unused: dict[str, Any]) -> None:
-    """Put the settings of a section where they belong."""
+    """Read the settings of a section."""
     for name, value in content.items():
         if section == "augmentations" and isinstance(value, Mapping):
             values.setdefault("effects", {})[name] = value
@@ -95,17 +95,17 @@ def _read(section: str, content: Mapping[str, Any], values: dict[str, Any], unus
 
 
 def _as_msst(values: dict[str, Any], training: Mapping[str, Any], unused: dict[str, Any]) -> dict[str, Any]:
-    """Add what Music-Source-Separation-Training means where its configuration says nothing.
+    """Add the defaults of Music-Source-Separation-Training.
 
-    The type of the data is 1, weights are not averaged, validation comes after each epoch, and the number of updates
-    of the warm-up, `num_warmup_steps`, is read for `linear_scheduler` only.
+    The dataset type is 1, weights are not averaged, validation comes after each epoch, and `num_warmup_steps` is read
+    only for `linear_scheduler`.
     """
     steps, accumulated = values["num_steps"], values.get("gradient_accumulation_steps", 1)
     if "num_warmup_steps" in training and values.get("scheduler") != "linear_scheduler":
         unused["training.num_warmup_steps"] = values.pop("warmup_steps")
         if "warmup_steps" in training:
             values["warmup_steps"] = training["warmup_steps"]
-    if all(type(each) is int and each > 0 for each in (steps, accumulated)):  # others are refused with their names
+    if all(type(each) is int and each > 0 for each in (steps, accumulated)):  # others are refused by name
         values.setdefault("validation_every", -(-steps // accumulated))
     return {"dataset_type": 1, "ema_momentum": 0.0, **values, "as_msst": True}
 
@@ -120,7 +120,7 @@ def _warn_of_mixup(settings: Settings) -> None:
 
 
 def _converted(kind: Any, value: Any) -> Any:
-    """Make a tuple of a list, and a number of `1e-5`, which YAML reads as text; all else stays as it is."""
+    """Convert a list to a tuple, and text such as `1e-5`, which YAML does not read as a number, to a number."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return value if value is None else _converted(parts[0], value)

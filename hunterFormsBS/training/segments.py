@@ -1,6 +1,6 @@
 """Random segments of songs with stems, to train on.
 
-The mixture is the sum of all stems; `mixture.wav` is read for songs whose own mixture counts.
+The mixture is the sum of all stems, or `mixture.wav` if `own_mixture` is set.
 
 Axis letters: b batch, n stem, s audio channel, t sample.
 """
@@ -21,8 +21,8 @@ from hunterFormsBS.training.truth import Audio, Read, Song, read, read_parts, te
 DRAWS = 10
 
 
-class _Places:
-    """Where segments can start.
+class _Offsets:
+    """Offsets at which segments can start.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ class _Places:
         self.probabilities = lengths / lengths.sum()
 
     def draw(self, random: np.random.Generator, chunk_size: int) -> tuple[Song, int]:
-        """Choose a song, in proportion to its length, and where the segment starts."""
+        """Draw a song, with probability proportional to its length, and an offset."""
         song = self.songs[int(random.choice(len(self.songs), p=self.probabilities))]
         return song, int(random.integers(max(1, song.length - chunk_size + 1)))
 
 
 class Segments(Dataset[tuple[Tensor, Tensor]]):
-    """Endless random segments. What an index gives depends on it and the seed alone: a position is a number.
+    """Endless random segments. A segment depends only on its index and the seed.
 
     Parameters
     ----------
@@ -51,33 +51,32 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     channels : int
     seed : int
     targets : sequence of int
-        Instruments to return, of those that the songs have.
+        Indices of the instruments to return.
     remix : float
-        Probability of drawing every stem by itself, from any song.
+        Probability of drawing every stem independently, from any song.
     gains : (float, float)
-        Bounds of the random factor of each stem, or of the whole segment where the mixture is the song's own.
+        Bounds of the random factor of each stem, or of the whole segment with `own_mixture`.
     min_mean_abs : float
-        A stem drawn by itself that is quieter is drawn again, `DRAWS` times at most.
+        An independently drawn stem that is quieter is drawn again, at most `DRAWS` times.
     instruments : sequence of str
-        Names of the songs' parts, which choose their augmentations.
+        Names of the songs' parts, for augmentations.
     augment : Augmentations, default None
-        Effects of stems.
+        Effects on stems.
     mixup : sequence of float
-        Probabilities of further stems of the same instrument; the mean of all of them is the stem. Only of stems that
-        are drawn by themselves.
+        Probabilities of further stems of the same instrument, which are averaged. Only for independently drawn stems.
     mixup_gains : (float, float)
-        Bounds of the random factors of those.
+        Bounds of their random factors.
     mixture_codec : MixtureCodec, default None
-        An effect of the mixture alone.
+        An effect on only the mixture.
     own_mixture : bool
-        Read the mixture from the song's own file where it has one, instead of summing stems. One gain scales it and
-        all stems. Only without effects, which the file does not know of.
+        Read the mixture from the song's own file, if any, instead of summing stems. One gain scales it and all stems.
+        Not with effects, which would not be in the file.
     lengths : (int, int), default None
-        Bounds of a random length of segments, in samples, `chunk_size` at most.
+        Bounds of a random length of segments, in samples, at most `chunk_size`.
     batch : int
-        Segments of a batch, all processes together: they have the same length.
+        Segments per batch over all processes; they have the same length.
     reading : callable
-        How files are read: `read`, or that of a `hunterFormsBS.training.cache.Cache`.
+        The function that reads files: `read`, or that of a `hunterFormsBS.training.cache.Cache`.
     """
 
     def __init__(
@@ -119,20 +118,20 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         self.batch = batch
         self.reading = reading
         self.opened: dict[Path, None] = {}  # files of the last segment, in order
-        self.places = [_Places(songs)]
+        self.offsets = [_Offsets(songs)]
         for part in range(max(len(song.parts) for song in songs)):
-            self.places.append(_Places([song for song in songs if part < len(song.parts) and song.parts[part]]))
+            self.offsets.append(_Offsets([song for song in songs if part < len(song.parts) and song.parts[part]]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the mixture, `(s, t)`, and the targets, `(n, s, t)`."""
         self.opened.clear()
         random = np.random.default_rng((self.seed, index))
         remix = random.random() < self.remix
-        song, start = self.places[0].draw(random, self.chunk_size)
+        song, start = self.offsets[0].draw(random, self.chunk_size)
         own = song.mixture if self.own_mixture and not remix else None
         gain = np.float32(1.0 if own is None else random.uniform(*self.gains))
         stems: list[Audio] = []
-        for part in range(len(self.places) - 1):
+        for part in range(len(self.offsets) - 1):
             stem = self._draw(random, part) if remix else self._effects(self._read(song, part, start), part, random)
             stems.append(stem * (np.float32(random.uniform(*self.gains)) if own is None else gain))
         if own is None:
@@ -147,19 +146,19 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
         return tensor_of(mixture[..., :length].copy()), tensor_of(chosen[..., :length].copy())
 
     def _length(self, index: int) -> int:
-        """Return the length of a segment, which is that of all segments of its batch."""
+        """Return the length of all segments of a segment's batch."""
         if self.lengths is None:
             return self.chunk_size
         random = np.random.default_rng((self.seed, index // self.batch, 1))
         return int(random.integers(self.lengths[0], self.lengths[1] + 1))
 
     def files(self, index: int) -> list[Path]:
-        """Return the files that a segment is read from, by reading it again."""
+        """Return the files of a segment, by reading it again."""
         self[index]
         return list(self.opened)
 
     def _draw(self, random: np.random.Generator, part: int) -> Audio:
-        """Draw a stem by itself, alone or mixed up with others of the same instrument."""
+        """Draw a stem independently, alone or averaged with others of the same instrument."""
         stems = [self._draw_one(random, part)]
         stems += [self._draw_one(random, part) for probability in self.mixup if random.random() < probability]
         if not self.mixup:
@@ -171,7 +170,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     def _draw_one(self, random: np.random.Generator, part: int) -> Audio:
         stem = np.zeros((self.channels, self.chunk_size), np.float32)
         for _ in range(DRAWS):
-            song, start = self.places[1 + part].draw(random, self.chunk_size)
+            song, start = self.offsets[1 + part].draw(random, self.chunk_size)
             stem = self._read(song, part, start)
             if np.abs(stem).mean() >= self.min_mean_abs:
                 break
@@ -180,11 +179,11 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
     def _effects(self, stem: Audio, part: int, random: np.random.Generator) -> Audio:
         if self.augment is None:
             return stem
-        # What only the mixture knows has the effects of all.
+        # Parts that are only in the mixture get the effects of `all`.
         return self.augment(stem, self.instruments[part] if part < len(self.instruments) else "all", random)
 
     def _read(self, song: Song, part: int, start: int) -> Audio:
-        # A song whose stems are all named has no part for the rest.
+        # A song whose stems are all named has no remaining part.
         paths = song.parts[part] if part < len(song.parts) else ()
         if not paths:
             return np.zeros((self.channels, self.chunk_size), np.float32)
@@ -193,7 +192,7 @@ class Segments(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Positions(Sampler[list[int]]):
-    """The indices of each batch of one process, from any batch on; together the processes take every index once.
+    """The indices of each batch of one process, from any batch on; together the processes use every index once.
 
     Parameters
     ----------
@@ -202,7 +201,7 @@ class Positions(Sampler[list[int]]):
     batch_size : int
         Of one process.
     rank, world_size : int
-        Which process this is, of how many.
+        This process's rank, and the number of processes.
     """
 
     def __init__(self, first: int, last: int, *, batch_size: int, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""How to train: every setting besides the model, with its type and bounds, and what fits what."""
+"""Settings of a training, apart from the model, with types, bounds and contradictions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SCHEDULERS: Final = ("cosine", "linear_scheduler", "constant", "ReduceLROnPlatea
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train.
+    """Settings of a training.
 
     Parameters
     ----------
     instruments : tuple of str
-        Stems in the order of the model's heads. `other` or `instrumental` also takes whatever is not named.
+        Stems in the order of the model's heads. `other` or `instrumental` also takes all files that are not named.
     target_instrument : str, default None
-        Train a model of one stem for this one.
+        Train a model of only this stem.
     sample_rate, chunk_size : int
-        Of the songs, in Hz, and of a training segment, in samples.
+        Of the songs, in Hz; of a training segment, in samples.
     min_mean_abs : float
-        A remixed stem quieter than this is drawn again, ten times at most.
+        A remixed stem that is quieter is drawn again, at most ten times.
     batch_size, gradient_accumulation_steps : int
-        Segments that a process takes at a time, and how many times it does so for each update of the weights.
+        Segments per process and batch; batches per update.
     num_epochs, num_steps : int
-        Their product is the number of batches of the whole run.
+        Their product is the number of batches in the run.
     as_msst : bool
         Count and decay as Music-Source-Separation-Training does: see `hunterFormsBS.training.sections`.
     optimizer : str
@@ -41,70 +41,69 @@ class Settings:
     optimizer_arguments : mapping
         The section `optimizer`: its further arguments.
     lr, weight_decay : float
-        Peak learning rate, and decay of matrices; biases and gains are not decayed. Without a decay that of the
-        optimizer's own default counts with `as_msst`, for all parameters, and else none.
+        Peak learning rate, and decay of matrices; biases and gains are not decayed. None: no decay; with `as_msst` the
+        optimizer's default, for all parameters.
     warmup_steps : int
-        Updates in which the learning rate rises to `lr`; then it falls to zero along a cosine.
+        Updates in which the learning rate rises to `lr`; then `scheduler` applies.
     grad_clip : float
-        Largest norm of the gradient; 0 leaves it as it is.
+        Largest norm of the gradient; 0: no clipping.
     not_finite : {'stop', 'skip'}
-        What to do when a loss is not finite: stop and name the files, or leave the update out and count it.
+        If a loss is not finite: stop and name the files, or skip the update and count it.
     ema_momentum : float
-        Of the averaged weights, which are validated and saved; 0 takes the weights as they are.
+        Of the averaged weights, which are validated and saved; 0: no averaging.
     precision : str, default None
-        `32-true`, `bf16-mixed` or `16-mixed`. None: as `use_amp` says.
+        `32-true`, `bf16-mixed` or `16-mixed`. None: by `use_amp`.
     use_amp : bool
         bfloat16 on a GPU, float32 on a CPU.
     compile : bool or str
-        Compile the transformers; a string names the backend of `torch.compile`.
+        Compile the transformers; a string is a backend of `torch.compile`.
     remix : float
-        Probability of taking each stem of a segment from another place of another song.
+        Probability of taking each stem of a segment from another song and offset.
     dataset_type : int, default None
-        What the data are and how stems are drawn, see `hunterFormsBS.training.datasets`. It sets `remix`,
-        unless that is stated.
+        Type of the dataset, which also sets the default of `remix`; see `hunterFormsBS.training.datasets`.
     losses : mapping
-        The section `losses`: for each its weight. See `hunterFormsBS.training.losses`. `q` and `coarse_loss_clip` are
-        settings of the masked losses, and `loss_multistft` holds the arguments of `multistft_loss`.
+        The section `losses`, with weights; see `hunterFormsBS.training.losses`. `q` and `coarse_loss_clip` are for the
+        masked losses; `loss_multistft` holds arguments of `multistft_loss`.
     scheduler : str, default None
-        What the learning rate does after it has risen: `cosine`, `linear_scheduler`, which falls to zero in a line,
-        `constant`, or `ReduceLROnPlateau`, which multiplies it by `reduce_factor` when the metric was no better than
-        before in more than `patience` validations. By default the last where `patience` is stated, else the first.
+        The learning rate after the warm-up: `cosine`; `linear_scheduler`, a linear fall to zero; `constant`; or
+        `ReduceLROnPlateau`, which multiplies it by `reduce_factor` after more than `patience` validations without
+        improvement. None: the last if `patience` is stated, else the first.
     enable, loudness : bool
-        `enable` is for all augmentations. `loudness` scales each stem by a random factor between `loudness_min` and
-        `loudness_max`.
+        `enable` turns all augmentations on or off. `loudness` scales each stem by a random factor between
+        `loudness_min` and `loudness_max`.
     effects : mapping
         Further augmentations, for `all` and by stem; see `hunterFormsBS.training.augmentations`.
     mixup : bool
-        Add other stems of the same instrument to one that is drawn by itself, each with one of `mixup_probs`, scaled
-        by random factors between `mixup_loudness_min` and `mixup_loudness_max`.
+        Add other stems of the same instrument to an independently drawn one, each with one of `mixup_probs`, scaled by
+        random factors between `mixup_loudness_min` and `mixup_loudness_max`.
     chunk_size_augm : bool
         Give each batch a random length between `chunk_size_min` and `chunk_size_max`.
     mp3_compression_on_mixture : float
-        Probability of compressing the mixture alone.
+        Probability of compressing only the mixture.
     metrics : tuple of str
-        What is measured in validation; see `hunterFormsBS.training.metrics`.
+        Metrics of the validation; see `hunterFormsBS.training.metrics`.
     metric_for_best : str
         The one of `metrics` that chooses `best.ckpt`.
     num_workers : int
-        Processes that read songs, for each process that trains.
+        Workers that read songs, per training process.
     cache : str, default None
-        Folder for decoded audio; see `hunterFormsBS.training.cache`. None: files are decoded again and again.
+        Folder for decoded audio; see `hunterFormsBS.training.cache`. None: files are decoded at every use.
     check : bool
-        Look for what is wrong with the songs before the first update; see `hunterFormsBS.training.checking`.
+        Check the songs before the first update; see `hunterFormsBS.training.checking`.
     rehearse : bool
-        Try an update, a validation of one chunk and a save before the run, and take them back.
+        Before the run, try and undo an update, a validation of one chunk and a save.
     seed : int
-        Of everything random.
+        Seed of all randomness.
     log_every, checkpoint_every, validation_every : int
-        Updates between entries of the log, files to resume from, and validations.
+        Updates between log entries, states, and validations.
     freeze, train : tuple of str
-        Patterns of the names of parameters: those that match `freeze` and not `train` stay as they are.
+        Patterns of parameter names: parameters that match `freeze` and not `train` are not trained.
     heads : mapping, default None
-        For each stem the head of the checkpoint that it starts from; see `hunterFormsBS.training.starting`.
+        For each stem, the checkpoint's head to start from; see `hunterFormsBS.training.starting`.
     lora : mapping, default None
         Arguments of `peft.LoraConfig`: train low-rank adapters instead of the weights.
     validation_songs : int, default None
-        How many songs to validate on; all by default.
+        Number of songs to validate on; None: all.
     validation_excerpt : float
         Seconds of audio and pictures in the log.
     inference_batch_size, num_overlap : int
@@ -182,11 +181,11 @@ class Settings:
         self._check_names()
         self._check_pairs()
         self._check_data()
-        self.augment()  # refuses what is wrong before anything is read
+        self.augment()  # refuses invalid effects before anything is read
         self.mixture_codec()
 
     def _check_names(self) -> None:
-        """Refuse names that are unknown, missing or there twice."""
+        """Refuse unknown, missing and duplicate names."""
         for name, known, chosen in (("losses", LOSSES, self.losses), ("metrics", METRICS, self.metrics)):
             if unknown := [each for each in chosen if each not in known]:
                 raise ValueError(f"{name} has {unknown[0]!r}, which is unknown: choose from {', '.join(known)}")
@@ -235,12 +234,12 @@ class Settings:
             raise ValueError("lora freezes all weights: remove freeze, and name what to train in lora.modules_to_save")
 
     def _check_data(self) -> None:
-        """Refuse what the type of the data leaves without meaning, or would make wrong."""
+        """Refuse settings that have no meaning, or would be wrong, for the type of the dataset."""
         if self.dataset_type is None:
             return
         if self.dataset_type not in KINDS:
             raise ValueError(
-                f"dataset_type={self.dataset_type} is not read: take 4 for 5, which visits every place once, and give "
+                f"dataset_type={self.dataset_type} is not read: take 4 for 5, which visits every offset once, and give "
                 "each song files for all stems, silent ones too, in place of 7"
             )
         if KINDS[self.dataset_type].single_files and self.probability_of_remixing < 1:
@@ -261,20 +260,20 @@ class Settings:
 
     @property
     def updates(self) -> int:
-        """How often the weights are updated in the whole run."""
+        """Number of updates in the run."""
         return self.updates_in(self.num_epochs)
 
     def updates_in(self, epochs: int) -> int:
-        """Return how often the weights are updated in so many epochs of `num_steps` batches.
+        """Return the number of updates in epochs of `num_steps` batches.
 
-        With `as_msst` each epoch ends with an update, also of fewer batches than others have there.
+        With `as_msst` each epoch ends with an update, even if it has fewer batches.
         """
         if self.as_msst:
             return epochs * -(-self.num_steps // self.gradient_accumulation_steps)
         return epochs * self.num_steps // self.gradient_accumulation_steps
 
     def epochs_in(self, updates: int) -> int:
-        """Return how many whole epochs so many updates are."""
+        """Return the number of whole epochs in some updates."""
         if self.as_msst:
             return updates // self.updates_in(1)
         return updates * self.gradient_accumulation_steps // self.num_steps
@@ -286,7 +285,7 @@ class Settings:
 
     @property
     def probability_of_remixing(self) -> float:
-        """`remix`, or what the type of the data says."""
+        """`remix`, or the default of the dataset's type."""
         if self.remix is not None:
             return self.remix
         return 0.5 if self.dataset_type is None else KINDS[self.dataset_type].remix
@@ -298,7 +297,7 @@ class Settings:
 
     @property
     def own_mixture(self) -> bool:
-        """Whether a mixture is read from its own file."""
+        """Whether mixtures are read from their own files."""
         return self.dataset_type is not None and KINDS[self.dataset_type].own_mixture
 
     @property
@@ -309,11 +308,11 @@ class Settings:
         return self.chunk_size_min, self.chunk_size_max
 
     def augment(self) -> Augmentations | None:
-        """Make the effects of stems, if there are any."""
+        """Make the effects on stems, if any."""
         return Augmentations(self.effects, self.sample_rate) if self.enable and self.effects else None
 
     def mixture_codec(self) -> MixtureCodec | None:
-        """Make the effect of mixtures, if there is one."""
+        """Make the effect on mixtures, if any."""
         if not self.enable or self.mp3_compression_on_mixture <= 0:
             return None
         bounds = (self.mp3_compression_on_mixture_bitrate_min, self.mp3_compression_on_mixture_bitrate_max)

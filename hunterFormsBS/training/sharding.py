@@ -1,4 +1,4 @@
-"""Sharded tensors made whole, and whole ones shared out: states on the disk are the same whatever the strategy."""
+"""Gathering and sharding tensors, so that states on disk are the same for all strategies."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(value: Any, keep: bool = True) -> Any:
-    """Return a value with all tensors in its containers whole, on the CPU. Every process must call it at the same time.
+    """Return a value with all tensors in its containers gathered, on the CPU. All processes must call it together.
 
     Parameters
     ----------
     value
         Containers, tensors and anything else.
     keep : bool
-        False in the processes that need no tensors: each is dropped as soon as the others have it.
+        False in processes that need no tensors: each is dropped once the others have it.
     """
     if isinstance(value, Tensor):
         tensor = value.full_tensor() if isinstance(value, DTensor) else value
@@ -32,7 +32,7 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Return a whole tensor as a parameter is: this process's part of it, where the parameter is sharded.
+    """Return a full tensor sharded like a parameter: this process's part.
 
     A scalar is a vector of one where `engine.shard` made one of the parameter.
     """

@@ -1,4 +1,4 @@
-"""What a run starts from: new weights, or those of a checkpoint, all of them or some, with heads old and new.
+"""Initial weights of a run: new, or from a checkpoint, with old and new heads.
 
 model, origin = start_from("vocals.ckpt", stems=("vocals", "choir"), heads={"vocals": 0, "choir": None})
 freeze(model, patterns=["*"], but=["mask_estimators.1.*"])
@@ -22,22 +22,22 @@ from hunterFormsBS.checkpoint import from_checkpoint, from_configuration
 from hunterFormsBS.checkpoint.heads import model_with_heads
 
 _OF_PEFT: Final = re.compile(r"\.(?:base_layer|modules_to_save\.[^.]+)(?=\.)")
-"""The parts of a parameter's name that are there since a module has adapters, or is trained as a whole."""
+"""Parts of parameter names that peft adds."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the parameters of a model come from.
+    """The origin of a model's parameters.
 
     Parameters
     ----------
     checkpoint : str or None
-        The file's name.
+        The file name.
     made : frozenset of str
-        Names of parameters with new, random values; all others were taken from the checkpoint.
+        Names of parameters with new, random values; all others are from the checkpoint.
     heads : mapping, default {}
-        For each stem the number of the checkpoint's head that its own is a copy of, None if that is new. Empty if the
-        heads are those of the checkpoint.
+        For each stem, the checkpoint's head that was copied, None for a new head. Empty if the heads are those of the
+        checkpoint.
     """
 
     checkpoint: str | None
@@ -58,14 +58,14 @@ def start_from(
     Parameters
     ----------
     checkpoint : path or None
-        Whatever `from_checkpoint` reads. None: all weights are new.
+        Anything that `from_checkpoint` reads. None: all weights are new.
     configuration : mapping, default None
-        As for `from_checkpoint`. Its `num_stems` is not that of the checkpoint but that of the new model.
+        As for `from_checkpoint`, but `num_stems` is that of the new model.
     stems : sequence of str
         Names of the new model's stems, in order.
     heads : mapping, default None
-        For each stem the number of the checkpoint's head that it starts from, or None for a new one. Several stems may
-        start from the same head. Without it the checkpoint must have as many heads as there are stems.
+        For each stem, the number of the checkpoint's head to start from, or None for a new one. Several stems may start
+        from the same head. If not given, the checkpoint must have as many heads as there are stems.
     upstream : optional
         As for `from_checkpoint`.
 
@@ -86,7 +86,7 @@ def start_from(
             raise ValueError("without a checkpoint there are no heads to take, and the configuration must be complete")
         model = from_configuration(configuration, upstream=upstream or "msst")
         return model, Origin(None, frozenset(name for name, _ in model.named_parameters()))
-    # Without a section `model` the configuration within the file counts.
+    # Without a section `model` the configuration within the file is used.
     section.pop("num_stems", None)
     old = from_checkpoint(checkpoint, {"model": section} if section else None, upstream=upstream if section else None)
     numbers = _numbers_of_heads(stems, heads, old.num_stems)
@@ -98,18 +98,18 @@ def start_from(
 
 
 def freeze(model: nn.Module, patterns: Iterable[str], but: Iterable[str] = ()) -> None:
-    """Keep the parameters whose names match a pattern as they are, but not those that match one of the others.
+    """Freeze parameters whose names match one of `patterns`, except those that match one of `but`.
 
     Parameters
     ----------
     model : nn.Module
     patterns, but : iterable of str
-        Such as `layers.*` or `*.to_qkv.*`; see `fnmatch`.
+        For example `layers.*` or `*.to_qkv.*`; see `fnmatch`.
 
     Raises
     ------
     ValueError
-        If a pattern matches nothing, or nothing is left to train.
+        If a pattern matches nothing, or no parameter is left to train.
     """
     patterns, but = tuple(patterns), tuple(but)
     parameters = dict(model.named_parameters())
@@ -124,9 +124,9 @@ def freeze(model: nn.Module, patterns: Iterable[str], but: Iterable[str] = ()) -
 
 
 def describe(model: nn.Module, origin: Origin) -> str:
-    """Say how many parameters were taken, made, are trained and frozen, which these are, and where heads come from.
+    """Return a summary of parameters taken, made new, trained and frozen, and of the origin of heads.
 
-    Of a module that peft trains as a whole, the copy that it keeps of the old weights does not count.
+    peft's copies of the old weights of fully trained modules do not count.
     """
     rows: list[tuple[str, Callable[[str, Tensor], bool]]] = [
         ("trained", lambda _, parameter: parameter.requires_grad),
@@ -155,7 +155,7 @@ def describe(model: nn.Module, origin: Origin) -> str:
 
 
 def summary(names: Iterable[str]) -> str:
-    """Name the modules in which parameters are, with the numbers of layers and heads: `layers.0-5, final_norm`."""
+    """Return the modules of parameters, with numbers of layers and heads: `layers.0-5, final_norm`."""
     numbers: dict[str, list[int]] = {}
     for name in names:
         top, _, rest = name.partition(".")

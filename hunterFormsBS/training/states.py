@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: states to continue from, each complete or not there, and a lock."""
+"""States of a run on disk, complete or absent, and a lock."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 KEPT = 2
-"""States in the folder of a run: the newest, and the one before in case that is damaged."""
+"""Number of states kept: the newest, and the one before in case the newest is damaged."""
 
 
 _OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
-"""Names of states, checkpoints, adapters and scores that were not completed."""
+"""Names of incomplete states, checkpoints, adapters and scores."""
 
 
 class StoppedError(RuntimeError):
@@ -25,14 +25,14 @@ class StoppedError(RuntimeError):
 
 
 def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
-    """Make sure that no other run writes to this folder, for as long as the process lives and keeps what is returned.
+    """Lock this folder against other runs, for as long as the process keeps the returned object.
 
-    Processes can outlive the program that started them: killed with SIGKILL, `torchrun` takes none of its own along.
+    Processes can outlive the program that started them: `torchrun` killed with SIGKILL does not end its own.
 
     Raises
     ------
     StoppedError
-        In every process, if the folder is taken.
+        In every process, if the folder is locked.
     """
     lock: IO[str] | None = None
     free = True
@@ -42,7 +42,7 @@ def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
         try:
             import fcntl
 
-            # Unlike flock, this is not inherited by the processes that read songs.
+            # Unlike flock, workers do not inherit this.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows
             pass
@@ -56,32 +56,32 @@ def claim(fabric: Fabric, folder: Path) -> IO[str] | None:
 
 
 def complete_states(folder: Path) -> list[Path]:
-    """Return the complete states, the one with the most updates first."""
+    """Return the complete states, newest first."""
     return sorted((path for path in (folder / "resume").glob("*") if path.name.isdigit()), reverse=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote."""
-    for place in (folder, folder / "resume", folder / "scores"):
-        for path in place.glob("*.unfinished"):
+    """Remove files of processes that were killed while writing."""
+    for directory in (folder, folder / "resume", folder / "scores"):
+        for path in directory.glob("*.unfinished"):
             if _OURS.fullmatch(path.name):
                 remove(path)
 
 
 def newest_state(folder: Path) -> Path | None:
-    """Return the complete state with the most updates, if there is one."""
+    """Return the newest complete state, if any."""
     return next(iter(complete_states(folder)), None)
 
 
 def refuse_damaged(path: Path) -> None:
-    """Compare what is in a file of `torch.save` with the sums that were written with it, which loading does not.
+    """Verify the checksums in a file of `torch.save`, which loading does not.
 
     Raises
     ------
     RuntimeError
-        If something differs, or it is a folder, as sharded runs of older versions left.
+        If a checksum differs, or it is a folder of a sharded run of an older version.
     zipfile.BadZipFile
-        If the file has another format, or was cut off.
+        If the file has another format, or is truncated.
     """
     if path.is_dir():
         raise RuntimeError("it is a folder of an older version, which only a pickle describes, and that could run code")
@@ -92,7 +92,7 @@ def refuse_damaged(path: Path) -> None:
 
 
 def write_through(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk and not only in the system's memory."""
+    """Flush a file, or the names in a folder, to disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
@@ -103,14 +103,14 @@ def write_through(path: Path) -> None:
 
 
 def replace(unfinished: Path, path: Path) -> None:
-    """Give a complete file its name, in place of what had that name."""
+    """Rename a complete file, replacing the old one."""
     write_through(unfinished)
     unfinished.replace(path)
     write_through(path.parent)
 
 
 def replace_files(unfinished: Path, folder: Path) -> None:
-    """Put the files of a complete folder of adapters into another one, weights first: only they change in a run."""
+    """Move the files of a complete folder of adapters to another, weights first: only they change in a run."""
     folder.mkdir(exist_ok=True)
     for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix != ".safetensors"):
         replace(path, folder / path.name)
@@ -118,7 +118,7 @@ def replace_files(unfinished: Path, folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

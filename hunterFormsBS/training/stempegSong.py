@@ -1,4 +1,4 @@
-"""Make a folder of songs to try training with: the six seconds of music that the package stempeg brings along.
+"""Make a folder of songs to try training with, from the six seconds of music in the package stempeg.
 
     write_songs(Path("songs"))
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism: each process computes some heads of attention, and some hidden features of feedforwards."""
+"""Tensor parallelism: each process computes some attention heads and some hidden features of feedforward networks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hunterFormsBS.blocks.positions import PolarEmbedding
 
 
 def split_heads(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Divide softmax attention and feedforwards of a model among the processes of `mesh`; all else stays whole.
+    """Divide softmax attention and feedforward networks of a model among the processes of `mesh`; replicate the rest.
 
-    The rows of `to_qkv` are queries of all heads, then keys, then values. Half of them are not the rows of half of the
-    heads, so that they are put in an order in which they are: `whole_rows` undoes it for a checkpoint.
+    The rows of `to_qkv` are queries of all heads, then keys, then values. They are reordered so that each process gets
+    the rows of its heads; `whole_rows` undoes that for a checkpoint.
 
     Parameters
     ----------
     model : nn.Module
         A `BandSplitRotator`, or layers of one. It is changed.
     mesh : DeviceMesh
-        Of one dimension.
+        One-dimensional.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def split_heads(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def whole_rows(weight: Tensor, processes: int) -> Tensor:
-    """Return the weight of `to_qkv`, gathered by `full_tensor`, in the order that a model in one process has."""
+    """Return the weight of `to_qkv`, gathered by `full_tensor`, in the order of a model in one process."""
     return rearrange(weight, "(p three r) d -> (three p r) d", three=3, p=processes)
 
 

@@ -1,4 +1,4 @@
-"""A whole training: songs found, a model built or loaded, and its weights updated to the end of the run.
+"""A whole training: find songs, build or load a model, and train it to the end of the run.
 
     train("train.yaml", "runs/first", songs="MUSDB18-HQ")
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 REMARKS: Final = 20
-"""Remarks on the songs that are printed."""
+"""Number of printed remarks on the songs."""
 
 NAMES_AND_UNITS: Final = {"sdr": ("SDR", " dB"), "si_sdr": ("SI-SDR", " dB"), "museval_sdr": ("SDR of museval", " dB")}
 
@@ -62,35 +62,35 @@ def train(
     strategy: str = "auto",
     console: Console | None = None,
 ) -> None:
-    """Train a model, or continue a run that was ended.
+    """Train a model, or continue an interrupted run.
 
     Parameters
     ----------
     configuration : path
         YAML or JSON with the model and the settings.
     output : path
-        Folder of the run; see `hunterFormsBS.training.run.Run`. One that holds a state is continued.
+        Folder of the run; see `hunterFormsBS.training.run.Run`. If it has a state, the run is continued.
     songs : path, default None
         Folder with `train/` and, to validate on, `test/`.
     data : sequence of path
-        In place of `songs`: folders or CSV files; see `hunterFormsBS.training.datasets.find_data`.
+        Instead of `songs`: folders or CSV files; see `hunterFormsBS.training.datasets.find_data`.
     valid : path, default None
         With `data`: folder of songs to validate on.
     checkpoint : path, default None
         Start from these weights instead of random ones.
     load_optimizer : bool
-        Go on where the checkpoint, `last_*.ckpt` of Music-Source-Separation-Training, was.
+        Continue the run of the checkpoint, `last_*.ckpt` of Music-Source-Separation-Training.
     accelerator, devices, num_nodes, strategy
         See `hunterFormsBS.training.engine.make_fabric`.
     console : Console, default None
-        Where to say how it goes; by default standard output.
+        Output of progress; None: standard output.
 
     Raises
     ------
     ValueError, OSError, ImportError
-        If a file or a setting cannot be used; nothing has been trained then.
+        If a file or a setting is invalid, before anything is trained.
     StoppedError
-        If the run cannot go on. What it saved before is in `output`.
+        If the run cannot continue. What it saved before is in `output`.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -123,7 +123,7 @@ def train(
                 run.take_over(read_last(checkpoint, model))
             writer: SummaryWriter | None = None
             if fabric.is_global_zero:
-                # What a killed process logged after the state it left is taken back.
+                # Log entries of a killed process after its last state are removed.
                 since = run.updates + (not run.pending)
                 writer = SummaryWriter(str(output / "tensorboard"), purge_step=since if resumed else None)
                 for line in description.splitlines():
@@ -151,7 +151,7 @@ def train(
 def _songs(
     settings: Settings, songs: Path | str | None, data: Sequence[Path | str], valid: Path | str | None
 ) -> tuple[list[Song], list[Song]]:
-    """Return the songs to train on, and those to validate on."""
+    """Return the songs for training and for validation."""
     if (songs is None) == (not data):
         raise ValueError("give either songs, a folder with train/ in it, or data")
     paths = [Path(path) for path in data] if songs is None else [Path(songs) / "train"]
@@ -173,7 +173,7 @@ def _songs(
 def _build(
     configuration: Mapping[str, Any], settings: Settings, checkpoint: Path | None
 ) -> tuple[BandSplitRotator, Any, str]:
-    """Build the model to train, with the adapters that surround it, if any, and say what is trained of it."""
+    """Build the model, with adapters, if any, and print a summary of what is trained."""
     torch.manual_seed(settings.seed)  # pyright: ignore[reportUnknownMemberType]
     upstream = configuration.get("upstream", "msst" if is_of_msst(configuration) else None)
     model, origin = start_from(checkpoint, configuration, stems=settings.stems, heads=settings.heads, upstream=upstream)
@@ -186,7 +186,7 @@ def _build(
 
 
 def _beginning(run: Run, songs: int, validation_songs: int) -> str:
-    """Say in one line what is about to be trained, on what."""
+    """Return a line on the songs, the size and the processes of the run."""
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     return (
         f"{songs} songs to train on, {validation_songs} to validate on, {trained:,} parameters, "
@@ -202,10 +202,9 @@ def _update(
     writer: SummaryWriter | None,
     console: Console,
 ) -> None:
-    """Update the weights to the end of the run, logging, validating and saving on the way.
+    """Update the weights to the end of the run, with logging, validations and saving.
 
-    A signal that asks the program to end waits until the update under way is made and saved. A validation, before
-    which there is a state too, ends at once.
+    After a signal the current update is finished and saved. A validation, before which a state was saved, ends at once.
     """
     settings, fabric = run.settings, run.fabric
     with (
@@ -215,7 +214,7 @@ def _update(
         ) as bar,
     ):
         if run.pending:
-            _log(writer, run)  # which the writer has taken back
+            _log(writer, run)  # which the writer has removed
             _validate_and_save(run, validation_songs, writer, console, waiting)
         while run.updates < settings.updates:
             logged = run.update(batches)
@@ -232,8 +231,8 @@ def _update(
             number = largest_of_processes(fabric, next(iter(waiting.received), 0))
             if run.pending or number or run.updates % settings.checkpoint_every == 0 or at_end:
                 if writer is not None:
-                    writer.flush()  # what is logged up to a state is on disk when the state is
-                waiting.received.clear()  # a disk that is full is what the user has to know then
+                    writer.flush()  # log entries up to a state are on disk before the state
+                waiting.received.clear()  # the user should see that the disk is full
                 run.save()
             if number:
                 if writer is not None:
@@ -245,7 +244,7 @@ def _update(
 
 
 def _ending(run: Run, number: int) -> str:
-    """Say in one line why a run ends before its end."""
+    """Return a line on why a run ends early."""
     return (
         f"{Signals(number).name}: saved after update {run.updates} of {run.settings.updates}; give the same command "
         "again to continue"
@@ -261,7 +260,7 @@ def _log(writer: SummaryWriter | None, run: Run) -> None:
 def _validate_and_save(
     run: Run, songs: Sequence[Song], writer: SummaryWriter | None, console: Console, waiting: Waiting
 ) -> None:
-    """Score a model whose state was saved before, and save that it was scored."""
+    """Score a model whose state was saved before, and save a state after that."""
     with waiting.interruptible():
         _validate(run, songs, writer, f"after {run.updates} updates", console)
     run.pending = False
@@ -271,7 +270,7 @@ def _validate_and_save(
 
 
 def _validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when: str, console: Console) -> None:
-    """Score the model on whole songs, if there are any, and print the scores."""
+    """Score the model on whole songs, if any, and print the scores."""
     if not songs:
         return
     scores = run.validate(songs, writer)
@@ -283,7 +282,7 @@ def _validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, whe
 
 
 def _report(remarks: Sequence[str], pathFilename: Path, console: Console) -> None:
-    """Print what is wrong with the songs, or the first of it, and write all of it to a file."""
+    """Print the first remarks on songs, and write all of them to a file."""
     if not remarks:
         return
     pathFilename.write_text("".join(f"{remark}\n" for remark in remarks), encoding="utf-8")

@@ -1,11 +1,10 @@
-"""What is true of a song: which files make up each stem, which the mixture, and which are sums of others.
+"""The ground truth of a song: the files of each stem and of the mixture, and which files are sums of others.
 
     songs = find_songs(Path("data/train"), ["vocals", "other"], 44100)
     mixture, stems = read_song(songs[0], [1], channels=2)
 
-Training, validation and scoring take it from here. A folder holds one folder for each song, and that one file for each
-stem: MUSDB18-HQ's layout. Upper and lower case are the same in names of files, and hidden files and folders do not
-count.
+Training, validation and scoring share this definition. A folder contains a folder for each song, with a file for each
+stem: MUSDB18-HQ's layout. File names are case-insensitive; hidden files and folders are ignored.
 
 Axis letters: n stem, s audio channel, t sample.
 """
@@ -25,22 +24,22 @@ from torch import Tensor
 
 Audio = NDArray[np.float32]
 Read = Callable[[Path, int, int, int], Audio]
-"""Reads from a file: where, from which sample on, how many samples, how many channels. See `read`."""
+"""Reads from a file: path, first sample, number of samples, number of channels. See `read`."""
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 TAKES_THE_REST = ("other", "instrumental")
 
 WHOLES = ("mix", "fullmix", "mixdown", "master")
-"""Names of mixtures besides `mixture`, the one that is read."""
+"""Names of mixtures besides `mixture`, which is read."""
 
 REMAINDERS = ("instrumental", "instrumentals", "accompaniment", "karaoke", "minusone")
 """Names of the sum of all stems but vocals. `no_drums` and the like are such sums too."""
 
 VOICES = ("voc", "voice", "sing", "speech")
-"""Parts of names of files that are no part of an instrumental."""
+"""Parts of names of files that are not part of an instrumental."""
 
 SHOWN = 5
-"""Ways of making up a stem, or names of files, that are printed."""
+"""Number of printed compositions of a stem, or of file names."""
 
 tensor_of = cast("Callable[[Audio], Tensor]", torch.from_numpy)  # pyright: ignore[reportUnknownMemberType]
 
@@ -54,11 +53,11 @@ class Song(NamedTuple):
     length : int
         Samples of its shortest stem.
     parts : tuple of tuple of Path
-        Files that make up each instrument, then those, if any, of which only the mixture knows.
+        Files of each instrument, then those, if any, that are only in the mixture.
     mixture : Path, default None
         The file of the mixture, if there is one.
     left_out : tuple of Path
-        Files whose sound is, by their names, in others already.
+        Files whose audio is, by their names, already in others.
     """
 
     folder: Path
@@ -75,17 +74,17 @@ def find_songs(folder: Path, instruments: Sequence[str], sample_rate: int, *, ta
     ----------
     folder : Path
     instruments : sequence of str
-        Names of files without suffix. `other` and `instrumental` also take the files that are not named here.
+        File names without suffix. `other` and `instrumental` also take all files that are not named here.
     sample_rate : int
         Hz.
     target : str, default None
-        The one instrument to score: a song may lack the others, which then are silent.
+        The only instrument to score: songs may lack the others, which are then silent.
 
     Raises
     ------
     ValueError
-        If there are no songs, or one lacks an instrument, has two files for one, or another sample rate, or if the
-        truth of a stem would be the whole mixture.
+        If there are no songs; if one lacks an instrument, has two files for one, or has another sample rate; or if the
+        true stem would be the whole mixture.
     """
     songs = [_song(path, instruments, sample_rate, target) for path in visible(folder) if path.is_dir()]
     if not songs:
@@ -95,7 +94,7 @@ def find_songs(folder: Path, instruments: Sequence[str], sample_rate: int, *, ta
 
 
 def visible(folder: Path) -> list[Path]:
-    """Return what a folder holds, in order, without hidden files and what archives of macOS add."""
+    """Return the sorted contents of a folder, without hidden files and additions of macOS archives."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
@@ -141,9 +140,9 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _in_others(names: Sequence[str], instruments: Sequence[str]) -> list[str]:
-    """Return the names of files that are, by their names, sums of others, or parts of one that is asked for.
+    """Return the names of files that are, by name, sums of others, or parts of a requested sum.
 
-    An instrumental is a sum only beside what it consists of: with vocals alone it is what `other` takes.
+    An instrumental is a sum only if its parts exist: with only vocals, `other` takes it.
     """
     wanted = {name.casefold() for name in instruments}
     plain = {name: "".join(letter for letter in name if letter.isalnum()) for name in names}
@@ -157,7 +156,7 @@ def _in_others(names: Sequence[str], instruments: Sequence[str]) -> list[str]:
 
 
 def _length(path: Path, sample_rate: int) -> int:
-    """Return the samples of a file, from its header."""
+    """Return the length of a file in samples, from its header."""
     header = soundfile.info(str(path))
     if header.samplerate != sample_rate:
         raise ValueError(
@@ -168,7 +167,7 @@ def _length(path: Path, sample_rate: int) -> int:
 
 
 def _listed(files: dict[str, Path], left_out: dict[str, Path]) -> str:
-    """Name the stems of a song, and the files that are left out."""
+    """Return a text with the stems of a song and the files that are left out."""
     listed = ", ".join(path.stem for path in files.values()) or "none"
     if not left_out:
         return listed
@@ -177,7 +176,7 @@ def _listed(files: dict[str, Path], left_out: dict[str, Path]) -> str:
 
 
 def explain_sums(songs: Sequence[Song], instruments: Sequence[str]) -> list[str]:
-    """Say which stems are sums of several files, which files only the mixture knows, and which are left out.
+    """Return lines on stems that are sums of files, files only in the mixture, and files left out.
 
     Returns
     -------
@@ -195,7 +194,7 @@ def explain_sums(songs: Sequence[Song], instruments: Sequence[str]) -> list[str]
 
 
 def _counted(label: str, ways: Counter[str], songs: int) -> Iterator[str]:
-    """Name the most common ways, each with the number of songs that have it."""
+    """List the most common compositions, with the number of songs of each."""
     for way, number in ways.most_common(SHOWN):
         yield f"{label} {way}" + (f" in {number} of {songs} songs" if number < songs else "")
     if len(ways) > SHOWN:
@@ -203,9 +202,9 @@ def _counted(label: str, ways: Counter[str], songs: int) -> Iterator[str]:
 
 
 def read(path: Path, start: int, length: int, channels: int) -> Audio:
-    """Read `length` samples from `start` on, `(s, t)`, with silence after the end of the file.
+    """Read `length` samples from `start`, `(s, t)`, with silence after the end of the file.
 
-    A stereo file becomes mono by the mean of its channels, a mono file stereo by repetition.
+    Stereo is averaged to mono; mono is repeated to stereo.
 
     Raises
     ------
@@ -225,7 +224,7 @@ def read(path: Path, start: int, length: int, channels: int) -> Audio:
 
 
 def fitted(samples: Audio, length: int, channels: int) -> Audio:
-    """Turn `(t, s)` into `(s, t)` with this length, by silence at the end, and this number of channels."""
+    """Convert `(t, s)` to `(s, t)` with this length, padded with silence, and this number of channels."""
     audio: Audio = np.pad(samples, ((0, length - len(samples)), (0, 0))).T
     if audio.shape[0] == channels:
         return audio

@@ -1,4 +1,4 @@
-"""Settings of Music-Source-Separation-Training that are not read here, each with what to do instead."""
+"""Settings of Music-Source-Separation-Training that are not read here, and what to do instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OF_OTHER_MODELS: Final = (
     "inference.dim_t",
     "type",
 )
-"""Written into every configuration, and read by other architectures only: not worth a warning."""
+"""In every configuration, but read only for other architectures: not worth a warning."""
 
 READ_BY_NOBODY: Final = (
     "training.augmentation",
@@ -27,7 +27,7 @@ READ_BY_NOBODY: Final = (
     "training.augmentation_type",
     "training.use_mp3_compress",
 )
-"""What the section `augmentations` has replaced in MSST too."""
+"""Settings that the section `augmentations` replaced in MSST too."""
 
 INSTEAD: Final[Mapping[str, str]] = {
     "training.other_fix": "name `other` or `instrumental` in training.instruments: it takes whatever has no name there",
@@ -52,12 +52,12 @@ INSTEAD: Final[Mapping[str, str]] = {
 
 
 def explain(unread: Mapping[str, Any]) -> dict[str, str]:
-    """Return what to do instead for each setting that is not read, but for those that nobody would miss.
+    """Return what to do instead for each setting that is not read, except those that nobody would miss.
 
     Parameters
     ----------
     unread : mapping
-        Values by `section.name`. A setting that is listed in `INSTEAD` and switched off is left out.
+        Values by `section.name`. A setting in `INSTEAD` that is off is left out.
     """
     instead: dict[str, str] = {}
     for name, value in unread.items():

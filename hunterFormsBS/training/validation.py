@@ -1,4 +1,4 @@
-"""How good a model is on whole songs."""
+"""Scores of a model on whole songs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DTYPES: Mapping[str, torch.dtype] = dict(zip(PRECISIONS, (torch.float32, torch.b
 
 
 class Score(NamedTuple):
-    """Metrics of a stem of a song, by name. A silent stem has none, or few."""
+    """Metrics of a stem of a song, by name. A silent stem has few or none."""
 
     song: str
     stem: str
@@ -56,22 +56,21 @@ def validate(
     lora: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure how well a checkpoint separates songs whose stems are known.
+    """Score a checkpoint on songs with known stems.
 
     Parameters
     ----------
     checkpoint : Path
-        A file, or a name that `from_checkpoint` knows.
+        A file, or a name for `from_checkpoint`.
     songs : Path
         Folder with a folder for each song, and in that a file for each stem.
     configuration : Path, default None
-        YAML or JSON that belongs to the checkpoint. What is not stated in the following comes from there, or from
-        within the checkpoint.
+        YAML or JSON of the checkpoint. Settings that are not passed come from there, or from within the checkpoint.
     stems : sequence of str
-        Names of the stems, in the order of the model's heads. What belongs to `other` depends on all instruments of
-        the configuration, for a model of one stem too.
+        Names of the stems, in the order of the model's heads. What belongs to `other` depends on all instruments of the
+        configuration, also for a model of one stem.
     metrics : sequence of str
-        What to measure; see `hunterFormsBS.training.metrics`.
+        See `hunterFormsBS.training.metrics`.
     output : Path, default None
         CSV file with a line for each stem of each song.
     sample_rate, chunk_size, num_overlap : int, default None
@@ -79,16 +78,16 @@ def validate(
     precision : str
         `32-true`, `bf16-mixed` or `16-mixed`.
     accelerator, devices : str
-        See `hunterFormsBS.training.engine.make_fabric`. The processes share the songs out.
+        See `hunterFormsBS.training.engine.make_fabric`. The processes divide the songs.
     lora : Path, default None
-        Adapters for the checkpoint, as `read_adapters` reads them. Their stems are measured.
+        Adapters for the checkpoint, for `read_adapters`. Their stems are scored.
     console : Console, default None
-        Where to say what stems are made up of, and what is wrong with songs; by default standard output.
+        Output of remarks on stems and songs; None: standard output.
 
     Returns
     -------
     dict of str to dict of str to float
-        For each metric the means over songs by stem. Empty in all processes but the first.
+        Means over songs by metric and stem. Empty in all processes except the first.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def validate(
 
 
 def _stems_of(training: Mapping[str, Any], stems: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
-    """Return the names of all instruments, and that of the only stem of the model if there are more of them."""
+    """Return the names of all instruments, and, for a model of one of several, the name of its stem."""
     instruments = tuple(training.get("instruments") or ())
     target = stems[0] if len(stems) == 1 else None if stems else training.get("target_instrument")
     if target and target in instruments:
@@ -156,7 +155,7 @@ def _stems_of(training: Mapping[str, Any], stems: Sequence[str]) -> tuple[tuple[
 
 
 def _first(*values: Any) -> Any:
-    """Return the first value that is stated."""
+    """Return the first value that is not None."""
     return next(value for value in values if value is not None)
 
 
@@ -168,7 +167,7 @@ def score_songs(
     dtype: torch.dtype | None,
     reading: Read = read,
 ) -> list[Score]:
-    """Separate songs, shared out among the processes, and measure each stem of each song.
+    """Separate songs, divided among the processes, and score each stem of each song.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ def score_songs(
     dtype : torch.dtype or None
         See `separate`.
     reading : callable
-        How songs are read.
+        The function that reads songs.
 
     Returns
     -------
@@ -202,7 +201,7 @@ def score_songs(
 
 
 def means(scores: Sequence[Score], metric: str) -> dict[str, float]:
-    """Return the mean of a metric over songs, for each stem. A stem that has it in no song has no entry."""
+    """Return the mean of a metric over songs, by stem. A stem without the metric in any song has no entry."""
     values: dict[str, list[float]] = defaultdict(list)
     for score in scores:
         if metric in score.values:
@@ -211,7 +210,7 @@ def means(scores: Sequence[Score], metric: str) -> dict[str, float]:
 
 
 def write_table(pathFilename: Path, scores: Sequence[Score], metrics: Sequence[str]) -> None:
-    """Write a CSV file with a line for each stem of each song. The metrics that a stem does not have are empty."""
+    """Write a CSV file with a line for each stem of each song. Missing metrics are empty."""
     pathFilename.parent.mkdir(parents=True, exist_ok=True)
     unfinished = pathFilename.with_name(pathFilename.name + ".unfinished")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -223,7 +222,7 @@ def write_table(pathFilename: Path, scores: Sequence[Score], metrics: Sequence[s
 
 
 def separate_with(model: nn.Module, mixture: Tensor, settings: Settings, dtype: torch.dtype | None) -> Tensor:
-    """Separate a mixture, `(s, t)`, as the configuration says: `(n, s, t)`."""
+    """Separate a mixture, `(s, t)`, with the settings: `(n, s, t)`."""
     return separate(
         model,
         mixture,
@@ -235,5 +234,5 @@ def separate_with(model: nn.Module, mixture: Tensor, settings: Settings, dtype: 
 
 
 def channels_of(model: nn.Module) -> int:
-    """Return how many audio channels a model takes."""
+    """Return the number of audio channels of a model."""
     return 2 if model.stereo else 1

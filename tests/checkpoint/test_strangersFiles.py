@@ -165,7 +165,7 @@ def test_tensors_beside_the_one_model_are_left_out_with_a_remark(
 ) -> None:
     state = {f"{prefix}{key}": tensor for key, tensor in model.state_dict().items()} | beside
     path = saved(tmp_path, {"state_dict": state})
-    with pytest.warns(UserWarning, match=rf"{len(beside)} tensors beside it, which are left out: {next(iter(beside))}"):
+    with pytest.warns(UserWarning, match=rf"{len(beside)} other tensors, which are left out: {next(iter(beside))}"):
         assert_same(from_checkpoint(path, CONFIGURATION, upstream="hunterFormsBS"), model)
 
 
@@ -310,11 +310,11 @@ def test_torchscript_and_packages_are_refused_by_name(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\n<html lang='en'>", "web page"),
         (b"\xef\xbb\xbf<!doctype html>", "web page"),
-        (b"Entry not found", "what a server says instead of the file"),
-        (b"Not Found", "what a server says instead of the file"),
-        (b"Invalid username or password.", "what a server says instead of the file"),
-        (b"Access to model a/b is restricted.", "what a server says instead of the file"),
-        (b'{"error":"Repository not found"}', "what a server says instead of the file"),
+        (b"Entry not found", "a server's message instead of the file"),
+        (b"Not Found", "a server's message instead of the file"),
+        (b"Invalid username or password.", "a server's message instead of the file"),
+        (b"Access to model a/b is restricted.", "a server's message instead of the file"),
+        (b'{"error":"Repository not found"}', "a server's message instead of the file"),
         (b"\x1f\x8b\x08", "compressed"),
         (b"model:\n  dim: 8\n", "looks like a configuration: pass it as configuration"),
         (b'{"model": {"dim": 8}}', "looks like a configuration: pass it as configuration"),

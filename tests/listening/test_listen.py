@@ -384,7 +384,7 @@ def test_other_machines_are_served_only_with_a_password_that_is_long_enough(
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    expected = f"--host {host} lets other machines connect: give --password-file" if password is None else "has 5 char"
+    expected = f"--host {host} lets other machines connect: pass --password-file" if password is None else "has 5 char"
     assert expected in capsys.readouterr().err
 
 
@@ -414,7 +414,7 @@ PATHS = ["/etc/shadow", "../model.ckpt", "model.ckpt", "hub:o/r/f", "", "\x00"]
 def test_no_request_names_a_path_of_this_machine(path: str, idle: Idle, models: Path) -> None:
     for query in ({"model": path}, {"checkpoint": path, "model": ""}):
         status, answer = idle.client.send(b"song", **query)
-        assert (status, answer["error"]) == (400, "Choose one of the models that are offered")
+        assert (status, answer["error"]) == (400, "Choose one of the offered models")
     assert idle.files == []
     identity = idle.client.send(b"song", checkpoint=path, configuration=path, name=path, output=path)[1]["id"]
     song = idle.work.find("programs", identity)

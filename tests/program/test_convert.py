@@ -112,7 +112,7 @@ def test_nothing_is_replaced_unless_asked(
         ([".", "--output", "b.ckpt", "--layout", "msst", "--lora", "x"], 2, "--lora is for checkpoints"),
         ([".", "--output", "b.ckpt", "--layout", "msst", "--dtype", "float16"], 2, "--dtype is for checkpoints"),
         (["own.ckpt", "--output", "b.ckpt", "--layout", "uvr"], 2, "invalid choice"),
-        (["own.ckpt", "--output", "b.ckpt", "--stems", "a,,b"], 2, "names with commas between them"),
+        (["own.ckpt", "--output", "b.ckpt", "--stems", "a,,b"], 2, "names separated by commas"),
     ],
 )
 def test_what_fails_is_one_line(

@@ -90,7 +90,7 @@ def test_scores_of_different_test_sets_are_never_in_one_list(lines: Callable[...
         (["xyzzy"], "no checkpoint has xyzzy in its names, stems or purpose"),
         (["bs_roformer-unwa-reviv3"], "is bs_roformer-unwa-revive"),
         (["--stem", "vocls"], "no checkpoint has a stem vocls; is vocals meant?"),
-        (["--fits", "1MB"], "no checkpoint is all of this"),
+        (["--fits", "1MB"], "no checkpoint matches all of this"),
     ],
 )
 def test_where_nothing_is_found_a_line_says_so(

@@ -1,4 +1,4 @@
-"""The subcommands of `hunterforms`: every module of this folder is one, under its own name.
+"""The subcommands of `hunterforms`: every module in this folder is one.
 
-Such a module imports neither torch nor numpy at its top, and has what `hunterFormsBS.program.parsing.Command` says.
+A module imports neither torch nor numpy at import time, and implements `hunterFormsBS.program.parsing.Command`.
 """

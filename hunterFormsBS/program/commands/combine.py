@@ -1,4 +1,4 @@
-"""Combine files of one stem, by several models, into one."""
+"""Combine files of the same stem, from several models, into one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("files", nargs="*", type=Path, metavar="FILE", help="of one sample rate, as many channels and samples")
+    add("files", nargs="*", type=Path, metavar="FILE", help="with the same sample rate, channels and length")
     add("--output", type=Path, metavar="FILE", help=f"{', '.join(f'.{one}' for one in FORMATS)}")
     add(
         "--ensemble",
         choices=ENSEMBLES,
         default="avg_wave",
-        help="how: mean, median, smallest or largest, of samples or of spectra (default: avg_wave)",
+        help="mean, median, minimum or maximum, of samples or of spectra (default: avg_wave)",
     )
     add("--weights", type=weights, metavar="NUMBERS", help="of the files in avg_wave and avg_fft, such as 2,1,1")
     add("--bit-depth", type=int, choices=(16, 24, 32), help="32, the default for wav, is floating point")

@@ -1,4 +1,4 @@
-"""Print what makes a shell complete command lines of this program."""
+"""Print a script for completion in a shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("shell", choices=SHELLS, help="what the script is for")
+    parser.add_argument("shell", choices=SHELLS, help="shell of the script")
 
 
 def run(options: argparse.Namespace, _console: Console) -> int:

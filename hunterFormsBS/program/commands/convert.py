@@ -1,4 +1,4 @@
-"""Write a checkpoint anew: for this package, for others, or as ONNX."""
+"""Convert a checkpoint for this package, for other programs, or to ONNX."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="a file, a name of the catalogue, hub:OWNER/REPOSITORY/FILE, or the folder of a run",
     )
-    add("--output", required=True, type=Path, metavar="FILE", help="a name that ends in .safetensors, .ckpt or .onnx")
+    add("--output", required=True, type=Path, metavar="FILE", help="file that ends in .safetensors, .ckpt or .onnx")
     add("--configuration", type=Path, metavar="FILE", help="the YAML or JSON file that came with the checkpoint")
     add(
         "--layout",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stems",
         type=names,
         metavar="NAMES",
-        help="names of the stems, where no configuration has them: vocals,drums",
+        help="names of the stems if no configuration has them: vocals,drums",
     )
     add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     add("--lora", type=Path, metavar="PATH", help="merge these adapters: a folder of peft, or MSST's file of loralib")

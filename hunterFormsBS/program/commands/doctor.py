@@ -1,4 +1,4 @@
-"""Tell what this machine offers and lacks, for bug reports."""
+"""Print facts about this machine for bug reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_options: argparse.Namespace, console: Console) -> int:
-    """Print what is known, and return 1 if something does not work."""
+    """Print the facts, and return 1 if something does not work."""
     from hunterFormsBS.program.diagnosis import diagnose
 
     groups = diagnose()

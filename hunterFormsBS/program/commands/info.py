@@ -1,4 +1,4 @@
-"""Tell what a checkpoint is: family, arguments, stems, sample rate."""
+"""Describe a checkpoint: family, arguments, stems, sample rate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Print what the checkpoint is."""
+    """Print the description of a checkpoint."""
     from hunterFormsBS.songs.information import show_information
 
     return show_information(options.checkpoint, console, configuration=options.configuration, upstream=options.upstream)

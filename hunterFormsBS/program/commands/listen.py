@@ -24,34 +24,34 @@ The page is on the loopback address of this machine. What it makes is in a tempo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("--models", type=Path, default=Path(), metavar="DIR", help="folder whose checkpoints are offered (default: .)")
+    add("--models", type=Path, default=Path(), metavar="DIR", help="offer the checkpoints in this folder (default: .)")
     add(
         "--checkpoint",
         action="append",
         default=[],
         type=Path,
         metavar="FILE",
-        help="offer this as well: a file, or hub:OWNER/REPOSITORY/FILE; may be given several times",
+        help="also offer this: a file, or hub:OWNER/REPOSITORY/FILE; may be repeated",
     )
-    add("--port", type=integer(0, 65535), default=7860, help="0 for any that is free (default: 7860)")
+    add("--port", type=integer(0, 65535), default=7860, help="0: any free port (default: 7860)")
     add("--host", default=LOOPBACK, help=f"address to listen on; others than {LOOPBACK} need --password-file")
     add(
         "--password-file",
         type=Path,
         metavar="FILE",
-        help="its first line opens the page in place of a secret in the address",
+        help="its first line is the password, instead of a secret in the address",
     )
     add(
         "--name",
         action="append",
         default=[],
         metavar="NAME",
-        help="a name of this machine under which the page is asked for; addresses and localhost are known",
+        help="another host name of this machine to accept; IP addresses and localhost are accepted",
     )
     add("--device", default="auto", help="cpu, cuda, mps, ... (default: a GPU if there is one)")
-    add("--max-mb", type=number(above=0, highest=1e9), default=200, help="size of a song's file at most (default: 200)")
-    add("--max-minutes", type=number(above=0, highest=1e9), default=10, help="length of a song at most (default: 10)")
-    add("--max-waiting", type=integer(1, 999_999_999), default=10, help="songs in the queue at most (default: 10)")
+    add("--max-mb", type=number(above=0, highest=1e9), default=200, help="limit of a song's file size (default: 200)")
+    add("--max-minutes", type=number(above=0, highest=1e9), default=10, help="limit of a song's length (default: 10)")
+    add("--max-waiting", type=integer(1, 999_999_999), default=10, help="limit of the queue (default: 10)")
     add("--keep", type=integer(1, 999_999_999), default=10, help="songs kept for each browser (default: 10)")
     add("--keep-hours", type=number(above=0, highest=1e9), default=24, help="how long they are kept (default: 24)")
     add("--no-browser", action="store_true", help="only print the address")

@@ -48,18 +48,18 @@ UNITS: Final = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 class Selection(NamedTuple):
-    """Which checkpoints are listed, and in which order.
+    """Filters and order of the list.
 
     Parameters
     ----------
     words : Sequence[str], default ()
-        They have all of these, or the only one is a name.
+        Words that checkpoints must have, or the name of one.
     stem : str | None, default None
-        They have this stem.
+        A stem that they must have.
     by : str, default "name"
         One of `ORDERS` or `METRICS`.
     fits : int | None, default None
-        They need at most these bytes.
+        Limit of their memory in bytes.
     """
 
     words: Sequence[str] = ()
@@ -72,14 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("words", nargs="*", metavar="WORD", help="list those with all of these words, or show the one of this name")
-    add("--stem", metavar="NAME", help="list those that estimate this, such as vocals or instrumental")
+    add("--stem", metavar="NAME", help="list those with this stem, such as vocals or instrumental")
     add(
         "--by",
         choices=(*ORDERS, *METRICS),
         default="name",
         help="order; scores are compared within one test set only (default: name)",
     )
-    add("--fits", type=_bytes, metavar="SIZE", help="list those whose weights and one chunk take at most SIZE, as 4GB")
+    add(
+        "--fits",
+        type=_bytes,
+        metavar="SIZE",
+        help="list those whose weights and one chunk take at most SIZE, such as 4GB",
+    )
     add("--json", action="store_true", help="print one line of JSON for each")
 
 
@@ -94,7 +99,7 @@ def show(selection: Selection, console: Console) -> int:
     Raises
     ------
     ValueError
-        If there is none.
+        If no checkpoint matches.
     """
     named = find_entry(" ".join(selection.words))
     chosen = [named] if named else sorted(_matching(selection), key=ORDERS.get(selection.by, ORDERS["name"]))
@@ -115,7 +120,7 @@ def show(selection: Selection, console: Console) -> int:
 
 
 def record_of(entry: Entry) -> dict[str, object]:
-    """Return what is known of a checkpoint, its configuration apart, with the source of each score."""
+    """Return the facts about a checkpoint except its configuration, with the source of each score."""
     fields = {key.name: getattr(entry, key.name) for key in dataclasses.fields(entry) if key.name != "configuration"}
     scores = [
         {"stem": stem, **values, **score_source(key)._asdict()}
@@ -136,10 +141,10 @@ def _matching(selection: Selection) -> list[Entry]:
         if stem not in known:
             raise ValueError(f"no checkpoint has a stem {selection.stem}{near_miss(stem, known)}")
         found = [entry for entry in found if stem in entry.stems]
-    if selection.fits is not None:  # not those whose cost is not known
+    if selection.fits is not None:  # not those of unknown cost
         found = [entry for entry in found if 0 < entry.memory <= selection.fits]
     if not found:
-        raise ValueError("no checkpoint is all of this: leave out a word, --stem or --fits")
+        raise ValueError("no checkpoint matches all of this: leave out a word, --stem or --fits")
     return found
 
 
@@ -167,7 +172,7 @@ def _stems(entry: Entry) -> str:
 
 
 def _ranked(chosen: Iterable[Entry], selection: Selection) -> Iterator[str]:
-    """Yield a table for each stem and test set, best first; and one, by name, of the scores that do not compare."""
+    """Yield a table for each stem and test set, best first; and one, by name, of scores that are not comparable."""
     wanted = selection.stem and STEMS_ELSEWHERE.get(selection.stem.lower(), selection.stem.lower())
     groups: dict[tuple[str, ScoreSource | None], list[tuple[float, str, Entry]]] = defaultdict(list)
     without = 0
@@ -215,9 +220,9 @@ def _shown(entry: Entry) -> Iterator[str]:
         "published": entry.page,
         "address": address,
         "file": f"{megabytes(entry.size)} MB" if entry.size else "of unknown size",
-        "SHA-256": entry.sha256 or "not known: compared with that of the first download",
+        "SHA-256": entry.sha256 or "unknown: compared with that of the first download",
         "costs": costs,
-        "also": ", ".join(entry.known_as) or "known by no other name",
+        "also": ", ".join(entry.known_as) or "no other names",
         "presets": ", ".join(name for name, one in presets().items() if entry.name in one.checkpoints) or "in none",
     }
     yield entry.name
@@ -230,7 +235,7 @@ def _shown(entry: Entry) -> Iterator[str]:
         if not stems:
             yield "    are on that page"
     if not entry.scores:
-        yield "  scores     none are known"
+        yield "  scores     none known"
 
 
 def _bytes(text: str) -> int:

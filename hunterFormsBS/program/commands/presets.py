@@ -49,7 +49,7 @@ def run(_options: argparse.Namespace, console: Console) -> int:
 
 
 def costs_of(preset: Preset) -> dict[str, int]:
-    """Return bytes of the files, operations for a second of music, and bytes of memory, summed over the members."""
+    """Return bytes of the files, operations per second of music, and bytes of memory, summed over the members."""
     members = [entries()[name] for name in preset.checkpoints]
     return {
         "size": sum(entry.size for entry in members),

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.usage = "%(prog)s list | show NAME|FILE [options]"
     add = parser.add_argument
-    add("action", choices=("list", "show"), help="list: those that come with the package; show: one of them or a file")
-    add("recipe", nargs="?", metavar="NAME|FILE", help="for show: a name that list prints, or a file of YAML or JSON")
-    add("--mermaid", action="store_true", help="print the graph for Mermaid, which pages and README files draw")
-    add("--json", action="store_true", help="print a line of JSON for each recipe")
+    add("action", choices=("list", "show"), help="list: the recipes of the package; show: one of them or a file")
+    add("recipe", nargs="?", metavar="NAME|FILE", help="for show: a name that list prints, or a YAML or JSON file")
+    add("--mermaid", action="store_true", help="print the graph in Mermaid's format")
+    add("--json", action="store_true", help="print one line of JSON for each recipe")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

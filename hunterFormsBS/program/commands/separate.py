@@ -1,4 +1,4 @@
-"""Separate songs into stems. The command where none is named."""
+"""Separate songs into stems. The default command."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ OUTPUT = Path("separated")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments: first those that most people need."""
+    """Add the arguments, common ones first."""
     parser.usage = "%(prog)s MIXTURE ... [--checkpoint FILE | --preset NAME | --recipe NAME] [--output DIR] [options]"
     add = parser.add_argument
     add(
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="MIXTURE",
-        help="audio file, folder of them, pattern such as 'in/*.wav', named pipe, or - for standard input",
+        help="audio file, folder, pattern such as 'in/*.wav', named pipe, or - for standard input",
     )
     add(
         "--checkpoint",
@@ -92,13 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=tuple(presets()),
         metavar="NAME",
-        help="several checkpoints for one purpose, and how their stems become one: see `hunterforms presets`",
+        help="several checkpoints for one purpose, with their ensemble: see `hunterforms presets`",
     )
     add(
         "--recipe",
         metavar="NAME|FILE",
-        help="several models in one run, in place of --checkpoint: a name that `hunterforms recipe list` prints, or a "
-        "file of YAML",
+        help=(
+            "several models in one run, instead of --checkpoint: a name that `hunterforms recipe list` "
+            "prints, or a YAML file"
+        ),
     )
     add(
         "--output",
@@ -113,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="the YAML or JSON file that came with the checkpoint; several in the order of the checkpoints",
+        help="the YAML or JSON file that came with the checkpoint; repeat it in the order of the checkpoints",
     )
     add(
         "--num-overlap",
@@ -133,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Separate songs, or do what an option asks for that is a command of its own."""
+    """Separate songs, or run the command that an option stands for."""
     if options.list_models:
         return models.show(models.Selection(), console)
     if options.info is not None:
@@ -158,7 +160,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     given_options = Options(**vars(options))
     if options.recipe is None:
         if options.one_model_at_a_time:
-            raise UsageError("--one-model-at-a-time is for --recipe: leave it out")
+            raise UsageError("--one-model-at-a-time works only with --recipe: leave it out")
         return separate_all(given_options, console)
     from hunterFormsBS.recipes.commandLine import plan_of_options
 
@@ -166,12 +168,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _may_exist(song: Path) -> bool:
-    """Return whether a song is there, or is standard input or a pattern."""
+    """Return whether a song exists, or is standard input or a pattern."""
     return song == Path("-") or os.path.lexists(song) or glob.has_magic(str(song))
 
 
 def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
-    """Return the options with the checkpoints of a preset, and with the way to combine stems."""
+    """Return the options with the checkpoints and the ensemble of a preset."""
     if options.preset is None:
         return argparse.Namespace(**{**vars(options), "ensemble": options.ensemble or "avg_wave"})
     instead = ("checkpoint", "configuration", "ensemble", "weights", "upstream", "lora")
@@ -192,7 +194,12 @@ def _with_ensemble(options: argparse.Namespace) -> argparse.Namespace:
 
 def _add_written(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is written").add_argument
-    add("--stems", type=names, metavar="NAMES", help="only these, such as vocals,drums; the others are not computed")
+    add(
+        "--stems",
+        type=names,
+        metavar="NAMES",
+        help="only these stems, such as vocals,drums; the others are not computed",
+    )
     add(
         "--residual",
         nargs="?",
@@ -206,22 +213,24 @@ def _add_written(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="STEM",
-        help="write the mixture minus this stem as well (vocals, or the first), as instrumental or no_STEM",
+        help="also write the mixture minus this stem (default: vocals, or the first), as instrumental or no_STEM",
     )
     add(
         "--format",
         choices=KINDS,
         default="wav",
-        help="kind of the files (default: wav); ogg is Vorbis, m4a AAC or, with --bit-depth, ALAC; stem.mp4 is one "
-        "file for DJ programs, with the mixture and up to four stems",
+        help=(
+            "file format (default: wav); ogg is Vorbis; m4a is AAC or, with --bit-depth, ALAC; stem.mp4 "
+            "is one file for DJ programs, with the mixture and up to four stems"
+        ),
     )
     add("--overwrite", action="store_true", help="replace stems that exist")
     add(
         "--skip-existing",
         action="store_true",
-        help="leave out songs whose stems all exist, and write only what others lack",
+        help="skip songs whose stems all exist; for others write only missing stems",
     )
-    add("--quiet", action="store_true", help="no progress, and no list of the files written")
+    add("--quiet", action="store_true", help="print neither progress nor the names of the files")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -237,9 +246,14 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add(
         "--ensemble",
         choices=ENSEMBLES,
-        help="how the stems of several checkpoints become one: of samples or of spectra (default: avg_wave)",
+        help="how to combine the stems of several checkpoints, by samples or by spectra (default: avg_wave)",
     )
-    add("--weights", type=weights, metavar="NUMBERS", help="of the checkpoints in avg_wave and avg_fft, such as 2,1,1")
+    add(
+        "--weights",
+        type=weights,
+        metavar="NUMBERS",
+        help="weights of the checkpoints for avg_wave and avg_fft, such as 2,1,1",
+    )
 
 
 def _add_read(parser: argparse.ArgumentParser) -> None:
@@ -248,13 +262,13 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
         "--audio-stream",
         type=integer(),
         metavar="N",
-        help="which audio of a film or of a .stem.mp4, counted from 1 (1)",
+        help="audio stream of a film or a .stem.mp4, counted from 1 (default: 1)",
     )
     add("--downmix", action="store_true", help="mix more than two channels down to stereo, as FFmpeg does")
     time = checked(seconds)
-    add("--start", type=time, metavar="TIME", help="separate from here on: seconds or m:ss; what lies before is heard")
-    add("--end", type=time, metavar="TIME", help="separate up to here")
-    add("--duration", type=time, metavar="TIME", help="how much to separate, in place of --end")
+    add("--start", type=time, metavar="TIME", help="start of the part to separate, seconds or m:ss")
+    add("--end", type=time, metavar="TIME", help="end of the part")
+    add("--duration", type=time, metavar="TIME", help="length of the part, instead of --end")
     add("--preview", action="store_true", help=f"separate {PREVIEW:.0f} seconds of the loudest part of each song")
 
 
@@ -265,7 +279,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         type=checked(check_template),
         default=TEMPLATE,
         metavar="TEXT",
-        help=f"names of files below DIR, with {', '.join(f'{{{field}}}' for field in FIELDS)} (default: {TEMPLATE})",
+        help=f"file names below DIR, with {', '.join(f'{{{field}}}' for field in FIELDS)} (default: {TEMPLATE})",
     )
     add(
         "--bit-depth",
@@ -277,27 +291,31 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=checked(quality_or_bit_rate),
         metavar="X",
-        help="of what is lossy: from 0, the smallest files, to 10, the best sound; or a bit rate such as 320k",
+        help="of lossy formats: from 0, smallest files, to 10, best sound; or a bit rate such as 320k",
     )
     add(
         "--sample-rate",
         type=integer(LOWEST_RATE, HIGHEST_RATE),
         metavar="HZ",
-        help="of the files (default: that of the song)",
+        help="sample rate of the files (default: the song's)",
     )
     add(
         "--normalize",
         type=_normalize,
         metavar="peak=DB",
-        help="multiply all stems of a song by one factor, so that the highest peak, or with lufs=LUFS the loudness of "
-        "the loudest, is this: peak=-1, lufs=-14",
+        help=(
+            "multiply all stems of a song by one factor that sets the highest peak (peak=-1) or the "
+            "loudness of the loudest stem (lufs=-14)"
+        ),
     )
     add(
         "--clip",
         choices=("cut", "scale"),
         default="cut",
-        help="what becomes of values beyond full scale, but in floating point: they are cut off with a warning, or all "
-        "stems of the song lowered by one factor (default: cut)",
+        help=(
+            "how to treat values beyond full scale, except in floating point: cut them off with a "
+            "warning, or scale all stems of the song by one factor (default: cut)"
+        ),
     )
     add("--spectrograms", action="store_true", help="draw a picture of each file, STEM.png")
     add(
@@ -307,34 +325,34 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help=f"level above which a stem sounds, for its times in --json ({SOUNDING:g})",
     )
-    add("--json", action="store_true", help="print one line of JSON for each song, and not the names of files")
+    add("--json", action="store_true", help="print one line of JSON for each song instead of file names")
 
 
 def _add_computation(parser: argparse.ArgumentParser) -> None:
     add = add_advanced_group(
         parser,
         "how it is computed",
-        "The defaults of the first two, and of --num-overlap, are those of the configuration, where it states them.",
+        "The configuration sets the defaults of the first two and of --num-overlap, if it states them.",
     ).add_argument
     add("--chunk-size", type=integer(), metavar="N", help=f"samples that the model sees at a time ({CHUNK_SIZE})")
-    add("--batch-size", type=integer(), metavar="N", help=f"chunks that are computed together ({BATCH_SIZE})")
+    add("--batch-size", type=integer(), metavar="N", help=f"chunks computed together ({BATCH_SIZE})")
     add(
         "--tta",
         action="store_true",
-        help="average with the polarity inverted and the channels exchanged: three times as long",
+        help="average with inverted polarity and swapped channels: three times as long",
     )
     add(
         "--shifts",
         type=integer(),
         default=SHIFTS,
         metavar="N",
-        help=f"average over N passes, each moved in time: N times as long ({SHIFTS})",
+        help=f"average over N passes, each rotated in time: N times as long ({SHIFTS})",
     )
     add(
         "--blend",
         choices=BLENDS,
         default="smooth",
-        help="windows, edges and borders of chunks: those of another program for the same stems (default: smooth)",
+        help="windows, edges and borders of chunks; those of another program give the same stems (default: smooth)",
     )
     add(
         "--dtype",
@@ -345,8 +363,10 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     add(
         "--one-model-at-a-time",
         action="store_true",
-        help="of a recipe, where the device cannot hold all models: each is loaded when its turn comes, and its stems "
-        "wait in temporary files in DIR",
+        help=(
+            "for a recipe, if the device cannot hold all models: load one after another, and keep stems "
+            "in temporary files in DIR"
+        ),
     )
 
 

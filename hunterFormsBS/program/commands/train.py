@@ -1,7 +1,7 @@
 """Train a model on a folder of songs with stems.
 
-The folder holds `train/SONG/{vocals,drums,bass,other}.wav`, and `test/SONG/…`, if any, to validate on. The same command
-again continues a run that was ended.
+The folder holds `train/SONG/{vocals,drums,bass,other}.wav`, and `test/SONG/…`, if any, to validate on. Repeat the
+command to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("--configuration", type=Path, required=True, metavar="FILE", help="YAML or JSON; see examples/train.yaml")
-    add("--songs", type=Path, metavar="DIR", help="folder with train/ and, to validate, test/")
+    add("--songs", type=Path, metavar="DIR", help="folder with train/ and, for validation, test/")
     add(
         "--data",
         type=Path,
         nargs="+",
         default=[],
         metavar="PATH",
-        help="instead: folders or CSV files, see training.dataset_type",
+        help="instead of --songs: folders or CSV files, see training.dataset_type",
     )
     add("--valid", type=Path, metavar="DIR", help="with --data: folder of songs to validate on")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run; an existing run is continued")
     add("--checkpoint", type=Path, metavar="FILE", help="start from these weights instead of random ones")
-    add("--load-optimizer", action="store_true", help="go on where --checkpoint, MSST's last_*.ckpt, was")
+    add("--load-optimizer", action="store_true", help="continue the run of --checkpoint, MSST's last_*.ckpt")
     add("--accelerator", default="auto", choices=ACCELERATORS, help="(default: a GPU if there is one)")
     add("--devices", default="auto", metavar="N", help="processes on this machine (default: all GPUs, or 1)")
     add("--num-nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Train as the command line says.
+    """Train a model.
 
     Raises
     ------
     UsageError
-        If options do not go together.
+        If options contradict each other.
     """
     if (options.songs is None) == (not options.data):
         raise UsageError("give either --songs or --data")

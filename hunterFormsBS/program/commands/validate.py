@@ -1,7 +1,7 @@
-"""Measure how well a checkpoint separates songs of known stems.
+"""Score a checkpoint on songs with known stems.
 
-A song is a folder with a file for each stem. What is not stated comes from the configuration: of `--configuration`, or
-within the checkpoint.
+A song is a folder with a file for each stem. Settings that are not stated come from `--configuration`, or from the
+configuration within the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--configuration", type=Path, metavar="FILE", help="YAML or JSON that belongs to the checkpoint")
     add("--lora", type=Path, metavar="PATH", help="low-rank adapters for the checkpoint, as separate takes them")
     add("--songs", type=Path, required=True, metavar="DIR", help="folder of songs")
-    add("--stems", nargs="+", default=[], metavar="NAME", help="of the stems, in the order of the model's heads")
+    add("--stems", nargs="+", default=[], metavar="NAME", help="names of the stems, in the order of the model's heads")
     add("--metrics", nargs="+", default=["sdr"], choices=METRICS, metavar="NAME", help=f"of {', '.join(METRICS)}")
     add("--output", type=Path, metavar="FILE", help="CSV file with a line for each stem of each song")
     add("--sample-rate", type=int, metavar="HZ", help="(default: 44100)")
     add("--chunk-size", type=int, metavar="N", help="samples that the model sees at a time")
     add("--num-overlap", type=int, metavar="N", help="chunks that cover each sample")
-    add("--precision", default="32-true", choices=PRECISIONS, help="of what is computed (default: 32-true)")
+    add("--precision", default="32-true", choices=PRECISIONS, help="precision of the computation (default: 32-true)")
     add("--accelerator", default="auto", choices=ACCELERATORS, help="(default: a GPU if there is one)")
     add("--devices", default="auto", metavar="N", help="processes on this machine (default: all GPUs, or 1)")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Measure as the command line says."""
+    """Score a checkpoint."""
     with packages_of_training("measuring"):
         from hunterFormsBS.training.validation import validate
 
