@@ -20,7 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from hunterFormsBS.printable import gigabytes, gigaflops
+
 __all__ = [
+    "Costs",
     "Entry",
     "Preset",
     "ScoreSource",
@@ -37,6 +40,26 @@ STEMS_ELSEWHERE: Final = {"instrumental": "instrum", "instruments": "instrum"}
 """Names that people give to stems, and what the catalogue calls them."""
 
 _RELEASE: Final = re.compile(r"(https://github\.com/[^/]+/[^/]+)/releases/download/")
+
+
+class Costs(NamedTuple):
+    """What separating takes, as far as it is known; 0 stands for not known.
+
+    Parameters
+    ----------
+    flop_per_second : int
+        Floating-point operations for a second of music.
+    memory : int
+        Bytes for the weights and one chunk.
+    """
+
+    flop_per_second: int
+    memory: int
+
+    def __str__(self) -> str:
+        """Return both in words."""
+        work, memory = gigaflops(self.flop_per_second) or "unknown", gigabytes(self.memory) or "unknown"
+        return f"{work} GFLOP for a second of music, {memory} GB for the weights and a chunk"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +124,11 @@ class Entry:
         """Who made the weights, and where their terms stand if they are stated, in one line."""
         makers = " and ".join(self.authors) or "their maker"
         return f"{self.name}: weights by {makers}; their terms of use, if stated, are at {self.page}"
+
+    @property
+    def costs(self) -> Costs:
+        """What separating takes where one chunk covers each sample."""
+        return Costs(self.flop_per_second, self.memory)
 
     def goes_by(self, name: str) -> bool:
         """Tell whether this is its name, here, at its publisher or in another program."""
