@@ -1,9 +1,10 @@
 """Facts about public checkpoints: where they are, how to recognise them, and the configurations that files lack.
 
 The facts are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on
-the Hugging Face Hub (or its `url` elsewhere, or the `page` where only a browser gets it), size in bytes and SHA-256,
-the samples of a chunk, and those arguments of its model that differ from `common`, in the words and the convention of
-Music-Source-Separation-Training; then who made it, when and what for, scores, and names that other programs give it.
+the Hugging Face Hub (or its `url` elsewhere, or the `page` and the `configuration_page` where only a browser gets them,
+or its `parts` if it is several models), size in bytes and SHA-256, the samples of a chunk, and those arguments of its
+model that differ from `common`, in the words and the convention of Music-Source-Separation-Training; then who made it,
+when and what for, scores, and names that other programs give it.
 `python -m benchmarks.costs --write` adds what it costs.
 """
 
@@ -80,6 +81,10 @@ class Entry:
         Where the file is outside the Hub. Empty: on the Hub, or where only a browser can fetch it.
     page : str
         Where its maker publishes it, and its terms, if there are any, are found.
+    configuration_page : str
+        Where its configuration is published, if only a browser can fetch both. Empty: that is not so.
+    parts : tuple of str
+        Where it is several models, one for each stem: their addresses, as `from_checkpoint` takes them.
     sha256 : str
         Of the file. Empty: not known.
     size : int
@@ -109,6 +114,8 @@ class Entry:
     file: str = ""
     url: str = ""
     page: str = ""
+    configuration_page: str = ""
+    parts: tuple[str, ...] = ()
     sha256: str = ""
     size: int = 0
     authors: tuple[str, ...] = ()
@@ -258,9 +265,10 @@ def _facts() -> dict[str, Any]:
 
 
 def _entry(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Entry:
-    as_they_are = ("repository", "revision", "file", "url", "sha256", "size", "created", "purpose", "scores")
-    fields: dict[str, Any] = {key: row[key] for key in (*as_they_are, "flop_per_second", "memory") if key in row}
-    fields |= {key: tuple(row.get(key, ())) for key in ("stems", "authors", "known_as")}
+    as_they_are = ("repository", "revision", "file", "url", "configuration_page", "sha256", "size", "created")
+    further = ("purpose", "scores", "flop_per_second", "memory")
+    fields: dict[str, Any] = {key: row[key] for key in (*as_they_are, *further) if key in row}
+    fields |= {key: tuple(row.get(key, ())) for key in ("stems", "parts", "authors", "known_as")}
     return Entry(name=name, configuration=_configuration(row, common), page=_page(row), **fields)
 
 

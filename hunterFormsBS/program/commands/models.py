@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from hunterFormsBS.checkpoint.elsewhere import by_hand
 from hunterFormsBS.checkpoint.facts import (
     STEMS_ELSEWHERE,
     Entry,
@@ -201,7 +202,8 @@ def _ranked(chosen: Iterable[Entry], selection: Selection) -> Iterator[str]:
 
 def _shown(entry: Entry) -> Iterator[str]:
     """Yield lines about one checkpoint."""
-    address = f"hub:{entry.repository}/{entry.file}" if entry.repository else entry.url or "by a browser only"
+    address = f"hub:{entry.repository}/{entry.file}" if entry.repository else entry.url or by_hand(entry)
+    fetched = bool(entry.repository or entry.url)
     chunk = entry.configuration.get("audio", {})
     length = f" of {chunk['chunk_size'] / chunk['sample_rate']:.1f} s" if chunk else ""
     facts = {
@@ -211,7 +213,7 @@ def _shown(entry: Entry) -> Iterator[str]:
         "published": entry.page,
         "address": address,
         "file": f"{megabytes(entry.size)} MB" if entry.size else "of unknown size",
-        "SHA-256": entry.sha256 or "not known: compared with that of the first download",
+        "SHA-256": entry.sha256 or f"not known{': compared with that of the first download' if fetched else ''}",
         "costs": f"{entry.costs}{length} (computed for float32, not measured)" if entry.costs.memory else "not known",
         "also": ", ".join(entry.known_as) or "known by no other name",
         "presets": ", ".join(name for name, one in presets().items() if entry.name in one.checkpoints) or "in none",
