@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -9,10 +14,47 @@ import tempfile
 import time
 import wave
 import zipfile
-from importlib.metadata import distribution
+from collections.abc import Mapping, Sequence
+from importlib.metadata import distribution, metadata
 from pathlib import Path
 
 LICENCES = ("LICENSE", "LICENSE-Wang", "LICENSE-Solovyev")
+
+SEPARATE = ("separate", "song.wav", "--checkpoint", "model.ckpt")
+MODEL = "import hunterFormsBS, torch\nmodel = hunterFormsBS.BSRoformer(8, depth=1)\n"
+
+IN_EMPTY = {
+    "separation": SEPARATE,
+    "hub": (*SEPARATE[:3], "bs_roformer-unwa-revive"),
+    "listen": ("listen", "--checkpoint", "model.ckpt", "--no-browser"),
+    "export": ("convert", "model.ckpt", "--output", "model.onnx"),
+    "train": ("train", "--configuration", "settings.json", "--songs", ".", "--output", "run"),
+    "completion": ("completion", "bash"),
+    "plot": f"{MODEL}hunterFormsBS.plot_band_masks(model, torch.zeros(1, 8192))",
+    "librosa": "import hunterFormsBS\nhunterFormsBS.librosa_filters_mel(44100, 2048, 60)",
+}
+"""For each extra a command line, or statements, that need it, where there are no packages but those of the wheel."""
+
+AFTER_SEPARATION = {
+    "lora": f"{MODEL}from hunterFormsBS.training.adapters import add_adapters\nadd_adapters(model, {{'r': 2}})",
+    "optimizers": f"{MODEL}from hunterFormsBS.training.optimizers import make_optimizer\n"
+    "make_optimizer(model, 'prodigy', lr=1.0)",
+    "losses": "from hunterFormsBS.training.losses import Losses\nLosses({'multistft_loss': 1.0}, sample_rate=44100)",
+    "metrics": "from hunterFormsBS.training.metrics import require\nrequire(['bleedless'])",
+    "augmentations": "from hunterFormsBS.training.augmentations import MixtureCodec\n"
+    "MixtureCodec(1.0, (32, 64), 44100)",
+    "examples": "from hunterFormsBS.training.stempegSong import decode\ndecode()",
+}
+"""The same where the packages of the extra `separation` are."""
+
+WITHOUT_COMMAND = {
+    "av": "the former name of `separation`",
+    "tags": "stems have no tags without it",
+    "sageattention": "attention is computed in another way without it",
+    "corpus": "for an example, which is not in the wheel",
+    **dict.fromkeys(("bench", "docs", "testing", "dev"), "for a copy of the repository"),
+}
+"""Extras that no part of the wheel stops without, and why."""
 
 
 def check_archives(paths: list[Path]) -> None:
@@ -52,32 +94,76 @@ def import_seconds(module: str) -> float:
 
 
 def check_program() -> None:
-    """Ask the installed program about this environment, in which every extra is missing, and about a checkpoint."""
-    import json
-
+    """Run the installed program where no extra is, then what it says to install, then the program again."""
     import hunterFormsBS
+    from hunterFormsBS.installation import how_to_install
 
     program = [sys.executable, "-m", "hunterFormsBS"]
     told = subprocess.run([*program, "doctor", "--json"], capture_output=True, text=True, check=True)
-    groups = json.loads(told.stdout)
-    extras = groups["extras"]
-    if "separation" not in extras or any(command is None for command in extras.values()):
-        raise SystemExit(f"this environment should lack every extra: {extras}")
-    model = hunterFormsBS.BandSplitRotator(8, depth=1, freqs_per_bands=(25, 1000), heads=1)
+    extras: dict[str, str | None] = json.loads(told.stdout)["extras"]
+    known = {*IN_EMPTY, *AFTER_SEPARATION, *WITHOUT_COMMAND}
+    if set(extras) != known or set(metadata("hunterFormsBS").get_all("Provides-Extra") or ()) != known:
+        raise SystemExit(f"doctor names the extras {sorted(extras)}, and this script {sorted(known)}")
+    if any(command != how_to_install(extra) for extra, command in extras.items()):
+        raise SystemExit(f"this environment should lack every extra, and doctor say how to install each: {extras}")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, song = Path(folder, "model.ckpt"), Path(folder, "song.wav")
-        hunterFormsBS.save_checkpoint(checkpoint, model)
-        with wave.open(str(song), "wb") as file:
+        os.chdir(folder)
+        model = hunterFormsBS.BandSplitRotator(8, depth=1, freqs_per_bands=(25, 1000), heads=1, num_stems=2)
+        hunterFormsBS.save_checkpoint("model.ckpt", model)
+        Path("settings.json").write_text("{}", encoding="utf-8")
+        with wave.open("song.wav", "wb") as file:
             file.setparams((2, 2, 44100, 0, "NONE", ""))
-            file.writeframes(bytes(4 * 44100))
-        subprocess.run([*program, "info", str(checkpoint)], check=True, stdout=subprocess.DEVNULL)
-        command = [*program, str(song), "--checkpoint", str(checkpoint), "--output", folder]
-        refused = subprocess.run(command, capture_output=True, text=True)
-    # PyTorch warns that it has no NumPy, before.
-    last = refused.stderr.strip().rpartition("\n")[2]
-    if refused.returncode != 1 or "pip install" not in last:
-        raise SystemExit(f"without its packages, separate ended with {refused.returncode} and said: {refused.stderr}")
-    print(f"doctor names a command for {len(extras)} extras; separate without its packages: {last}")
+            file.writeframes(os.urandom(4 * 44100))
+        check_command("info", "model.ckpt", status=0)
+        check_extras(IN_EMPTY)
+        # What separate has just asked for, as it has asked.
+        subprocess.run(shlex.split(how_to_install("separation")), check=True)
+        subprocess.run([sys.executable, __file__, "separated"], check=True)
+        os.chdir(Path(__file__).parent)
+    asked = len(IN_EMPTY) + len(AFTER_SEPARATION)
+    print(
+        f"doctor, info and separate run; where one of {asked} extras is missing, the command that installs it is named"
+    )
+
+
+def check_separated() -> None:
+    """Separate the song of the working folder, where the packages for that are and no others."""
+    import soundfile
+
+    check_command(*SEPARATE, "--bit-depth", "16", status=0)
+    stems = {str(path): soundfile.info(str(path)) for path in Path().rglob("song/*.wav")}
+    if [(stem.frames, stem.channels, stem.subtype) for stem in stems.values()] != 2 * [(44100, 2, "PCM_16")]:
+        raise SystemExit(f"separate wrote {stems}, not two stems of a second in stereo, of 16 bits")
+    check_extras(AFTER_SEPARATION)
+
+
+def check_command(*arguments: str, status: int) -> str:
+    """Run the program in this process, and return what it said on standard error."""
+    from hunterFormsBS.__main__ import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        ended = main(arguments)
+    if ended != status:
+        raise SystemExit(f"{' '.join(arguments)} ended with {ended}, not {status}, and said: {said.getvalue()}")
+    return said.getvalue()
+
+
+def check_extras(asking: Mapping[str, Sequence[str] | str]) -> None:
+    """Have each extra asked for by a command line or a statement: it must answer with the command that installs it."""
+    from hunterFormsBS.installation import how_to_install
+
+    for extra, asks in asking.items():
+        if isinstance(asks, str):
+            try:
+                exec(asks, {})
+                said = "nothing"
+            except ImportError as error:
+                said = str(error)
+        else:
+            said = check_command(*asks, status=1)
+        if how_to_install(extra) not in said:
+            raise SystemExit(f"without {extra}, {asks} said: {said}")
 
 
 def check_installed() -> None:
@@ -118,8 +204,7 @@ def check_installed() -> None:
     )
 
     check_program()
-    alone, together = import_seconds("torch"), import_seconds("hunterFormsBS")
-    print(f"import torch {alone:.2f} s, import hunterFormsBS {together:.2f} s, {together - alone:.2f} s more")
+    print(f"import hunterFormsBS {import_seconds('hunterFormsBS'):.2f} s")
 
 
 if __name__ == "__main__":
@@ -128,5 +213,7 @@ if __name__ == "__main__":
             check_archives([Path(path) for path in paths])
         case ["installed"]:
             check_installed()
+        case ["separated"]:
+            check_separated()
         case _:
             raise SystemExit("usage: check_distribution.py (archives PATH… | installed)")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from codeBlocks import run_python
@@ -126,12 +127,27 @@ def complete(_app: Sphinx, docname: str, source: list[str]) -> None:
     elif docname == "changelog":
         source[0] = "```{include} ../CHANGELOG.md\n:relative-docs: docs/\n```\n"
     else:
-        source[0] = re.sub(r"^(?=\| Name \|)", "{.sortable}\n", linked(source[0]), flags=re.MULTILINE)
+        source[0] = re.sub(r"^(?=\| (Name|Preset) \|)", "{.sortable}\n", linked(source[0]), flags=re.MULTILINE)
+
+
+def check_sortable(app: Sphinx, error: Exception | None) -> None:
+    """Refuse a site whose catalogue has tables that are not marked for the script which sorts them, or lacks it."""
+    if error is not None or app.builder.format != "html":
+        return
+    page = (Path(app.outdir) / "catalogue.html").read_text(encoding="utf-8")
+    marked = re.findall(r'<table class="[^"]*\bsortable\b[^"]*">\s*<thead>', page)
+    source = (Path(app.srcdir) / "catalogue.md").read_text(encoding="utf-8")
+    expected = re.findall(r"^\| (?:Name|Preset) \|", source, re.MULTILINE)
+    if len(marked) != len(expected) or not re.search(r'<script src="_static/sortable\.js[^"]*"></script>', page):
+        raise ExtensionError(
+            f"of {len(expected)} tables {len(marked)} are marked as sortable, or the script is missing"
+        )
 
 
 def setup(app: Sphinx) -> None:
     """Have the pictures drawn before anything is read, and signatures and members shown as they are meant."""
     app.connect("builder-inited", draw_pictures)
     app.connect("source-read", complete)
+    app.connect("build-finished", check_sortable)
     app.connect("autodoc-before-process-signature", show_defaults)
     app.connect("autodoc-skip-member", is_left_out)

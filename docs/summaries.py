@@ -53,7 +53,7 @@ def with_summary(page: str) -> str:
 def catalogue() -> str:
     """Return the table of the checkpoints that have names."""
     from hunterFormsBS.catalogue import entries
-    from hunterFormsBS.program.tables import gigabytes, gigaflops, megabytes
+    from hunterFormsBS.printable import gigabytes, gigaflops, megabytes
 
     rows = [
         "| Name | Stems | Purpose | By | Date | MB | GFLOP | GB |",
@@ -117,8 +117,8 @@ def _cells(values: Mapping[str, float], metrics: Sequence[str]) -> str:
 def presets() -> str:
     """Return the table of presets."""
     from hunterFormsBS.catalogue import presets
+    from hunterFormsBS.printable import gigaflops, megabytes
     from hunterFormsBS.program.commands.presets import costs_of
-    from hunterFormsBS.program.tables import gigaflops, megabytes
 
     rows = ["| Preset | Stems | Checkpoints | Combined by | MB | GFLOP | Source |", "|---|---|---|---|---:|---:|---|"]
     for name, preset in presets().items():

@@ -9,9 +9,10 @@ The facts are in `catalogue.json`; `checkpoint/facts.py` says how to add a check
 """
 
 from hunterFormsBS.checkpoint.byName import fetch, publish, recognise
-from hunterFormsBS.checkpoint.facts import Entry, Preset, ScoreSource, entries, find_entry, presets, score_source
+from hunterFormsBS.checkpoint.facts import Costs, Entry, Preset, ScoreSource, entries, find_entry, presets, score_source
 
 __all__ = [
+    "Costs",
     "Entry",
     "Preset",
     "ScoreSource",

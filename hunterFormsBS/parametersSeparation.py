@@ -9,7 +9,8 @@ from typing import TypedDict
 import torch
 
 from hunterFormsBS.choices import BATCH_SIZE, BLENDS, CHUNK_SIZE, LARGEST, NUM_OVERLAP, SHIFTS, Blend
-from hunterFormsBS.printable import printable, short_repr
+from hunterFormsBS.printable import printable
+from hunterFormsBS.separationValues import check_separation
 from hunterFormsBS.signature import explained
 
 __all__ = ["BLENDS", "LARGEST", "Blend", "KeywordsSeparation", "ParametersSeparation"]
@@ -71,8 +72,13 @@ class ParametersSeparation:
     duration: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse invalid values."""
-        _check(self)
+        """Refuse invalid values. Devices are tried later, when the model is moved."""
+        check_separation(**{name: value for name, value in vars(self).items() if name not in ("device", "dtype")})
+        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8, None):
+            raise ValueError(
+                "`dtype` must be torch.float32, torch.bfloat16, torch.float16, torch.int8 or None: received "
+                f"{printable(repr(self.dtype))}."
+            )
 
     @property
     def stop(self) -> float:
@@ -97,61 +103,3 @@ class KeywordsSeparation(TypedDict, total=False):
 
 
 ParametersSeparation.__init__ = explained(ParametersSeparation.__init__)  # type: ignore[method-assign]
-
-
-def _check(parameters: ParametersSeparation) -> None:
-    """Refuse invalid values. Devices are tried later, when the model is moved."""
-    for name in ("chunk_size", "batch_size", "shifts"):
-        _check_integer(name, getattr(parameters, name))
-    if parameters.blend not in BLENDS:
-        raise ValueError(f"`blend` must be one of {', '.join(BLENDS)}: received {short_repr(parameters.blend)}.")
-    _check_part(parameters)
-    _check_overlap(parameters.num_overlap, parameters.chunk_size)
-    if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8, None):
-        raise ValueError(
-            "`dtype` must be torch.float32, torch.bfloat16, torch.float16, torch.int8 or None: received "
-            f"{printable(repr(parameters.dtype))}."
-        )
-    _check_boolean("tta", parameters.tta)
-
-
-def _check_overlap(num_overlap: object, chunk_size: int) -> None:
-    if isinstance(num_overlap, bool) or not isinstance(num_overlap, (int, float)):
-        raise TypeError(f"`num_overlap` must be a number: received {short_repr(num_overlap)}.")
-    if not 1 <= num_overlap < math.inf:
-        raise ValueError(f"`num_overlap` must be at least 1: received {short_repr(num_overlap)}.")
-    if num_overlap > chunk_size:
-        raise ValueError(
-            f"`num_overlap` must not exceed `chunk_size`: received {short_repr(num_overlap)} and {chunk_size}. "
-            "Use fewer overlaps or longer chunks."
-        )
-
-
-def _check_boolean(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False: received {short_repr(value)}.")
-
-
-def _check_part(parameters: ParametersSeparation) -> None:
-    _check_integer("start", parameters.start, lowest=0)
-    if parameters.end is not None:
-        _check_integer("end", parameters.end)
-        if parameters.duration is not None:
-            raise ValueError(
-                f"`end` and `duration` exclude each other: received {parameters.end} and {parameters.duration}. "
-                "Leave one out."
-            )
-        if parameters.end <= parameters.start:
-            raise ValueError(
-                f"`end` must be greater than `start`: received {parameters.end} and {parameters.start}. "
-                "For a length pass `duration`."
-            )
-    if parameters.duration is not None:
-        _check_integer("duration", parameters.duration)
-
-
-def _check_integer(name: str, value: object, *, lowest: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an integer: received {short_repr(value)}.")
-    if not lowest <= value <= LARGEST:
-        raise ValueError(f"`{name}` must be from {lowest} to {LARGEST}: received {short_repr(value)}.")

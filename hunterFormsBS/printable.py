@@ -1,4 +1,7 @@
-"""Text from files and command lines, made safe for messages: bounded, on one line, without control characters."""
+"""Text from files and command lines, made safe for messages: bounded, on one line, without control characters.
+
+And sizes as people read them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import TextIO
 
-__all__ = ["LISTED", "list_some", "printable", "say", "short_repr"]
+__all__ = ["LISTED", "gigabytes", "gigaflops", "list_some", "megabytes", "printable", "say", "short_repr"]
 
 LONGEST_TEXT = 300
 """Longest name or message, in characters; longer ones lose their middle."""
@@ -84,6 +87,21 @@ def _escape(character: str) -> str:
     if unicodedata.category(character) not in _STEERING:
         return character
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def megabytes(size: int) -> str:
+    """Return a size in MB; nothing where it is 0, which stands for unknown."""
+    return f"{size / 1e6:.0f}" if size else ""
+
+
+def gigabytes(size: int) -> str:
+    """Return a size in GB; nothing where it is 0, which stands for unknown."""
+    return f"{size / 1e9:.1f}" if size else ""
+
+
+def gigaflops(operations: int) -> str:
+    """Return a number of operations in thousands of millions; nothing where it is 0, which stands for unknown."""
+    return f"{operations / 1e9:.0f}" if operations else ""
 
 
 class _Bounded(Repr):

@@ -6,12 +6,13 @@ document.addEventListener("DOMContentLoaded", () => {
         headings.forEach((heading, column) => {
             const button = document.createElement("button");
             button.type = "button";
-            button.append(...heading.childNodes);
-            heading.append(button);
+            // Sphinx has a paragraph in each heading, which a button must not hold.
+            button.append(...(heading.querySelector("p") ?? heading).childNodes);
+            heading.replaceChildren(button);
             button.addEventListener("click", () => {
-                const direction = heading.ariaSort === "ascending" ? "descending" : "ascending";
+                const direction = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
                 headings.forEach((other) => other.removeAttribute("aria-sort"));
-                heading.ariaSort = direction;
+                heading.setAttribute("aria-sort", direction);
                 sort(table.tBodies[0], column, direction === "ascending" ? 1 : -1);
             });
         });

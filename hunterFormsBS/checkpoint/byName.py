@@ -204,10 +204,10 @@ def fetch(name: str) -> tuple[Path, Mapping[str, Any] | None]:
         path = elsewhere.download(entry.url, entry.page, entry.sha256, entry.size, tell_whose)
         return path, entry.configuration
     if not entry.repository:
-        raise CheckpointError(
-            f"{printable(name)} cannot be fetched by a program: download it and its configuration with a browser, from "
-            f"{entry.page}, and pass both files"
-        )
+        path, configuration = elsewhere.files_by_hand(entry)
+        if entry.parts or not (path.is_file() and configuration.is_file()):
+            raise CheckpointError(f"{printable(name)} cannot be fetched by its name: {elsewhere.by_hand(entry)}")
+        return path, read_configuration(configuration)
     path = hub.download(entry.repository, entry.file, entry.revision, entry.sha256, tell_whose)
     return path, entry.configuration or _configuration_beside(entry, path)
 

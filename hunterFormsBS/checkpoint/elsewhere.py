@@ -1,22 +1,24 @@
 """Files published outside the Hub, for example in GitHub releases: downloaded once, verified at each load.
 
-They are stored in the assets folder of `huggingface_hub`, whose client, offline switch and progress bar are used.
+They are stored in the assets folder of `huggingface_hub`, whose client, offline switch and progress bar are used. Files
+that only a browser can download are found there, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hunterFormsBS.checkpoint.connection import Server, bar, explained, soon
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.facts import sha256
+from hunterFormsBS.checkpoint.facts import Entry, sha256
 from hunterFormsBS.printable import printable
 
-__all__ = ["download"]
+__all__ = ["by_hand", "download", "files_by_hand"]
 
 
 def download(url: str, page: str, digest: str = "", size: int = 0, before: Callable[[], object] = lambda: None) -> Path:
@@ -64,6 +66,33 @@ def download(url: str, page: str, digest: str = "", size: int = 0, before: Calla
                 f"delete {printable(path)} and load it again"
             )
     return path
+
+
+def files_by_hand(entry: Entry) -> tuple[Path, Path]:
+    """Return the names under which the files of a checkpoint that only a browser can fetch are looked for.
+
+    Returns
+    -------
+    checkpoint, configuration : Path
+        In the assets folder of `huggingface_hub`, whether that package is installed or not.
+    """
+    try:
+        assets = Path(import_module("huggingface_hub.constants").HF_ASSETS_CACHE)
+    except ImportError:
+        assets = Path("~/.cache/huggingface/assets").expanduser()
+    folder = assets / "hunterFormsBS" / "by_hand"
+    return folder / f"{entry.name}.ckpt", folder / f"{entry.name}.yaml"
+
+
+def by_hand(entry: Entry) -> str:
+    """Return what to do to get a checkpoint that cannot be fetched by its name."""
+    if entry.parts:
+        return f"it is several models, to be loaded one by one: {', '.join(entry.parts)}"
+    checkpoint, configuration = files_by_hand(entry)
+    return (
+        f"with a browser, save {entry.page} as {printable(checkpoint)} and its configuration, "
+        f"{entry.configuration_page}, as {printable(configuration)}; from then on its name loads it"
+    )
 
 
 def _fetch(

@@ -1,10 +1,10 @@
 """Facts about public checkpoints: addresses, digests, and configurations that files lack.
 
 They are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on the
-Hugging Face Hub (or its `url` elsewhere, or the `page` if only a browser can download it), size in bytes and SHA-256,
-chunk size in samples, and the arguments of its model that differ from `common`, with the names and the convention of
-Music-Source-Separation-Training; then maker, date, purpose, scores, and names in other programs. `python -m
-benchmarks.costs --write` adds its costs.
+Hugging Face Hub (or its `url` elsewhere, or the `page` and the `configuration_page` if only a browser can download it,
+or its `parts` if it is several models), size in bytes and SHA-256, chunk size in samples, and the arguments of its model
+that differ from `common`, with the names and the convention of Music-Source-Separation-Training; then maker, date,
+purpose, scores, and names in other programs. `python -m benchmarks.costs --write` adds its costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from hunterFormsBS.printable import gigabytes, gigaflops
+
 __all__ = [
+    "Costs",
     "Entry",
     "Preset",
     "ScoreSource",
@@ -37,6 +40,26 @@ STEMS_ELSEWHERE: Final = {"instrumental": "instrum", "instruments": "instrum"}
 """Names of stems in use, and the catalogue's names for them."""
 
 _RELEASE: Final = re.compile(r"(https://github\.com/[^/]+/[^/]+)/releases/download/")
+
+
+class Costs(NamedTuple):
+    """What separating takes, as far as it is known; 0 stands for not known.
+
+    Parameters
+    ----------
+    flop_per_second : int
+        Floating-point operations for a second of music.
+    memory : int
+        Bytes for the weights and one chunk.
+    """
+
+    flop_per_second: int
+    memory: int
+
+    def __str__(self) -> str:
+        """Return both in words."""
+        work, memory = gigaflops(self.flop_per_second) or "unknown", gigabytes(self.memory) or "unknown"
+        return f"{work} GFLOP for a second of music, {memory} GB for the weights and a chunk"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +80,10 @@ class Entry:
         The file's address outside the Hub. Empty: it is on the Hub, or only a browser can download it.
     page : str
         The maker's page, with its terms, if any.
+    configuration_page : str
+        The page of its configuration, if only a browser can download both; else empty.
+    parts : tuple of str
+        The addresses of its models, one for each stem, if it is several, as `from_checkpoint` takes them.
     sha256 : str
         Of the file. Empty: not known.
     size : int
@@ -86,6 +113,8 @@ class Entry:
     file: str = ""
     url: str = ""
     page: str = ""
+    configuration_page: str = ""
+    parts: tuple[str, ...] = ()
     sha256: str = ""
     size: int = 0
     authors: tuple[str, ...] = ()
@@ -101,6 +130,11 @@ class Entry:
         """One line with the maker of the weights and the page with their terms, if stated."""
         makers = " and ".join(self.authors) or "their maker"
         return f"{self.name}: weights by {makers}; their terms of use, if stated, are at {self.page}"
+
+    @property
+    def costs(self) -> Costs:
+        """What separating takes where one chunk covers each sample."""
+        return Costs(self.flop_per_second, self.memory)
 
     def goes_by(self, name: str) -> bool:
         """Tell whether this is its name here, at its publisher or in another program."""
@@ -230,9 +264,10 @@ def _facts() -> dict[str, Any]:
 
 
 def _entry(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Entry:
-    as_they_are = ("repository", "revision", "file", "url", "sha256", "size", "created", "purpose", "scores")
-    fields: dict[str, Any] = {key: row[key] for key in (*as_they_are, "flop_per_second", "memory") if key in row}
-    fields |= {key: tuple(row.get(key, ())) for key in ("stems", "authors", "known_as")}
+    as_they_are = ("repository", "revision", "file", "url", "configuration_page", "sha256", "size", "created")
+    further = ("purpose", "scores", "flop_per_second", "memory")
+    fields: dict[str, Any] = {key: row[key] for key in (*as_they_are, *further) if key in row}
+    fields |= {key: tuple(row.get(key, ())) for key in ("stems", "parts", "authors", "known_as")}
     return Entry(name=name, configuration=_configuration(row, common), page=_page(row), **fields)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
-from hunterFormsBS.checkpoint.torchFile import MAGIC
 from hunterFormsBS.limits import LARGEST_HEADER
 from hunterFormsBS.printable import printable
 
 Kind: TypeAlias = Literal["torch", "safetensors", "index"]
+
+MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number at the start of the older format of `torch.save`, as a pickle holds it."""
 
 _FOLDER_REMEDY: Final = "it is a folder: pass a file in it, such as its .ckpt, .pth or .safetensors"
 _NOT_ITSELF: Final = (

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.checkpoint.errors import CheckpointError
+from hunterFormsBS.checkpoint.kinds import MAGIC
 from hunterFormsBS.checkpoint.unpickling import DamagedError, Storage, StoredTensor, unpickle
 from hunterFormsBS.limits import COMPRESSIONS, LARGEST_EXPANSION, LARGEST_HEADER, MOST_KEYS
 from hunterFormsBS.printable import short_repr
-
-MAGIC: Final = bytes.fromhex("6cfc9c46f9206aa85019")
-"""The number at the start of the older format, as a pickle holds it."""
 
 _ENCRYPTED: Final = 0x1  # a flag of an entry
 _ZIP_HEADER: Final = 30  # bytes of the header of an entry, without its name

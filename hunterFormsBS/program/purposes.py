@@ -11,6 +11,7 @@ from hunterFormsBS.console import Console
 from hunterFormsBS.failures import UsageError
 from hunterFormsBS.printable import say, short_repr
 from hunterFormsBS.program.parsing import NAME
+from hunterFormsBS.recipes import shipped
 from hunterFormsBS.songs.sharing import rank_in_job
 
 __all__ = ["Purpose", "ask_purpose", "purposes"]
@@ -51,8 +52,6 @@ def purposes() -> list[Purpose]:
 
 
 def _purposes() -> Iterator[Purpose]:
-    from hunterFormsBS.recipes import shipped  # which imports PyTorch
-
     for name, recipe in shipped().items():
         steps = [recipe.steps[step] for step in recipe.needed(recipe.outputs)]
         yield Purpose(

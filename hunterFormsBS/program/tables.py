@@ -1,4 +1,4 @@
-"""Tables that fit a terminal, and readable numbers."""
+"""Tables that fit a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Column", "gigabytes", "gigaflops", "megabytes", "table", "terminal_width"]
+__all__ = ["Column", "table", "terminal_width"]
 
 BETWEEN: Final = "  "
 UNLIMITED: Final = 10_000
@@ -77,21 +77,6 @@ def table(columns: Sequence[Column], width: int) -> Iterator[str]:
             for cell, characters, column in zip(row, widths, kept, strict=True)
         )
         yield BETWEEN.join(cells).rstrip()
-
-
-def megabytes(size: int) -> str:
-    """Return a size in MB; empty if it is 0, which means unknown."""
-    return f"{size / 1e6:.0f}" if size else ""
-
-
-def gigabytes(size: int) -> str:
-    """Return a size in GB; empty if it is 0, which means unknown."""
-    return f"{size / 1e9:.1f}" if size else ""
-
-
-def gigaflops(operations: int) -> str:
-    """Return a number of operations in billions; empty if it is 0, which means unknown."""
-    return f"{operations / 1e9:.0f}" if operations else ""
 
 
 def _fitted(cell: str, width: int, *, is_number: bool) -> str:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from hunterFormsBS.choices import ENSEMBLES
 from hunterFormsBS.limits import MOST_STEPS
-from hunterFormsBS.parametersSeparation import KeywordsSeparation, ParametersSeparation
 from hunterFormsBS.printable import short_repr
+from hunterFormsBS.separationValues import check_separation
 from hunterFormsBS.songs.names import key_of, safe_name
 
 __all__ = ["MIXTURE", "REST", "SEPARATION", "Model", "Recipe", "RecipeError", "Signal", "Step", "near"]
@@ -101,7 +101,7 @@ class Step:
             if name not in SEPARATION:
                 raise RecipeError(f"`separation` has no {short_repr(name)}{near(name, SEPARATION)}")
         try:
-            ParametersSeparation(**cast("KeywordsSeparation", self.separation))
+            check_separation(**self.separation)
         except (TypeError, ValueError) as error:
             raise RecipeError(str(error)) from error
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack, cast
 import torch
 
 from hunterFormsBS.checkpoint import CheckpointError
-from hunterFormsBS.checkpoint.facts import entries
+from hunterFormsBS.checkpoint.facts import find_entry
 from hunterFormsBS.choices import Ensemble
 from hunterFormsBS.console import Console, one_line
 from hunterFormsBS.failures import UsageError
@@ -196,7 +196,7 @@ def known_settings(model: Model) -> Settings | None:
         If a file is invalid or cannot be read.
     """
     if not Path(model.checkpoint).exists():
-        entry = entries().get(model.checkpoint)
+        entry = find_entry(model.checkpoint)
         return None if entry is None else read_settings(entry.configuration)[0]
     return read_settings(find_configuration(Path(model.checkpoint), _path(model.configuration))[2])[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,9 +21,10 @@ import pytest
 import torch
 
 from hunterFormsBS import BandSplitRotator
+from hunterFormsBS.__main__ import main
 from hunterFormsBS.catalogue import Entry, entries, presets, recognise, score_source
 from hunterFormsBS.checkpoint import CheckpointError, byName, facts, from_checkpoint, from_configuration
-from hunterFormsBS.checkpoint.byName import find_configuration
+from hunterFormsBS.checkpoint.byName import find_configuration, is_remote
 from hunterFormsBS.choices import ENSEMBLES
 from tests.conftest import ROOT, TINY
 
@@ -65,7 +67,10 @@ def test_facts_are_whole() -> None:
     assert all(len(digest) == 64 for digest in digests)
     for entry in entries().values():
         assert bool(entry.repository) == bool(entry.file)
-        assert not (entry.repository and entry.url)
+        ways = (entry.repository, entry.url, entry.configuration_page, entry.parts)
+        assert len([way for way in ways if way]) == 1
+        is_recognised = entry.sha256 or (entry.size and entry.configuration)
+        assert is_recognised or entry.configuration_page or entry.parts
         assert entry.page.startswith("https://")
         assert entry.authors
         assert entry.purpose in ("separation", "dereverb", "denoise", "decrowd", "debleed")
@@ -269,10 +274,34 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in entries().items() if not (entry.repository or entry.url)])
-def test_of_a_checkpoint_that_only_a_browser_can_fetch_the_page_is_said(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"with a browser, from https://.*, and pass both files") as error:
+def test_a_checkpoint_that_cannot_be_fetched_loads_by_its_name_once_that_was_done_which_its_error_asks_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
+    entry = entries()[name]
+    with pytest.raises(CheckpointError, match=f"^{name} cannot be fetched by its name: ") as error:
         from_checkpoint(name)
-    assert entries()[name].page in str(error.value)
+    remedy = str(error.value).partition("name: ")[2]
+    assert main(["models", name]) == 0
+    assert f"  address    {remedy}\n" in capsys.readouterr().out
+    if entry.parts:
+        assert len(entry.parts) == len(entry.stems)
+        assert all(facts.find_entry(part) is None and is_remote(part) and part in remedy for part in entry.parts)
+        return
+    asked = re.search(
+        rf"save {re.escape(entry.page)} as (.*\.ckpt) and .* {re.escape(entry.configuration_page)}, as (.*\.yaml);",
+        remedy,
+    )
+    assert asked is not None
+    checkpoint, configuration = map(Path, asked.groups())
+    checkpoint.parent.mkdir(parents=True)
+    torch.save(made().state_dict(), checkpoint)
+    with pytest.raises(CheckpointError, match="cannot be fetched by its name"):
+        from_checkpoint(name)
+    configuration.write_text(json.dumps(in_msst_s_words()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_checkpoint(name).configuration["stft_hop_length"] == 8
 
 
 def test_a_name_that_two_go_by_is_that_of_none(monkeypatch: pytest.MonkeyPatch) -> None:

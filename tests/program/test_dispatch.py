@@ -103,7 +103,12 @@ def test_the_overview_names_every_command_and_fits_a_screen(capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["models"], *([name, "--help-all"] for name in command_names()), [__file__]],
+    [
+        *(["--help"], ["--version"], ["models"], ["models", "bs_roformer-unwa-revive"], ["presets"]),
+        *(["recipe", "list"], ["recipe", "show", "dry-lead"], ["recipe", "show", "band", "--json"]),
+        *([name, "--help-all"] for name in command_names()),
+        [__file__],
+    ],
 )
 @pytest.mark.process
 def test_no_pytorch_is_imported_before_a_command_needs_it(arguments: list[str]) -> None:

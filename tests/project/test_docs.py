@@ -194,6 +194,7 @@ def test_reference_holds_every_module_but_those_behind_others() -> None:
         "overlapAdd",
         "printable",
         "program",
+        "separationValues",
         "signature",
         "songs",
         "containers",

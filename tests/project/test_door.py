@@ -15,8 +15,9 @@ import pytest
 
 import hunterFormsBS
 import hunterFormsBS.checkpoint
+import hunterFormsBS.recipes
 
-PACKAGES: list[Any] = [hunterFormsBS, hunterFormsBS.checkpoint]
+PACKAGES: list[Any] = [hunterFormsBS, hunterFormsBS.checkpoint, hunterFormsBS.recipes]
 every_package = pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 PROMISED = {
     *("BandSplitRotator", "BSRoformer", "MelBandRoformer", "from_checkpoint", "from_configuration", "save_checkpoint"),
@@ -75,8 +76,9 @@ def test_the_package_knows_its_version() -> None:
 @pytest.mark.process
 def test_importing_and_looking_import_no_pytorch_and_modules_are_attributes() -> None:
     program = (
-        "import sys, hunterFormsBS, hunterFormsBS.checkpoint\n"
-        "dir(hunterFormsBS), dir(hunterFormsBS.checkpoint), hunterFormsBS.__version__\n"
+        "import sys, hunterFormsBS, hunterFormsBS.checkpoint, hunterFormsBS.recipes\n"
+        "dir(hunterFormsBS), dir(hunterFormsBS.checkpoint), dir(hunterFormsBS.recipes), hunterFormsBS.__version__\n"
+        "hunterFormsBS.recipes.Recipe, hunterFormsBS.recipes.shipped()\n"
         "assert 'torch' not in sys.modules\n"
         "assert hunterFormsBS.separation.separate is hunterFormsBS.separate\n"
         "assert hunterFormsBS.kernels.seam.reference is hunterFormsBS.reference\n"

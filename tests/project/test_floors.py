@@ -22,6 +22,7 @@ FLOORS = (
         "variantRow",
         "containers",
         "parametersSeparation",
+        "separationValues",
         "signature",
         "limits",
         "console",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hunterFormsBS.__main__ import main
 from hunterFormsBS.catalogue import entries
 from hunterFormsBS.checkpoint import CheckpointError, from_configuration, save_checkpoint
 from hunterFormsBS.recipes import Model, Recipe, RecipeError, RecipePlan, Step, read_recipe, recipePlan, shipped
+from hunterFormsBS.recipes.drawing import facts_of
 from hunterFormsBS.songs import plan
 from hunterFormsBS.songs.reading import probe_audio, read_audio
 from hunterFormsBS.songs.separating import separate_song
@@ -286,6 +288,41 @@ def test_recipes_of_the_package_name_where_each_model_comes_from(name: str) -> N
             entry = entries()[model.checkpoint]
             assert any(f"https://huggingface.co/{entry.repository} " in source for source in recipe.sources)
     assert recipe.summary
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_costs_of_a_recipe_are_those_of_its_models_in_the_catalogue(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("recipe", "show", name, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert run("recipe", "show", name) == 0
+    drawn = capsys.readouterr().out
+    whole = 0
+    for step, facts in shown["steps"].items():
+        of_step = 0
+        for model in facts["models"]:
+            entry = entries()[model["checkpoint"]]
+            of_step += 2 * entry.flop_per_second * (1 if entry.configuration["model"]["stereo"] else 2)
+        assert facts["flop_per_second"] == of_step
+        assert re.search(rf"^  {step} +{of_step / 1e9:.0f} GFLOP for a second of music, ", drawn, re.MULTILINE)
+        whole += of_step
+    assert shown["flop_per_second"] == whole
+    assert len(shown["steps"]) == 1 or re.search(rf"^  together +{whole / 1e9:.0f} GFLOP ", drawn, re.MULTILINE)
+
+
+def test_costs_follow_what_a_step_states_and_are_unknown_with_other_chunks() -> None:
+    entry = entries()["mel_roformer-aufr33-karaoke"]
+    stated: list[dict[str, Any]] = [{}, {"num_overlap": 1, "batch_size": 3}, {"tta": True, "shifts": 2}]
+    stated += [{"chunk_size": 44100}, {"models": "mel_roformer-yolkis-drums"}]
+    costs: list[tuple[int | None, int | None]] = []
+    for each in stated:
+        steps = {"one": {"models": entry.name, **each}}
+        shown = facts_of(Recipe.from_mapping({"steps": steps, "outputs": {"a": "one.rest"}}))
+        costs.append((shown["flop_per_second"], shown["memory"]))
+    work, memory = entry.flop_per_second, entry.memory
+    at_a_time = entry.size + 3 * (memory - entry.size)
+    assert costs == [(2 * work, memory), (work, at_a_time), (12 * work, memory), (None, None), (None, None)]
 
 
 def test_recipes_are_listed_and_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from hunterFormsBS.checkpoint.elsewhere import by_hand
 from hunterFormsBS.checkpoint.facts import (
     STEMS_ELSEWHERE,
     Entry,
@@ -19,8 +20,9 @@ from hunterFormsBS.checkpoint.facts import (
     score_source,
 )
 from hunterFormsBS.console import Console
+from hunterFormsBS.printable import gigabytes, gigaflops, megabytes
 from hunterFormsBS.program.parsing import near_miss
-from hunterFormsBS.program.tables import Column, gigabytes, gigaflops, megabytes, table, terminal_width
+from hunterFormsBS.program.tables import Column, table, terminal_width
 
 EXAMPLES = """\
   hunterforms models
@@ -205,14 +207,10 @@ def _ranked(chosen: Iterable[Entry], selection: Selection) -> Iterator[str]:
 
 def _shown(entry: Entry) -> Iterator[str]:
     """Yield lines about one checkpoint."""
-    address = f"hub:{entry.repository}/{entry.file}" if entry.repository else entry.url or "by a browser only"
+    address = f"hub:{entry.repository}/{entry.file}" if entry.repository else entry.url or by_hand(entry)
+    fetched = bool(entry.repository or entry.url)
     chunk = entry.configuration.get("audio", {})
-    costs = (
-        f"{gigaflops(entry.flop_per_second)} GFLOP for a second of music, {gigabytes(entry.memory)} GB for the weights "
-        f"and a chunk of {chunk['chunk_size'] / chunk['sample_rate']:.1f} s (computed for float32, not measured)"
-        if entry.memory
-        else "not known"
-    )
+    length = f" of {chunk['chunk_size'] / chunk['sample_rate']:.1f} s" if chunk else ""
     facts = {
         "stems": ", ".join(entry.stems),
         "made by": " and ".join(entry.authors) + (f", {entry.created}" if entry.created else ""),
@@ -220,8 +218,8 @@ def _shown(entry: Entry) -> Iterator[str]:
         "published": entry.page,
         "address": address,
         "file": f"{megabytes(entry.size)} MB" if entry.size else "of unknown size",
-        "SHA-256": entry.sha256 or "unknown: compared with that of the first download",
-        "costs": costs,
+        "SHA-256": entry.sha256 or f"unknown{': compared with that of the first download' if fetched else ''}",
+        "costs": f"{entry.costs}{length} (computed for float32, not measured)" if entry.costs.memory else "unknown",
         "also": ", ".join(entry.known_as) or "no other names",
         "presets": ", ".join(name for name, one in presets().items() if entry.name in one.checkpoints) or "in none",
     }

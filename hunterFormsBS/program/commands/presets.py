@@ -6,7 +6,8 @@ import argparse
 
 from hunterFormsBS.checkpoint.facts import Preset, entries, presets
 from hunterFormsBS.console import Console
-from hunterFormsBS.program.tables import Column, gigabytes, gigaflops, megabytes, table, terminal_width
+from hunterFormsBS.printable import gigabytes, gigaflops, megabytes
+from hunterFormsBS.program.tables import Column, table, terminal_width
 
 EXAMPLES = """\
   hunterforms presets
