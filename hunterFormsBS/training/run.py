@@ -30,6 +30,7 @@ from hunterFormsBS.training.optimizerState import load_named_state, named_state,
 from hunterFormsBS.training.pictures import log_excerpt, log_number
 from hunterFormsBS.training.resuming import kept, refuse_changes
 from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
+from hunterFormsBS.training.scores import means, write_table
 from hunterFormsBS.training.segments import Positions, Segments
 from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.sharding import like, whole
@@ -43,7 +44,7 @@ from hunterFormsBS.training.states import (
     replace_files,
 )
 from hunterFormsBS.training.truth import Read, Song, read, read_song
-from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+from hunterFormsBS.training.validation import DTYPES, channels_of, score_songs, separate_with
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

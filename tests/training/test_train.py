@@ -365,7 +365,8 @@ def test_early_averages_forget_the_beginning() -> None:
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
 
-    from hunterFormsBS.training.validation import means, score_songs
+    from hunterFormsBS.training.scores import means
+    from hunterFormsBS.training.validation import score_songs
 
     random = np.random.default_rng(0)
     stems = [
