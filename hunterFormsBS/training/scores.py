@@ -142,14 +142,15 @@ def writer_for(pathFilename: Path) -> Callable[[Mapping[str, Sequence[object]]],
         return lambda columns: _write(pathFilename, columns, _write_csv)
     try:
         import pyarrow
-        import pyarrow.parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(f"Parquet is written by pyarrow: {how_to_install('parquet')} ({error})") from error
 
-    arrow: Any = pyarrow  # without types of its own
+    arrow: Any = pyarrow  # these publish no types
+    files: Any = parquet
 
     def write(unfinished: Path, columns: Mapping[str, Sequence[object]]) -> None:
-        arrow.parquet.write_table(arrow.table(dict(columns)), unfinished)
+        files.write_table(arrow.table(dict(columns)), unfinished)
 
     return lambda columns: _write(pathFilename, columns, write)
 

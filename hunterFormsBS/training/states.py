@@ -16,8 +16,8 @@ KEPT = 2
 """States in the folder of a run: the newest, and the one before in case that is damaged."""
 
 
-_OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
-"""Names of states, checkpoints, adapters and scores that were not completed."""
+_OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal|history|report)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
+"""Names of files and folders of a run that were not completed."""
 
 
 class StoppedError(RuntimeError):
