@@ -60,10 +60,10 @@ class Speed:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes of tensors that a GPU held at a time, or on a CPU the most of the process; 0 if unknown."""
+    """Return the most bytes that tensors took on a GPU, or the process took on a CPU, so far; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
+    if device.type == "mps":  # which keeps no peak
         return torch.mps.driver_allocated_memory()
     try:
         import resource

@@ -148,7 +148,7 @@ def train(
                 rehearse(run, first, to_validate_on)
                 batches = chain([first], batches)
             if log is not None:
-                ends.push(partial(_report, run))
+                ends.push(partial(_report, log, run))
             if checkpoint is not None and not resumed:
                 _validate(run, to_validate_on, log, "before", console)
             _update(run, batches, to_validate_on, log, console)
@@ -308,12 +308,16 @@ def _validate(run: Run, songs: Sequence[Song], log: Log | None, when: str, conso
             console.show(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
 
 
-def _close(log: Log, run: Run, _kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+def _close(log: Log, run: Run, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
     """Close the log when the run ends, in whatever way."""
-    log.close(complete=run.updates == run.settings.updates)
+    try:
+        log.close(complete=run.updates == run.settings.updates)
+    except OSError:
+        if error is None:  # what ended the run is what the user has to know
+            raise
 
 
-def _report(run: Run, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+def _report(log: Log, run: Run, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
     """Write the page about a run when it ends, in whatever way."""
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         ending = "a signal asked it to; the same command continues it"
@@ -322,6 +326,7 @@ def _report(run: Run, _kind: type[BaseException] | None, error: BaseException | 
     else:
         ending = "after its last update"
     try:
+        log.flush()
         write_report(
             run.folder,
             run.settings,

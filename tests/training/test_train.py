@@ -986,8 +986,7 @@ def test_runs_killed_and_resumed_by_other_processes_train_as_one_with_the_double
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"] if SHARDS else ["ddp"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "strategy"), [(0, "ddp"), (1, "fsdp2" if SHARDS else "ddp")])
 def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_update(
     rank: int, strategy: str, one_process: Path, songs: Path, tmp_path: Path
 ) -> None:
