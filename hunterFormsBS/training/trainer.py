@@ -25,7 +25,7 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 from hunterFormsBS.console import Console
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.songs.signals import Waiting, uninterrupted
+from hunterFormsBS.songs.signals import Waiting, end_if_asked, uninterrupted
 from hunterFormsBS.training.adapters import add_adapters, settings_of_adapters
 from hunterFormsBS.training.datasets import find_data
 from hunterFormsBS.training.engine import in_processes, largest_of_processes, make_fabric, mean_of_processes
@@ -290,6 +290,7 @@ def _validate_and_save(run: Run, songs: Sequence[Song], log: Log | None, console
     """Score a model whose state was saved before, and save that it was scored."""
     with waiting.interruptible():
         _validate(run, songs, log, f"after {run.updates} updates", console)
+        end_if_asked()  # what a signal raises can be lost in a destructor
     run.pending = False
     if log is not None:
         log.flush()

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+from hunterFormsBS.console import Console
+from hunterFormsBS.songs.signals import ending_on_signals, uninterrupted
+from hunterFormsBS.training import trainer
 from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.engine import compile_transformers, make_fabric
 from hunterFormsBS.training.history import curves, read_history
@@ -800,6 +804,21 @@ def test_a_run_ended_by_every_signal_in_turn_is_the_run_that_was_not(
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_is_lost_in_a_destructor_ends_a_validation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    saved: list[bool] = []
+    monkeypatch.setattr(trainer, "_validate", lambda *_: Interrupted() and None)
+    run = SimpleNamespace(updates=3, save=lambda: saved.append(True))
+    with pytest.raises(SystemExit) as ended, ending_on_signals(), uninterrupted() as waiting:
+        trainer._validate_and_save(run, [], None, Console("test"), waiting)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not saved
 
 
 @pytest.mark.slow
