@@ -2,9 +2,9 @@
 
 They are in `hunterFormsBS/catalogue.json`. To add a checkpoint, add an entry there: its stems, its repository on the
 Hugging Face Hub (or its `url` elsewhere, or the `page` and the `configuration_page` if only a browser can download it,
-or its `parts` if it is several models), size in bytes and SHA-256, chunk size in samples, and the arguments of its model
-that differ from `common`, with the names and the convention of Music-Source-Separation-Training; then maker, date,
-purpose, scores, and names in other programs. `python -m benchmarks.costs --write` adds its costs.
+or its `parts` if it is several models), size in bytes and SHA-256, chunk size in samples, and the arguments of its
+model that differ from `common`, with the names and the convention of Music-Source-Separation-Training; then maker,
+date, purpose, scores, and names in other programs. `python -m benchmarks.costs --write` adds its costs.
 """
 
 from __future__ import annotations

@@ -12,16 +12,11 @@ from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.plot import plot_band_masks, plot_separation
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-
-def log_number(writer: SummaryWriter, name: str, value: float, update: int) -> None:
-    """Write a number to the log."""
-    writer.add_scalar(name, value, update)  # pyright: ignore[reportUnknownMemberType]
+    from hunterFormsBS.training.loggers import Log
 
 
 def log_excerpt(
-    writer: SummaryWriter,
+    log: Log,
     model: BandSplitRotator,
     mixture: Tensor,
     truth: Mapping[str, Tensor],
@@ -33,7 +28,7 @@ def log_excerpt(
 
     Parameters
     ----------
-    writer : SummaryWriter
+    log : Log
     model : BandSplitRotator
     mixture : Tensor
         `(s, t)`.
@@ -52,13 +47,12 @@ def log_excerpt(
     }
     for name, audio in named.items():
         # TensorBoard plays one channel.
-        mono = audio.mean(0, keepdim=True).clamp(-1, 1)
-        writer.add_audio(name, mono, update, sample_rate=sample_rate)  # pyright: ignore[reportUnknownMemberType]
+        log.sound(name, audio.mean(0, keepdim=True).clamp(-1, 1), sample_rate, update)
     true, estimated = (torch.stack(list(audio.values())) for audio in (truth, estimates))
     # Figures without pyplot, which would keep them in memory.
     spectrograms = Figure(figsize=(4 * (1 + len(truth)), 7), layout="constrained")
     plot_separation(mixture, estimated, truth=true, names=list(truth), sample_rate=sample_rate, figure=spectrograms)
-    writer.add_figure("spectrograms", spectrograms, update)
+    log.picture("spectrograms", spectrograms, update)
     masks = Figure(figsize=(4 + 4 * len(truth), 5), layout="constrained")
     plot_band_masks(model, mixture, names=list(truth), sample_rate=sample_rate, figure=masks)
-    writer.add_figure("masks", masks, update)
+    log.picture("masks", masks, update)

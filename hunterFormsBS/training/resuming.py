@@ -11,6 +11,7 @@ from hunterFormsBS.training.settings import Settings
 REASONS: Final = {
     "training.instruments": "each head belongs to the stem at its index",
     "training.optimizer": "another optimizer cannot use the state",
+    "fine_tuning.heads": "they say what the run started from, and have been trained since",
     "fine_tuning.lora": "adapters with other arguments have other weights, or change the model differently",
 }
 
@@ -20,7 +21,8 @@ def kept(settings: Settings) -> dict[str, Any]:
     lora = (
         None if settings.lora is None else {key: each for key, each in settings.lora.items() if key != "lora_dropout"}
     )
-    return dict(zip(REASONS, (list(settings.stems), settings.optimizer, lora), strict=True))
+    heads = None if settings.heads is None else dict(settings.heads)
+    return dict(zip(REASONS, (list(settings.stems), settings.optimizer, heads, lora), strict=True))
 
 
 def refuse_changes(recorded: Mapping[str, Any], settings: Settings, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,10 @@ from hunterFormsBS.training.losses import Losses
 from hunterFormsBS.training.msst import Last
 from hunterFormsBS.training.optimizers import make_optimizer
 from hunterFormsBS.training.optimizerState import load_named_state, named_state, names_in_older_order, with_names
-from hunterFormsBS.training.pictures import log_excerpt, log_number
+from hunterFormsBS.training.pictures import log_excerpt
 from hunterFormsBS.training.resuming import kept, refuse_changes
 from hunterFormsBS.training.schedules import Plateau, learning_rate_factor
+from hunterFormsBS.training.scores import means, write_table
 from hunterFormsBS.training.segments import Positions, Segments
 from hunterFormsBS.training.settings import Settings
 from hunterFormsBS.training.sharding import like, whole
@@ -43,11 +45,12 @@ from hunterFormsBS.training.states import (
     replace_files,
 )
 from hunterFormsBS.training.truth import Read, Song, read, read_song
-from hunterFormsBS.training.validation import DTYPES, channels_of, means, score_songs, separate_with, write_table
+from hunterFormsBS.training.validation import DTYPES, channels_of, score_songs, separate_with
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from torch.utils.tensorboard import SummaryWriter
+
+    from hunterFormsBS.training.loggers import Log
 
 Batch = tuple[Tensor, Tensor]
 
@@ -71,7 +74,8 @@ class Run:
         The configuration of model and settings; it is saved in checkpoints.
     folder : Path
         It contains `resume` with states to continue from, `last.ckpt` and `best.ckpt` with averaged weights,
-        `tensorboard` with the log, and `scores` with a table for each validation.
+        `tensorboard` or `wandb` with the log, `history.jsonl` with its numbers, `scores` with a table for each
+        validation, and `report.html`.
     adapted : peft.PeftModel, default None
         The wrapper of a model with adapters, which are saved instead of checkpoints, in `best.lora` and `last.lora`.
 
@@ -83,6 +87,8 @@ class Run:
         Whether a validation is due before the next update.
     logged : dict of str to float
         The last logged values.
+    samples : int
+        Samples of audio that this process has trained on since it started.
     """
 
     def __init__(
@@ -133,7 +139,14 @@ class Run:
         self.best = -math.inf
         self.pending = False
         self.logged: dict[str, float] = {}
+        self.samples = 0
+        self._seconds, self._begun = 0.0, time.perf_counter()
         self._loading = _closable(iter(()))
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in all processes that went on with it; what came after the last state is lost."""
+        return self._seconds + time.perf_counter() - self._begun
 
     def resume(self) -> bool:
         """Continue from the newest readable state in the folder, if any.
@@ -195,6 +208,7 @@ class Run:
         self.skipped = progress.get("skipped", 0)
         self.pending = progress.get("pending", False)
         self.logged = progress.get("logged", {})
+        self._seconds = progress.get("seconds", 0.0)
         if "plateau" in progress:
             self.plateau.load_state_dict(progress["plateau"])
 
@@ -234,6 +248,7 @@ class Run:
                 "best": self.best,
                 "pending": self.pending,
                 "logged": self.logged,
+                "seconds": self.seconds,
                 "plateau": self.plateau.state_dict(),
             },
         }
@@ -409,6 +424,7 @@ class Run:
         sums: dict[str, Tensor] = {}
         for batch in range(steps):
             mixture, stems = self.fabric.to_device(next(batches))
+            self.samples += mixture.shape[0] * mixture.shape[-1]
             unfinished = batch + 1 < steps
             with self.fabric.no_backward_sync(self.wrapped, enabled=unfinished):  # pyright: ignore[reportUnknownMemberType]
                 terms = self.loss_terms(mixture, stems)
@@ -423,11 +439,10 @@ class Run:
         if not self._is_finite(loss):
             elsewhere = "not finite in another process, and " if math.isfinite(loss) else ""
             return f"loss of update {self.updates + 1} is {elsewhere}{float(loss)}"
-        if self.settings.grad_clip:
-            logged["gradient_norm"] = norm = self.clip()
-            # In half precision gradients overflow now and then: the scaler skips that update and lowers its scale.
-            if self.precision != "16-mixed" and not torch.isfinite(norm):
-                return f"norm of the gradient of update {self.updates + 1} is {float(norm)}"
+        logged["gradient_norm"] = norm = self.clip()
+        # In half precision gradients overflow now and then: the scaler skips that update and lowers its scale.
+        if self.precision != "16-mixed" and not torch.isfinite(norm):
+            return f"norm of the gradient of update {self.updates + 1} is {float(norm)}"
         self.optimizer.step()
         return ""
 
@@ -462,9 +477,9 @@ class Run:
         )
 
     def clip(self) -> Tensor:
-        """Clip the norm of the gradient, and return the original norm."""
+        """Clip the norm of the gradient, if `grad_clip` is set, and return the original norm."""
         norm: Any = self.fabric.clip_gradients(
-            self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
+            self.wrapped, self.optimizer, max_norm=self.settings.grad_clip or math.inf, error_if_nonfinite=False
         )
         whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return whole
@@ -474,7 +489,7 @@ class Run:
         """Fabric's name for the precision."""
         return str(self.fabric.strategy.precision.precision)
 
-    def validate(self, songs: Sequence[Song], writer: SummaryWriter | None) -> dict[str, float]:
+    def validate(self, songs: Sequence[Song], log: Log | None) -> dict[str, float]:
         """Score the averaged weights on whole songs; save them as `best.ckpt` unless earlier ones scored better."""
         weights = self.average.gather()
         model = self.whole_model(weights).to(self.fabric.device)
@@ -488,20 +503,23 @@ class Run:
             self.best = mean
             if self.fabric.is_global_zero:
                 self.write_checkpoint("best", weights)
-        if writer is not None:
+        if log is not None:
             write_table(self.folder / "scores" / f"{self.updates:09}.csv", table, self.settings.metrics)
             for metric in self.settings.metrics:
                 by_stem = means(table, metric)
                 average = sum(by_stem.values()) / len(by_stem) if by_stem else -math.inf
-                for stem, score in {**by_stem, "mean": average}.items():
-                    log_number(writer, f"{metric}/{stem}", score, self.updates)
-            self._log_excerpt(model, songs[0], writer, dtype)
+                named = {f"{metric}/{stem}": score for stem, score in {**by_stem, "mean": average}.items()}
+                log.numbers(named, self.updates)
+            best = self.settings.metric_for_best
+            log.numbers(
+                {f"{best}_by_song/{song}/{stem}": values[best] for song, stem, values in table if best in values},
+                self.updates,
+            )
+            self._log_excerpt(model, songs[0], log, dtype)
         self.fabric.barrier()
         return scores
 
-    def _log_excerpt(
-        self, model: BandSplitRotator, song: Song, writer: SummaryWriter, dtype: torch.dtype | None
-    ) -> None:
+    def _log_excerpt(self, model: BandSplitRotator, song: Song, log: Log, dtype: torch.dtype | None) -> None:
         settings = self.settings
         targets = [settings.instruments.index(stem) for stem in settings.stems]
         mixture, truth = read_song(song, targets, channels_of(model), self.reading)
@@ -512,7 +530,7 @@ class Run:
         estimates = separate_with(model, mixture, settings, dtype)
         truth_by_stem = dict(zip(settings.stems, truth, strict=True))
         estimates_by_stem = dict(zip(settings.stems, estimates, strict=True))
-        log_excerpt(writer, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
+        log_excerpt(log, model, mixture, truth_by_stem, estimates_by_stem, settings.sample_rate, self.updates)
 
 
 def _closable(batches: Iterator[Batch]) -> Generator[Batch]:

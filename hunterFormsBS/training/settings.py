@@ -13,6 +13,7 @@ from hunterFormsBS.training.datasets import KINDS
 from hunterFormsBS.training.losses import NAMES as LOSSES
 from hunterFormsBS.training.optimizers import NAMES
 
+LOGGERS: Final = ("tensorboard", "wandb")
 SCHEDULERS: Final = ("cosine", "linear_scheduler", "constant", "ReduceLROnPlateau")
 
 
@@ -94,6 +95,8 @@ class Settings:
         Before the run, try and undo an update, a validation of one chunk and a save.
     seed : int
         Seed of all randomness.
+    logger : {'tensorboard', 'wandb'}
+        Where numbers, sounds and pictures go; see `hunterFormsBS.training.loggers`.
     log_every, checkpoint_every, validation_every : int
         Updates between log entries, states, and validations.
     freeze, train : tuple of str
@@ -162,6 +165,7 @@ class Settings:
     check: Annotated[bool, Stated("training")] = True
     rehearse: Annotated[bool, Stated("training")] = True
     seed: Annotated[int, Stated("training", at_least=0, below=2**63)] = 0
+    logger: Annotated[str, Stated("training", one_of=LOGGERS)] = "tensorboard"
     log_every: Annotated[int, Stated("training", at_least=1, at_most=MOST)] = 10
     checkpoint_every: Annotated[int, Stated("training", at_least=1, at_most=MOST)] = 500
     validation_every: Annotated[int, Stated("validation", ("every",), at_least=1, at_most=MOST)] = 2000

@@ -16,8 +16,8 @@ KEPT = 2
 """Number of states kept: the newest, and the one before in case the newest is damaged."""
 
 
-_OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
-"""Names of incomplete states, checkpoints, adapters and scores."""
+_OURS = re.compile(r"\.?(?:\d{9}|last|best|rehearsal|history|report)(?:\.(?:csv|ckpt))?(?:\.\w+)?\.unfinished")
+"""Names of incomplete files and folders of a run."""
 
 
 class StoppedError(RuntimeError):

@@ -8,8 +8,11 @@ too: all transformers of an axis share a position embedding, which automatic wra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from signal import Signals
@@ -21,23 +24,25 @@ from tqdm import tqdm
 from hunterFormsBS.bandSplitRotator import BandSplitRotator
 from hunterFormsBS.checkpoint import read_configuration
 from hunterFormsBS.console import Console
-from hunterFormsBS.songs.signals import Waiting, uninterrupted
+from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.songs.signals import Waiting, end_if_asked, uninterrupted
 from hunterFormsBS.training.adapters import add_adapters, settings_of_adapters
 from hunterFormsBS.training.datasets import find_data
 from hunterFormsBS.training.engine import in_processes, largest_of_processes, make_fabric, mean_of_processes
 from hunterFormsBS.training.metrics import require
 from hunterFormsBS.training.msst import read_last
-from hunterFormsBS.training.pictures import log_number
 from hunterFormsBS.training.rehearsal import rehearse
+from hunterFormsBS.training.report import write_report
 from hunterFormsBS.training.run import Batch, Run
 from hunterFormsBS.training.sections import is_of_msst, settings_from
 from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.speed import Speed, peak_memory
 from hunterFormsBS.training.starting import describe, freeze, start_from
 from hunterFormsBS.training.states import claim
 from hunterFormsBS.training.truth import Song, explain_sums, find_songs
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from hunterFormsBS.training.loggers import Log
 
 __all__ = ["train"]
 
@@ -92,13 +97,13 @@ def train(
     StoppedError
         If the run cannot continue. What it saved before is in `output`.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     console, output = console or Console("training"), Path(output)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     content = read_configuration(configuration)
     settings = settings_from(content)
     require(settings.metrics)
+    if settings.logger == "wandb":
+        require_wandb()
     content.pop("lora", None)  # not read here, so the checkpoints of this run do not have it
     to_train_on, to_validate_on = _songs(settings, songs, data, valid)
     fabric = make_fabric(
@@ -111,6 +116,8 @@ def train(
     )
 
     def work() -> None:
+        from hunterFormsBS.training.loggers import open_log
+
         with ExitStack() as ends:
             lock = claim(fabric, output)
             if lock is not None:
@@ -121,31 +128,45 @@ def train(
             resumed = run.resume()
             if load_optimizer and checkpoint is not None and not resumed:
                 run.take_over(read_last(checkpoint, model))
-            writer: SummaryWriter | None = None
+            log: Log | None = None
             if fabric.is_global_zero:
                 # Log entries of a killed process after its last state are removed.
                 since = run.updates + (not run.pending)
-                writer = SummaryWriter(str(output / "tensorboard"), purge_step=since if resumed else None)
+                log = open_log(settings.logger, output, content, since=since if resumed else None)
+                ends.push(partial(_close, log, run))
                 for line in description.splitlines():
                     console.show(line)
                 console.show(_beginning(run, len(to_train_on), len(to_validate_on)))
                 for line in explain_sums([*to_train_on, *to_validate_on], settings.instruments):
                     console.show(line)
             remarks = run.prepare([*to_train_on, *to_validate_on])
-            if writer is not None:
-                _report(remarks, output / "check.txt", console)
+            if log is not None:
+                _remark(remarks, output / "check.txt", console)
             batches = run.batches(to_train_on)
             if settings.rehearse and run.updates < settings.updates:
                 first = next(batches)
                 rehearse(run, first, to_validate_on)
                 batches = chain([first], batches)
+            if log is not None:
+                ends.push(partial(_report, log, run))
             if checkpoint is not None and not resumed:
-                _validate(run, to_validate_on, writer, "before", console)
-            _update(run, batches, to_validate_on, writer, console)
-            if writer is not None:
-                writer.close()
+                _validate(run, to_validate_on, log, "before", console)
+            _update(run, batches, to_validate_on, log, console)
 
     in_processes(fabric, work)
+
+
+def require_wandb() -> None:
+    """Ask for wandb if it is missing.
+
+    Raises
+    ------
+    ImportError
+    """
+    try:
+        import_module("wandb")
+    except ImportError as error:
+        raise ImportError(f"training.logger: wandb needs wandb: {how_to_install('wandb')} ({error})") from error
 
 
 def _songs(
@@ -199,7 +220,7 @@ def _update(
     run: Run,
     batches: Iterator[Batch],
     validation_songs: Sequence[Song],
-    writer: SummaryWriter | None,
+    log: Log | None,
     console: Console,
 ) -> None:
     """Update the weights to the end of the run, with logging, validations and saving.
@@ -210,37 +231,45 @@ def _update(
     with (
         uninterrupted() as waiting,
         tqdm(
-            total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=writer is None
+            total=settings.updates, initial=run.updates, unit="update", dynamic_ncols=True, disable=log is None
         ) as bar,
     ):
         if run.pending:
-            _log(writer, run)  # which the writer has removed
-            _validate_and_save(run, validation_songs, writer, console, waiting)
+            _log(log, run)  # which has been removed
+            _validate_and_save(run, validation_songs, log, console, waiting)
+        speed = Speed()
         while run.updates < settings.updates:
+            before = run.samples
             logged = run.update(batches)
+            speed.count((run.samples - before) * fabric.world_size / settings.sample_rate)
             bar.update()
             at_end = run.updates == settings.updates
             if run.updates % settings.log_every == 0 or at_end:
                 names, values = list(logged), torch.stack(list(logged.values()))
                 run.logged = dict(zip(names, map(float, mean_of_processes(fabric, values)), strict=True))
+                run.logged |= speed.read(settings.updates - run.updates)
+                if memory := largest_of_processes(fabric, peak_memory(fabric.device)):
+                    run.logged["memory/peak_gb"] = memory / 1e9
                 bar.set_postfix_str(f"loss={run.logged['loss/total']:.4f}")
-                _log(writer, run)
+                _log(log, run)
             else:
                 run.logged = {}
             run.pending = bool(validation_songs) and (run.updates % settings.validation_every == 0 or at_end)
             number = largest_of_processes(fabric, next(iter(waiting.received), 0))
             if run.pending or number or run.updates % settings.checkpoint_every == 0 or at_end:
-                if writer is not None:
-                    writer.flush()  # log entries up to a state are on disk before the state
+                if log is not None:
+                    log.flush()  # log entries up to a state are on disk before the state
                 waiting.received.clear()  # the user should see that the disk is full
-                run.save()
+                with speed.left_out():
+                    run.save()
             if number:
-                if writer is not None:
+                if log is not None:
                     console.tell(_ending(run, number))
                 waiting.received.insert(0, number)
                 return
             if run.pending:
-                _validate_and_save(run, validation_songs, writer, console, waiting)
+                with speed.left_out():
+                    _validate_and_save(run, validation_songs, log, console, waiting)
 
 
 def _ending(run: Run, number: int) -> str:
@@ -251,37 +280,66 @@ def _ending(run: Run, number: int) -> str:
     )
 
 
-def _log(writer: SummaryWriter | None, run: Run) -> None:
-    if writer is not None:
-        for name, value in run.logged.items():
-            log_number(writer, name, value, run.updates)
+def _log(log: Log | None, run: Run) -> None:
+    if log is not None:
+        log.numbers(run.logged, run.updates)
 
 
-def _validate_and_save(
-    run: Run, songs: Sequence[Song], writer: SummaryWriter | None, console: Console, waiting: Waiting
-) -> None:
+def _validate_and_save(run: Run, songs: Sequence[Song], log: Log | None, console: Console, waiting: Waiting) -> None:
     """Score a model whose state was saved before, and save a state after that."""
     with waiting.interruptible():
-        _validate(run, songs, writer, f"after {run.updates} updates", console)
+        _validate(run, songs, log, f"after {run.updates} updates", console)
+        end_if_asked()  # what a signal raises can be lost in a destructor
     run.pending = False
-    if writer is not None:
-        writer.flush()
+    if log is not None:
+        log.flush()
     run.save()
 
 
-def _validate(run: Run, songs: Sequence[Song], writer: SummaryWriter | None, when: str, console: Console) -> None:
+def _validate(run: Run, songs: Sequence[Song], log: Log | None, when: str, console: Console) -> None:
     """Score the model on whole songs, if any, and print the scores."""
     if not songs:
         return
-    scores = run.validate(songs, writer)
-    if writer is not None:
+    scores = run.validate(songs, log)
+    if log is not None:
         metric = run.settings.metric_for_best
         name, unit = NAMES_AND_UNITS.get(metric, (metric, ""))
         with tqdm.external_write_mode():
             console.show(f"{name} {when}: " + ", ".join(f"{stem} {score:.2f}{unit}" for stem, score in scores.items()))
 
 
-def _report(remarks: Sequence[str], pathFilename: Path, console: Console) -> None:
+def _close(log: Log, run: Run, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+    """Close the log when the run ends, in whatever way."""
+    try:
+        log.close(complete=run.updates == run.settings.updates)
+    except OSError:
+        if error is None:  # the user should see what ended the run
+            raise
+
+
+def _report(log: Log, run: Run, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+    """Write the report of a run when it ends, in whatever way."""
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        ending = "a signal asked it to; the same command continues it"
+    elif error is not None:
+        ending = f"{type(error).__name__}: {error}"
+    else:
+        ending = "after its last update"
+    try:
+        log.flush()
+        write_report(
+            run.folder,
+            run.settings,
+            run.configuration.get("model") or {},
+            ending=ending,
+            updates=run.updates,
+            seconds=run.seconds,
+        )
+    except OSError as wrong:
+        warnings.warn(f"{run.folder / 'report.html'} cannot be written: {wrong.strerror}", stacklevel=2)
+
+
+def _remark(remarks: Sequence[str], pathFilename: Path, console: Console) -> None:
     """Print the first remarks on songs, and write all of them to a file."""
     if not remarks:
         return

@@ -59,6 +59,6 @@ def test_commands_ask_for_their_extra_before_they_read_a_file(
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     named = ["--songs", "nowhere", *("--output", "nowhere"), "--configuration", "nowhere", "--checkpoint", "nowhere"]
-    monkeypatch.setattr(command, "is_installed", lambda _extra: False)
+    monkeypatch.setattr("hunterFormsBS.program.othersPackages.is_installed", lambda _extra: False)
     with pytest.raises(ImportError, match=f"needs more packages: {re.escape(how_to_install('train'))}"):
         command.run(parser.parse_args(named), Console("test"))

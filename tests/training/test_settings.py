@@ -196,6 +196,7 @@ def test_all_parameters_are_decayed_as_there(name: str, arguments: dict[str, Any
         ("training.instruments", "training", {"instruments": ["other", "vocals"]}),
         ("training.instruments", "training", {"target_instrument": "vocals"}),
         ("training.optimizer", "training", {"optimizer": "rmsprop"}),
+        ("fine_tuning.heads", "fine_tuning", {"heads": {"vocals": 1, "other": None}}),
         ("fine_tuning.lora", "fine_tuning", {"lora": {"r": 4}}),
     ],
 )

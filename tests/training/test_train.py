@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hunterFormsBS.checkpoint import from_checkpoint, from_configuration, read_configuration
+from hunterFormsBS.console import Console
+from hunterFormsBS.songs.signals import ending_on_signals, uninterrupted
+from hunterFormsBS.training import trainer
 from hunterFormsBS.training.averaging import AveragedWeights, copy_weights
 from hunterFormsBS.training.engine import compile_transformers, make_fabric
+from hunterFormsBS.training.history import curves, read_history
 from hunterFormsBS.training.optimizers import make_optimizer
 from hunterFormsBS.training.optimizerState import load_named_state, named_state
 from hunterFormsBS.training.rehearsal import rehearse
@@ -365,7 +370,8 @@ def test_early_averages_forget_the_beginning() -> None:
 def test_validation_score_is_the_ratio_of_energies_of_a_whole_song(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
 
-    from hunterFormsBS.training.validation import means, score_songs
+    from hunterFormsBS.training.scores import means
+    from hunterFormsBS.training.validation import score_songs
 
     random = np.random.default_rng(0)
     stems = [
@@ -484,6 +490,8 @@ sys.argv = arguments
 import hunterFormsBS.training.pictures
 if not pictures:
     hunterFormsBS.training.pictures.log_excerpt = lambda *arguments: None
+    import hunterFormsBS.training.report
+    hunterFormsBS.training.report.draw_curves = lambda *arguments: __import__("matplotlib.figure").figure.Figure((1, 1))
 from hunterFormsBS.__main__ import run
 run()
 """
@@ -538,17 +546,17 @@ run()
         assert state is not None
         return int(state.name)
 
-    def signal_all(self, number: int) -> tuple[int | None, list[int]]:
+    def signal_all(self, number: int, rank: int = 0) -> tuple[list[int | None], list[int]]:
         """Signal a process and its workers after an update, as terminals and clusters do.
 
         Returns
         -------
-        status : int
-            Its exit status.
+        statuses : list of int
+            Exit statuses of all processes.
         living : list of int
             Workers that live on.
         """
-        process = self.processes[0]
+        process = self.processes[rank]
         deadline = time.monotonic() + 300
         while not (self.log.exists() and "loss=" in self.log.read_text()):
             assert process.is_alive(), self.log.read_text()[-3000:]
@@ -558,8 +566,10 @@ run()
         for each in (*workers, process.pid):
             assert each is not None
             os.kill(each, number)
-        process.join(300)
-        return process.exitcode, [each for each in workers if Path(f"/proc/{each}").exists()]
+        for process in self.processes:
+            process.join(300)
+        statuses = [process.exitcode for process in self.processes]
+        return statuses, [each for each in workers if Path(f"/proc/{each}").exists()]
 
 
 def command(configuration: Path, songs: Path, output: Path, *options: str) -> list[str]:
@@ -604,10 +614,10 @@ def update_and_look_at_gradients(run: Run, songs: Path) -> tuple[dict[str, float
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(songs: Path, tmp_path: Path) -> None:
     logged, clipped = update_and_look_at_gradients(in_this_process(tmp_path, grad_clip=0.01), songs)
     plain_log, plain = update_and_look_at_gradients(in_this_process(tmp_path, grad_clip=0), songs)
-    assert "gradient_norm" not in plain_log
     norm = float(torch.cat([gradient.flatten() for gradient in plain]).norm())
     assert norm > 0.02
     assert logged["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    assert plain_log["gradient_norm"] == pytest.approx(norm, rel=1e-5)
     for ours, whole in zip(clipped, plain, strict=True):
         torch.testing.assert_close(ours, whole * (0.01 / norm), rtol=1e-3, atol=1e-9)
 
@@ -757,8 +767,10 @@ def test_a_killed_run_continues_with_the_same_loss_curve_whatever_the_number_of_
     assert 0 < updates < 12
     report = Launched(configurations[1], songs, tmp_path).finish()
     assert f"continuing after update {updates} of 12" in report
+    ours, theirs = (curves(read_history(folder / "history.jsonl")) for folder in (tmp_path, whole_run))
     for tag in ("loss/total", "gradient_norm", "learning_rate", "sdr/mean"):
         assert curve(tmp_path, tag) == curve(whole_run, tag)
+        assert ours[tag] == theirs[tag]
     assert list(curve(tmp_path)) == list(range(1, 13))
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
@@ -777,13 +789,14 @@ def test_a_run_ended_by_every_signal_in_turn_is_the_run_that_was_not(
     before = 0
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         launched = Launched(path, songs, tmp_path)
-        status, living = launched.signal_all(number)
+        statuses, living = launched.signal_all(number)
         printed = launched.log.read_text()
-        assert status == 128 + number, printed[-3000:]
+        assert statuses == [128 + number], printed[-3000:]
         assert not living
         state = newest_state(tmp_path)
         assert state is not None
         assert before < int(state.name) < 12
+        assert "<td>a signal asked it to" in (tmp_path / "report.html").read_text()
         assert f"{number.name}: saved after update {int(state.name)} of 12; give the same command" in printed
         before = int(state.name)
     Launched(path, songs, tmp_path).finish()
@@ -791,6 +804,21 @@ def test_a_run_ended_by_every_signal_in_turn_is_the_run_that_was_not(
         assert curve(tmp_path, tag) == curve(whole_run, tag)
     weights = [torch.load(output / "last.ckpt", weights_only=True) for output in (tmp_path, whole_run)]
     torch.testing.assert_close(weights[0]["state_dict"], weights[1]["state_dict"], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_is_lost_in_a_destructor_ends_a_validation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    saved: list[bool] = []
+    monkeypatch.setattr(trainer, "_validate", lambda *_: Interrupted() and None)
+    run = SimpleNamespace(updates=3, save=lambda: saved.append(True))
+    with pytest.raises(SystemExit) as ended, ending_on_signals(), uninterrupted() as waiting:
+        trainer._validate_and_save(run, [], None, Console("test"), waiting)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not saved
 
 
 @pytest.mark.slow
@@ -911,6 +939,31 @@ def test_log_has_sound_and_pictures(whole_run: Path) -> None:
         picture = imread(io.BytesIO(events.Images(name)[-1].encoded_image_string))
         assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
     assert {f"sdr/{stem}" for stem in (*stems, "mean")} <= set(events.Tags()["scalars"])
+    assert {f"sdr_by_song/Falcon 69/{stem}" for stem in stems} <= set(events.Tags()["scalars"])
+
+
+def test_log_has_speed_time_left_and_memory(whole_run: Path) -> None:
+    updates, audio, left, memory = (
+        curve(whole_run, tag)
+        for tag in ("speed/updates_per_second", "speed/audio_per_second", "speed/hours_left", "memory/peak_gb")
+    )
+    assert list(updates) == list(left) == list(memory) == list(range(1, 13))
+    for update, rate in updates.items():
+        assert audio[update] == pytest.approx(rate * 4 * 4096 / 44100, rel=1e-5)
+    assert left[12] == 0 < left[11] < 1
+    assert 0.05 < memory[12] < 100
+
+
+def test_a_run_ends_with_a_page_that_has_its_curves_scores_and_sounds(whole_run: Path) -> None:
+    page = (whole_run / "report.html").read_text(encoding="utf-8")
+    assert "<td>12 of 12</td>" in page
+    assert "<td>after its last update</td>" in page
+    assert page.count("data:image/png;base64,") == 3  # curves, spectrograms, masks
+    assert page.count("data:audio/flac;base64,") == 1 + 2 * len(TINY_RUN["training"]["instruments"])
+    assert "<td>Falcon 69</td>" in page
+    entries = curves(read_history(whole_run / "history.jsonl"))
+    for tag in ("loss/total", "sdr/mean", "gradient_norm"):
+        assert dict(zip(*entries[tag], strict=True)) == pytest.approx(curve(whole_run, tag), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -947,6 +1000,30 @@ def test_runs_killed_and_resumed_by_other_processes_train_as_one_with_the_double
         assert curve(tmp_path, tag) == pytest.approx(expected, rel=tolerance, abs=tolerance)
     ours, theirs = (from_checkpoint(output / "last.ckpt").state_dict() for output in (tmp_path, one_process))
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+@pytest.mark.parametrize(("rank", "strategy"), [(0, "ddp"), (1, "fsdp2" if SHARDS else "ddp")])
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_update(
+    rank: int, strategy: str, one_process: Path, songs: Path, tmp_path: Path
+) -> None:
+    configuration = configured(tmp_path, training={"batch_size": 1, "checkpoint_every": 1000})
+    launched = Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2)
+    statuses, living = launched.signal_all(signal.SIGTERM, rank)
+    printed = launched.log.read_text()
+    assert statuses == [128 + signal.SIGTERM] * 2, printed[-3000:]
+    assert not living
+    state = newest_state(tmp_path)
+    assert state is not None
+    assert 0 < int(state.name) < 12
+    assert printed.count(f"SIGTERM: saved after update {int(state.name)} of 12; give the same command") == 1
+    report = Launched(configuration, songs, tmp_path, "--strategy", strategy, processes=2).finish()
+    assert f"continuing after update {int(state.name)} of 12" in report
+    assert list(curve(tmp_path)) == list(range(1, 13))
+    for tag, tolerance in (("loss/total", 1e-4), ("gradient_norm", 1e-3), ("sdr/mean", 1e-2)):
+        assert curve(tmp_path, tag) == pytest.approx(curve(one_process, tag), rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.slow
@@ -1386,7 +1463,7 @@ def test_states_are_written_in_the_folder_of_the_run_alone(
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(songs: Path, tmp_path: Path) -> None:
     ours = ["resume/000000003.unfinished", ".last.ckpt.4711.unfinished", "scores/000000003.csv.unfinished"]
-    ours += ["rehearsal.unfinished/resume/000000001"]
+    ours += ["rehearsal.unfinished/resume/000000001", "history.jsonl.unfinished", "report.html.unfinished"]
     others = ["notes.unfinished", "resume/000000003", "last.ckpt", "best.lora/adapter_config.json"]
     (tmp_path / "last.lora.unfinished").mkdir()
     for name in (*ours, *others, "last.lora.unfinished/adapter_config.json"):
