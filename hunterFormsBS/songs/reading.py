@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,9 +155,10 @@ def probe_audio(
         If it is not an audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
     """
     called = printable(pathFilename if name is None else name)
-    if pathFilename.is_dir():
+    status = pathFilename.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(f"{called} is a folder: pass the files in it")
-    if not pathFilename.stat().st_size:
+    if not status.st_size:
         raise ValueError(f"{called} is empty (0 bytes): copy or download it again")
     try:
         audio = _probe(pathFilename, called, stream or 1)
@@ -208,12 +210,13 @@ def duration(seconds: float) -> str:
 
 
 def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
-    with open_stream(pathFilename, number, name=name) as (container, stream, by_header):
+    with open_stream(pathFilename, number, name=name, only_header=True) as (container, stream, by_header):
         context = stream.codec_context
         kind, rate = str(container.format.name), int(context.sample_rate or 0)
         seconds = 0.0
         if stream.duration is not None:
-            seconds = float(stream.duration * stream.time_base)
+            tick = stream.time_base
+            seconds = stream.duration * tick.numerator / tick.denominator
         elif container.duration is not None:
             seconds = container.duration / 1e6
         length = max(0, round(seconds * rate)) or None

@@ -19,6 +19,9 @@ SIGINT, SIGTERM and SIGBREAK, other systems all but the last."""
 _asked: list[int] = []
 """The signal that asked this program to end."""
 
+_waiting: list[Waiting] = []
+"""Who holds signals back, the innermost last."""
+
 
 @contextmanager
 def ending_on_signals() -> Generator[None]:
@@ -33,21 +36,24 @@ def ending_on_signals() -> Generator[None]:
         yield
         return
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        if not _asked:
-            _asked.append(number)
-            end_if_asked()
-
     previous = {number: signal.getsignal(number) for number in NUMBERS}
     taken = {number: handler for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
     for number in taken:
-        signal.signal(number, end)
+        signal.signal(number, _end)
     try:
         yield
     finally:
         for number, handler in taken.items():
             signal.signal(number, signal.SIG_IGN if _asked else handler)
         _asked.clear()
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    if _waiting:
+        _waiting[-1].received.append(number)
+    elif not _asked:
+        _asked.append(number)
+        end_if_asked()
 
 
 def end_if_asked() -> None:
@@ -59,7 +65,7 @@ def end_if_asked() -> None:
 
 
 class Waiting:
-    """Signals that ask the program to end, received while they have to wait.
+    """Signals that ask the program to end and that Python handles, received while they have to wait.
 
     Attributes
     ----------
@@ -73,17 +79,24 @@ class Waiting:
 
     def begin(self) -> None:
         """Have signals wait from here on."""
-        if _handles_signals():
-            previous = {number: signal.getsignal(number) for number in NUMBERS}
-            self._handlers = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
-        for number in self._handlers:
-            signal.signal(number, lambda number, _frame: self.received.append(number))
+        if not _handles_signals():
+            return
+        _waiting.append(self)
+        for number in NUMBERS:
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not _end:  # Setting a handler takes as long as reading a header.
+                self._handlers[number] = handler
+                signal.signal(number, _end)
 
     def end(self) -> None:
         """Have signals do what they did before, the first one that has waited at once."""
+        if self not in _waiting:
+            return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._handlers and self.received:
+        self._handlers.clear()
+        _waiting.remove(self)
+        if self.received:
             first, self.received[:] = self.received[0], []
             signal.raise_signal(first)
 
