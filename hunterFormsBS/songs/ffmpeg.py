@@ -1,4 +1,4 @@
-"""Audio streams decoded by FFmpeg, which PyAV brings along: any container, whole, and on behind what is damaged."""
+"""Audio streams of any container, decoded by FFmpeg through PyAV, also after damage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = (
     "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,tak,truehd,tta,voc,vqf,w64,wav,webm,"
     "wsd,wtv,wv,xwma"
 )
-"""Containers that hold what they are made of: no playlist that would lead to other files or into the network."""
+"""Containers without references: a playlist would lead to other files or into the network."""
 
 OPTIONS = {
     "format_whitelist": FORMATS,
@@ -41,7 +41,7 @@ MPEG_LAYER_3 = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """How frames of MP3 begin."""
 
 CHECKSUMMED = ("flac", "tta", "wavpack")
-"""Codecs whose frames have a checksum that all encoders set: a frame that fails it is noise."""
+"""Codecs in which all encoders write a checksum of each frame: a frame that fails it is noise."""
 
 SHORTEST_GAP = 0.03
 """Seconds by which time stamps may jump without a loss: some containers round them to milliseconds."""
@@ -50,13 +50,13 @@ SHORTEST_LOSS = 0.01
 """Seconds that are worth a warning."""
 
 BEGINNING = 4000
-"""Samples that are decoded of a file whose name does not tell that it is audio: hardly anything else has so many."""
+"""Samples that are decoded of a file without the suffix of audio: hardly any other kind of file has so many."""
 
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
 """Factors that put full scale at 1, for each format of samples."""
 
 TAGS = (b"ID3", b"TAG", b"APE")
-"""How packets begin that are no sound, where files were joined."""
+"""Beginnings of packets without sound, where files were joined."""
 
 
 class NotDecodableError(ValueError):
@@ -84,7 +84,7 @@ def open_stream(
     """
     called = printable(pathFilename if name is None else name)
     with ExitStack() as stack:
-        # What the handler of a signal raises within PyAV's calls of a file of Python would be printed and lost.
+        # An exception of a signal handler within PyAV's callbacks would be printed and lost.
         with uninterrupted():
             file = stack.enter_context(PatchedFile(pathFilename))
             container = _container(file, called, stack, only_header=only_header)
@@ -145,11 +145,10 @@ def texts_of(pathFilename: Path) -> dict[str, str]:
 
 
 class Decoder:
-    """One audio stream from its beginning to its end, and what of it was damaged.
+    """One audio stream from its beginning to its end, and where it is damaged.
 
     Parameters
     ----------
-    pathFilename : Path
     number : int
         Of the audio stream, counted from 1.
     layout : str | None
@@ -310,7 +309,10 @@ def _tensors(frames: Sequence[Any]) -> list[Tensor]:
 
 
 def _after_id3(file: PatchedFile) -> tuple[int, bytes]:
-    """Return where the ID3v2 tags at the beginning of a file end, which FFmpeg would decompress to any size, and bytes."""
+    """Return where the ID3v2 tags at the beginning of a file end, and 10 bytes from there.
+
+    FFmpeg would decompress the tags to any size.
+    """
     end = 0
     while True:
         file.seek(end)
