@@ -1,7 +1,7 @@
-"""Sizes in the headers of WAV, RF64 and W64, of which FFmpeg corrects some silently, and refuses those never set.
+"""Headers of WAV, RF64 and W64: FFmpeg corrects some sizes silently, and refuses those that were never set.
 
-A recording that is cut off would be whole, and one whose writer could not go back to its header would be lost. ID3 tags
-within WAV, AIFF and DSF are hidden from FFmpeg, which would decompress them to any size.
+An incomplete recording would seem complete, and one whose writer could not go back to its header would be lost. ID3
+tags within WAV, AIFF and DSF are hidden from FFmpeg, which would decompress them to any size.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Header(io.BytesIO):
 
 
 class PatchedFile(io.FileIO):
-    """A file to read, with what would have to stand in it for FFmpeg to read all samples and no ID3 tag."""
+    """A file patched on reading, so that FFmpeg reads all samples and no ID3 tag."""
 
     def __init__(self, pathFilename: Path) -> None:
         super().__init__(os.fspath(pathFilename))  # Python opens names that are not UTF-8 as well.
@@ -87,7 +87,7 @@ class PatchedFile(io.FileIO):
             return -1
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes as they should be."""
+        """Return the next bytes, patched."""
         position = self.tell() if self._patches else 0
         data = super().read(size)
         for start, right in self._patches.items():
@@ -98,7 +98,7 @@ class PatchedFile(io.FileIO):
         return data
 
     def _put_right(self, end: int) -> None:
-        """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
+        """Find patches by the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
         if self._first[:4] == b"DSD ":
             self._patches[20] = bytes(8)  # It leads to an ID3 tag.
         bytes_a_frame, long_size = 0, None

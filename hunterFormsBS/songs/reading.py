@@ -27,49 +27,33 @@ ROUNDED = ("asf", "matroska", "mov", "mp3")
 """Containers whose headers state a duration, to about a frame of the codec; MP3 only with the header of Xing."""
 
 SHORT_BY = 0.1
-"""Seconds that a file with a rounded duration may lack without a word."""
+"""Seconds that a file with a rounded duration may lack without a warning."""
 
 LONGEST_FRAME = 3000
 """Bytes of a frame of MP3, and some more."""
 
 
 class AudioFile(NamedTuple):
-    """An audio file that can be read; `probe_audio` makes one.
-
-    Parameters
-    ----------
-    pathFilename : Path
-        Where it is read.
-    name : str
-        What messages call it.
-    sample_rate : int
-        In Hz.
-    channels : int
-        1 or 2, after mixing down.
-    length : int | None
-        Samples of each channel that the file seems to have; None if only reading tells.
-    kind : str
-        FFmpeg's names of the container, with commas between them.
-    stated : int | None
-        Samples that the header states; None if it states none, or only FFmpeg estimates them.
-    exact : bool
-        Whether it states each of them, and does not round.
-    stream : int
-        Number of the audio stream, counted from 1.
-    layout : str | None
-        What FFmpeg mixes it down to.
-    """
+    """An audio file that can be read; `probe_audio` makes one."""
 
     pathFilename: Path
     name: str
+    """What messages call it."""
     sample_rate: int
     channels: int
+    """1 or 2, after mixing down."""
     length: int | None = None
+    """Samples of each channel that the file seems to have; None if only reading tells."""
     kind: str = ""
+    """FFmpeg's names of the container, with commas between them."""
     stated: int | None = None
+    """Samples that the header states; None if it states none, or only FFmpeg estimates them."""
     exact: bool = False
+    """Whether the header states each sample, and does not round."""
     stream: int = 1
+    """Number of the audio stream, counted from 1."""
     layout: str | None = None
+    """Layout that FFmpeg mixes channels down to."""
 
     def blocks(self, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
         """Read the file from its beginning to its end, and warn of what is damaged or missing.
@@ -137,7 +121,6 @@ def probe_audio(
 
     Parameters
     ----------
-    pathFilename : Path
     name : object
         What messages call it. `None`: the path.
     stream : int | None
@@ -183,19 +166,7 @@ def probe_audio(
 
 
 def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
-    """Read a whole file that `probe_audio` accepts.
-
-    Returns
-    -------
-    audio : Tensor
-        `(s, t)`, float32, full scale at 1.
-    sample_rate : int
-
-    Raises
-    ------
-    OSError, ValueError
-        As `AudioFile.blocks`.
-    """
+    """Return the audio `(s, t)`, float32, full scale at 1, and the sample rate of a whole file."""
     audio = probe_audio(pathFilename)
     return torch.cat(list(audio.blocks()), dim=-1), audio.sample_rate
 

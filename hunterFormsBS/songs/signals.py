@@ -28,9 +28,8 @@ def ending_on_signals() -> Generator[None]:
     """Turn the first signal that asks the program to end into an exception, and ignore all later ones.
 
     SIGINT raises `KeyboardInterrupt`, the others `SystemExit` with what shells report, 128 and the signal's number. So
-    what is being written is removed, and a second signal does not interrupt that, nor anything until the program has
-    ended. Signals that the program was started to ignore, as by nohup, stay ignored. Outside of the main thread this
-    does nothing.
+    what is being written is removed, and no second signal interrupts that before the program has ended. Signals that
+    the program was started to ignore, for example by nohup, stay ignored. Outside the main thread this does nothing.
     """
     if not _handles_signals():
         yield
@@ -57,7 +56,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def end_if_asked() -> None:
-    """Raise again what an earlier signal raised and a destructor swallowed."""
+    """Raise the exception of an earlier signal again, which a destructor swallowed."""
     if _asked and _asked[0] == signal.SIGINT:
         raise KeyboardInterrupt
     if _asked:
@@ -65,20 +64,15 @@ def end_if_asked() -> None:
 
 
 class Waiting:
-    """Signals that ask the program to end and that Python handles, received while they have to wait.
-
-    Attributes
-    ----------
-    received : list[int]
-        Their numbers, in order.
-    """
+    """Signals that ask the program to end and that Python handles, received while they have to wait."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        """Their numbers, in order."""
         self._handlers: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """Have signals wait from here on."""
+        """Hold signals back from here on."""
         if not _handles_signals():
             return
         _waiting.append(self)
@@ -89,7 +83,7 @@ class Waiting:
                 signal.signal(number, _end)
 
     def end(self) -> None:
-        """Have signals do what they did before, the first one that has waited at once."""
+        """Restore the handlers, and call that of the first signal that has waited."""
         if self not in _waiting:
             return
         for number, handler in self._handlers.items():
@@ -102,7 +96,7 @@ class Waiting:
 
     @contextmanager
     def interruptible(self) -> Generator[None]:
-        """Have no signal wait within this with statement."""
+        """Hold no signal back within this with statement."""
         self.end()
         try:
             yield
@@ -112,7 +106,7 @@ class Waiting:
 
 @contextmanager
 def uninterrupted() -> Generator[Waiting]:
-    """Have signals that ask the program to end wait for the end of the with statement."""
+    """Hold signals that ask the program to end back until the end of the with statement."""
     waiting = Waiting()
     waiting.begin()
     try:
@@ -122,11 +116,11 @@ def uninterrupted() -> Generator[Waiting]:
 
 
 def ignore_signals() -> None:
-    """Leave it to the process that started this one to end it: a terminal and a cluster signal all of them."""
+    """Let the process that started this one end it: terminals and clusters signal both."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _handles_signals() -> bool:
-    """Tell whether this is the main thread: Python runs handlers of signals there, and lets no other set them."""
+    """Tell whether this is the main thread, where Python runs handlers of signals; no other thread can set them."""
     return threading.current_thread() is threading.main_thread()
