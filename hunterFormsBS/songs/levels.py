@@ -55,7 +55,7 @@ class Energies:
         self._channels = max(1, block.shape[0])
         energy = torch.cat([self._rest, block.double().square().sum(dim=0)])
         whole = len(energy) // self.hop * self.hop
-        self._steps.extend(energy[:whole].reshape(-1, self.hop).sum(dim=1).tolist())
+        self._steps.frombytes(energy[:whole].reshape(-1, self.hop).sum(dim=1).numpy().tobytes())
         self._rest = energy[whole:].clone()
 
     def steps(self) -> Tensor:
