@@ -1,4 +1,4 @@
-"""Many songs: all is checked that can be before a model is loaded, and then they are separated one by one."""
+"""Many songs: everything that can be is checked before a model is loaded; then they are separated one by one."""
 
 from __future__ import annotations
 
@@ -44,14 +44,8 @@ def separate_all(
 ) -> int:
     """Separate songs as the command line says, and return the exit status.
 
-    `find_plan` returns what they go through, before a model is loaded.
-
-    Raises
-    ------
-    UsageError
-        If the command line cannot be used.
-    ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError
-        If something fails that all songs need.
+    `find_plan` returns the plan of the models, before any is loaded. What all songs need raises: a `UsageError` if the
+    command line cannot be used, else one of `FAILURES`.
     """
     job = rank_in_job()
     try:
@@ -72,17 +66,23 @@ def _separate_share(
     if options.spectrograms:
         matplotlib_module("figure", "--spectrograms")
     device = find_device(options.device, local_rank=job.local_rank if job.size > 1 else None)
-    plan = find_plan(options, console)
+    # A missing song is told before anything is fetched, and a missing checkpoint before a pipe is waited for.
+    plan = find_plan(options, console) if any(map(is_pipe, options.mixtures)) else None
     with ExitStack() as copies:
         songs = find_songs(options.mixtures, options.output, copies, console)
-        batch = _Batch(options, console, encoding, part, plan, songs)
-        batch.outputs.name_stems(plan.names)
+        batch = _Batch(options, console, encoding, part, songs)
         lengths = [batch.seconds(song) for song in songs] if job.size > 1 else []
         share = share_of(job, songs, lengths)
+        present = share if options.skip_existing else batch.those_that_succeed(share, lambda song: song.source.stat())
+        failed = len(share) > len(present)
+        if not present:
+            return int(failed)
+        plan = plan or find_plan(options, console)
+        batch.name_outputs(plan)
         batch.remove_leftovers(share)
-        waiting = batch.without_existing(share)
+        waiting = batch.without_existing(present)
         checked = batch.those_that_succeed(waiting, batch.check)
-        failed = len(waiting) > len(checked)
+        failed = failed or len(waiting) > len(checked)
         if not checked:
             return int(failed)
         check_writable(options.output)
@@ -97,30 +97,26 @@ def _separate_share(
 class _Batch:
     """Songs, and the files that they become."""
 
+    outputs: Outputs
+
     def __init__(
-        self,
-        options: Options,
-        console: Console,
-        encoding: Encoding,
-        part: Part | None,
-        plan: Plan,
-        songs: Sequence[Song],
+        self, options: Options, console: Console, encoding: Encoding, part: Part | None, songs: Sequence[Song]
     ) -> None:
         self.options = options
         self.console = console
         self.encoding = encoding
         self.part = part
-        self.outputs = Outputs(
-            options,
-            encoding,
-            songs,
-            console,
-            model=plan.label,
-            model_type=plan.model_type,
-        )
+        self.songs = songs
         self._existing: Existing = "replace" if options.overwrite else "keep" if options.skip_existing else "refuse"
         self._kept = {identity(song.source) for song in songs} - {None}
         self._probe = cache(self._probed)
+
+    def name_outputs(self, plan: Plan) -> None:
+        """Name the files of all songs, as far as the plan tells."""
+        self.outputs = Outputs(
+            self.options, self.encoding, self.songs, self.console, model=plan.label, model_type=plan.model_type
+        )
+        self.outputs.name_stems(plan.names)
 
     def remove_leftovers(self, songs: Sequence[Song]) -> None:
         """Remove what killed processes left where the files of songs are to be."""
@@ -129,15 +125,16 @@ class _Batch:
             remove_leftovers(output, folder)
 
     def seconds(self, song: Song) -> float:
-        """Return about how long a song is, 0 if it cannot be read."""
+        """Return about how long a song is, at most where only reading tells, 0 if it cannot be read."""
         try:
             audio = self._probe(song)
         except FAILURES:
             return 0.0
-        return _samples(audio) / audio.sample_rate
+        longest = audio.pathFilename.stat().st_size * FRAMES_PER_BYTE
+        return (longest if audio.length is None else audio.length) / audio.sample_rate
 
     def without_existing(self, songs: Sequence[Song]) -> list[Song]:
-        """Leave out, if that was asked for, songs whose files all exist."""
+        """Leave out songs whose files all exist, if `--skip-existing` asks for it."""
         if not (self.options.skip_existing and self.outputs.names):
             return list(songs)
         waiting: list[Song] = []
@@ -163,7 +160,7 @@ class _Batch:
         self.check(song)
         options, audio, files = self.options, self._probe(song), self.outputs.files(song)
         kept = {path for path in self.outputs.paths(song) if self._existing == "keep" and os.path.lexists(path)}
-        self.console.warnings.clear()  # What was said of the checkpoint belongs to no song.
+        self.console.warnings.clear()  # Those of the checkpoint belong to no song.
         begun = time.monotonic()
         tags = read_tags(song.source)
         part = self.part or loudest_part(audio.blocks(), audio.sample_rate)
@@ -204,7 +201,7 @@ class _Batch:
         )
 
     def _tell(self, song: Song, part: Part, factor: float, written: Sequence[StemFile]) -> None:
-        """Say what people want to know of a song that is separated."""
+        """Report clipping, levels and files of a separated song."""
         for file in written:
             if file.clipped:
                 self.console.warn(
@@ -230,7 +227,7 @@ class _Batch:
         }
 
     def those_that_succeed(self, songs: Iterable[Song], action: Callable[[Song], object]) -> list[Song]:
-        """Do the action for each song, say in one line what failed, and return the other songs."""
+        """Do the action for each song, report each failure in one line, and return the other songs."""
         succeeded: list[Song] = []
         waiting = list(songs)
         for number, song in enumerate(waiting, start=1):
@@ -256,16 +253,11 @@ class _Batch:
         return probe_audio(song.source, name=song.path, stream=options.audio_stream, downmix=options.downmix)
 
     def _record(self, song: Song, status: str, **known: object) -> None:
-        """Print what became of a song, and forget the warnings that belong to it."""
+        """Print the record of a song, and clear its warnings."""
         self.console.record(
             {**RECORD, "song": str(song.path), "status": status, **known, "warnings": [*self.console.warnings]}
         )
         self.console.warnings.clear()
-
-
-def _samples(audio: AudioFile) -> int:
-    """Return how many samples a file has, at most where only reading tells."""
-    return audio.pathFilename.stat().st_size * FRAMES_PER_BYTE if audio.length is None else audio.length
 
 
 def _take(file: StemFile, energies: Energies, block: torch.Tensor) -> None:
@@ -281,12 +273,12 @@ def _draw(path: Path, picture: Path) -> None:
 
 
 def _level(options: Options, encoding: Encoding) -> Level:
-    """Return what decides by which factor the stems of a song are multiplied."""
+    """Return the level that stems of a song are multiplied to reach."""
     return Level(**(options.normalize or {}), at_most=0.0 if options.clip == "scale" and encoding.cuts_off else None)
 
 
 def _encoding(options: Options) -> Encoding:
-    """Return what files are to be."""
+    """Return the encoding of the options."""
     try:
         encoding = Encoding.of(options.format, options.bit_depth, options.quality, options.sample_rate)
     except ValueError as error:

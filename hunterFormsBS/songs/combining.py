@@ -38,7 +38,6 @@ def combine_files(
         The file to write.
     kind, weights
         As in `hunterFormsBS.ensemble.combine`.
-    encoding : Encoding
     existing : Existing, default "refuse"
         What becomes of a file of this name.
 

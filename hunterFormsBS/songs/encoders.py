@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hunterFormsBS.installation import how_to_install
-from hunterFormsBS.songs.encodings import Encoding
+from hunterFormsBS.songs.encodings import BITS_PER_CHANNEL, Encoding, bit_rates_of_mp3
 from hunterFormsBS.songs.ffmpeg import av_module
 from hunterFormsBS.songs.signals import uninterrupted
 from hunterFormsBS.songs.stemAtom import NUM_STEMS, add_stem_atom
@@ -33,9 +33,8 @@ SFC_RF64_AUTO_DOWNGRADE = 0x1210
 class Encoder:
     """Writes the samples of one stem; its file may hold those of others.
 
-    What the handler of a signal raises within a callback of a library is printed and lost, the samples with it, so
-    signals wait. Where one comes before the thread that writes is waited for, the file is closed once a write has
-    ended: libraries crash when a file is closed while they write it.
+    Signals wait during calls of a library: an exception of their handlers within its callbacks would be printed and
+    lost. A lock keeps the main thread from closing the file during a write, which crashes libraries.
     """
 
     def __init__(self, raw: RecordingFile) -> None:
@@ -48,23 +47,11 @@ class Encoder:
         return self._raw.error
 
     def write(self, block: Tensor) -> None:
-        """Write the next samples, `(s, t)`, float32.
-
-        Raises
-        ------
-        OSError
-            If they cannot be written.
-        """
+        """Write the next samples, `(s, t)`, float32, or raise an OSError."""
         self._guarded(self._encode, block)
 
     def close(self) -> None:
-        """End the file.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
-        """
+        """End the file, or raise an OSError."""
         try:
             self._guarded(self._end)
         finally:
@@ -98,17 +85,7 @@ class Encoder:
 
 
 class SoundEncoder(Encoder):
-    """A file by libsndfile.
-
-    Parameters
-    ----------
-    file : IO[bytes]
-        Open for reading and writing; it stays open.
-    encoding : Encoding
-    sample_rate : int
-        One that `encoding.rate` returns.
-    channels : int
-    """
+    """A file by libsndfile; see `open_encoders`."""
 
     def __init__(self, file: IO[bytes], encoding: Encoding, sample_rate: int, channels: int) -> None:
         super().__init__(RecordingFile(file))
@@ -138,7 +115,7 @@ class SoundEncoder(Encoder):
 
 
 class FloatEncoder(Encoder):
-    """Bare samples, float32, in a scratch file: what they become is decided once all of them are known."""
+    """Raw samples, float32, in a scratch file until all of them are known."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(RecordingFile(file))
@@ -162,11 +139,9 @@ def _compression(encoding: Encoding, sample_rate: int, channels: int) -> dict[st
     if encoding.bit_rate is not None:
         bits = encoding.bit_rate
         if encoding.codec == "OPUS":
-            least, most = 6_000 * channels, 256_000 * channels
+            least, most = (channels * each for each in BITS_PER_CHANNEL["OPUS"])
             return {"compression_level": (most - bits) / (most - least)}
-        least, most = next(
-            span for rate, span in ((32000, (32, 320)), (16000, (8, 160)), (0, (8, 64))) if sample_rate >= rate
-        )
+        least, *_, most = bit_rates_of_mp3(sample_rate)
         # The whole kilobits of what it computes count.
         return {"bitrate_mode": "CONSTANT", "compression_level": max(0.0, (most - bits / 1000 - 0.5) / (most - least))}
     if encoding.quality is None:
@@ -176,15 +151,7 @@ def _compression(encoding: Encoding, sample_rate: int, channels: int) -> dict[st
 
 
 class Mp4Encoder(Encoder):
-    """A track of an MP4 file by FFmpeg.
-
-    Parameters
-    ----------
-    movie : _Movie
-        The file with all of its tracks.
-    number : int
-        Of the track.
-    """
+    """A track of an MP4 file by FFmpeg."""
 
     def __init__(self, movie: _Movie, number: int) -> None:
         super().__init__(movie.raw)
@@ -235,7 +202,7 @@ class _Movie:
                 track.metadata["handler_name"] = track.metadata["title"] = name
 
     def write(self, number: int, block: Tensor) -> None:
-        """Write samples of a track; the first track keeps the silent ones company."""
+        """Write samples of a track, and with those of the first as much silence to the tracks without a stem."""
         self._mux(number, self._samples(block))
         if number == 0:
             for silent in range(1, len(self._names)):
@@ -276,13 +243,11 @@ def open_encoders(
     Parameters
     ----------
     files : Sequence[IO[bytes]]
-        For each stem the file that is open for it.
+        One for each stem, open for reading and writing; they stay open.
     names : Sequence[str]
         Of the stems. Of those in one file the first is the mixture.
-    encoding : Encoding
     sample_rate : int
         One that `encoding.rate` returns.
-    channels : int
 
     Raises
     ------
@@ -309,13 +274,7 @@ def soundfile_module() -> ModuleType:
 
 
 class RecordingFile(io.RawIOBase):
-    """A file for libraries, which learn only that something was not written; why is kept here.
-
-    Parameters
-    ----------
-    file : IO[bytes]
-        It stays open.
-    """
+    """A file for libraries, which learn only that something was not written; the error is kept. The file stays open."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = os.fdopen(os.dup(file.fileno()), "r+b")

@@ -1,4 +1,4 @@
-"""Kinds of files that stems are written to, and which rates, depths and bit rates each of them can have."""
+"""Formats of the files of stems, and the sample rates, bit depths and bit rates of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hunterFormsBS.choices import KINDS, STEM_MP4, Format
 
-__all__ = ["CODECS", "DEPTHS", "Encoding", "quality_or_bit_rate"]
+__all__ = ["BITS_PER_CHANNEL", "CODECS", "DEPTHS", "Encoding", "bit_rates_of_mp3", "quality_or_bit_rate"]
 
 _MP4_CODECS: dict[int | None, str] = {None: "aac", 16: "alac", 24: "alac"}
 
@@ -34,7 +34,7 @@ RATES: dict[str, tuple[int, ...]] = {
     "OPUS": (8000, 12000, 16000, 24000, 48000),
     "aac": (*_RATES_OF_MPEG, 64000, 88200, 96000),
 }
-"""The sample rates that a codec can have, if it cannot have any."""
+"""The sample rates of codecs that do not take every one."""
 
 HIGHEST_RATES = {"flac": 655_350, "ogg": 200_000}
 
@@ -43,18 +43,17 @@ BIT_RATES_OF_MP3 = (
     (16000, (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
     (0, (8, 16, 24, 32, 40, 48, 56, 64)),
 )
-"""Kilobits a second that MP3 can have from a sample rate on."""
+"""Bit rates of MP3 in kilobits a second, from a sample rate on."""
 
 BITS_PER_CHANNEL = {"OPUS": (6_000, 256_000), "aac": (8_000, 256_000)}
 """Bits a second of each channel, at least and at most."""
 
 
 class Encoding(NamedTuple):
-    """Kind of a file.
+    """Format of a file, and how samples are stored in it.
 
     Parameters
     ----------
-    format : Format
     bit_depth : int | None
         16, 24, or for wav 32, which is floating point; None for what is lossy. With one, MP4 holds ALAC instead of AAC.
     quality : float | None
@@ -102,7 +101,7 @@ class Encoding(NamedTuple):
 
     @property
     def is_together(self) -> bool:
-        """Whether all stems of a song are tracks of one file, together with the mixture."""
+        """Whether the mixture and all stems of a song are tracks of one file."""
         return self.format == STEM_MP4
 
     @property
@@ -119,13 +118,7 @@ class Encoding(NamedTuple):
         return min(sample_rate, HIGHEST_RATES.get(self.format, sample_rate))
 
     def check(self, sample_rate: int | None = None, channels: int = 2) -> None:
-        """Refuse what the format cannot have, whatever the song, or, with its sample rate, for one of this rate.
-
-        Raises
-        ------
-        ValueError
-            With the option, its value and the remedy.
-        """
+        """Raise a ValueError for options that the format cannot have, at all or for a song of this sample rate."""
         if (wanted := self.sample_rate) is not None and self.rate(wanted) != wanted:
             raise ValueError(f"--format {self.format} has no --sample-rate {wanted}: use {self.rate(wanted)}")
         if self.quality is None and self.bit_rate is None:
@@ -139,7 +132,7 @@ class Encoding(NamedTuple):
         if self.codec == "VORBIS":
             raise ValueError("--format ogg has no exact bit rate: give --quality from 0 to 10")
         if self.codec == "MPEG_LAYER_III":
-            known = next(rates for least, rates in BIT_RATES_OF_MP3 if rate >= least)
+            known = bit_rates_of_mp3(rate)
             if bits % 1000 or bits // 1000 not in known:
                 listed = ", ".join(map(str, known))
                 raise ValueError(f"MP3 at {rate} Hz has no --quality {bits / 1000:g}k: its bit rates are {listed}k")
@@ -151,6 +144,11 @@ class Encoding(NamedTuple):
                 f"{self.codec.upper()} of {channels} channel(s) at {rate} Hz has no --quality {bits / 1000:g}k: use "
                 f"{least // 1000}k to {most // 1000}k"
             )
+
+
+def bit_rates_of_mp3(sample_rate: int) -> tuple[int, ...]:
+    """Return the bit rates of MP3 at a sample rate, in kilobits a second."""
+    return next(rates for least, rates in BIT_RATES_OF_MP3 if sample_rate >= least)
 
 
 def quality_or_bit_rate(text: str) -> tuple[float | None, int | None]:

@@ -1,7 +1,8 @@
-"""Audio streams decoded by FFmpeg, which PyAV brings along: any container, whole, and on behind what is damaged."""
+"""Audio streams of any container, decoded by FFmpeg through PyAV, also after damage."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -24,7 +25,7 @@ FORMATS = (
     "mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,ogg,paf,pvf,rm,shn,sox,tak,truehd,tta,voc,vqf,w64,wav,webm,"
     "wsd,wtv,wv,xwma"
 )
-"""Containers that hold what they are made of: no playlist that would lead to other files or into the network."""
+"""Containers without references: a playlist would lead to other files or into the network."""
 
 OPTIONS = {
     "format_whitelist": FORMATS,
@@ -34,8 +35,13 @@ OPTIONS = {
 PROBED_OF_WAVE = "16384"
 """Bytes: FFmpeg would compare megabytes of samples to all containers, to find DTS among them."""
 
+PROBED_OF_HEADER = "4096"
+
+MPEG_LAYER_3 = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
+"""How frames of MP3 begin."""
+
 CHECKSUMMED = ("flac", "tta", "wavpack")
-"""Codecs whose frames have a checksum that all encoders set: a frame that fails it is noise."""
+"""Codecs in which all encoders write a checksum of each frame: a frame that fails it is noise."""
 
 SHORTEST_GAP = 0.03
 """Seconds by which time stamps may jump without a loss: some containers round them to milliseconds."""
@@ -44,13 +50,13 @@ SHORTEST_LOSS = 0.01
 """Seconds that are worth a warning."""
 
 BEGINNING = 4000
-"""Samples that are decoded of a file whose name does not tell that it is audio: hardly anything else has so many."""
+"""Samples that are decoded of a file without the suffix of audio: hardly any other kind of file has so many."""
 
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
 """Factors that put full scale at 1, for each format of samples."""
 
 TAGS = (b"ID3", b"TAG", b"APE")
-"""How packets begin that are no sound, where files were joined."""
+"""Beginnings of packets without sound, where files were joined."""
 
 
 class NotDecodableError(ValueError):
@@ -58,10 +64,12 @@ class NotDecodableError(ValueError):
 
 
 @contextmanager
-def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> Generator[tuple[Any, Any, int | None]]:
+def open_stream(
+    pathFilename: Path, number: int = 1, *, name: object = None, only_header: bool = False
+) -> Generator[tuple[Any, Any, int | None]]:
     """Open a container and its audio stream of this number, counted from 1; the header of WAV and W64 states a length.
 
-    Messages call the file by the name, or else by its path.
+    Messages call the file by the name, or else by its path. With `only_header`, the stream need not be decodable.
 
     Raises
     ------
@@ -76,10 +84,10 @@ def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> 
     """
     called = printable(pathFilename if name is None else name)
     with ExitStack() as stack:
-        # What the handler of a signal raises within PyAV's calls of a file of Python would be printed and lost.
+        # An exception of a signal handler within PyAV's callbacks would be printed and lost.
         with uninterrupted():
             file = stack.enter_context(PatchedFile(pathFilename))
-            container = _container(file, called, stack)
+            container = _container(file, called, stack, only_header=only_header)
         streams = container.streams.audio
         if not streams:
             raise NotDecodableError(f"{called} is not audio: FFmpeg finds no audio stream in it")
@@ -93,15 +101,31 @@ def open_stream(pathFilename: Path, number: int = 1, *, name: object = None) -> 
         yield container, stream, file.length
 
 
-def _container(file: PatchedFile, called: str, stack: ExitStack) -> Any:
+def _container(file: PatchedFile, called: str, stack: ExitStack, *, only_header: bool) -> Any:
     av = av_module()
-    options = {**OPTIONS, "skip_initial_bytes": str(_end_of_id3(file))}
-    if file.is_wave:
+    for source, kind, options in _attempts(file, only_header=only_header):
+        source.seek(0)
+        with suppress(av.error.FFmpegError, ValueError):
+            return stack.enter_context(av.open(source, format=kind, options=options, metadata_errors="replace"))
+    raise NotDecodableError(f"{called} is not audio that FFmpeg decodes")
+
+
+def _attempts(file: PatchedFile, *, only_header: bool) -> Iterator[tuple[Any, str | None, dict[str, str]]]:
+    """Yield what FFmpeg is to open, as which container, and by which options: last any container, which takes longer.
+
+    It compares a file to all containers, and reads more of it than the headers of the most frequent ones.
+    """
+    begin, first = _after_id3(file)
+    options = {**OPTIONS, "skip_initial_bytes": str(begin)}
+    if first.startswith(b"fLaC"):
+        yield file, "flac", options | ({"probesize": PROBED_OF_HEADER, "fflags": "noparse"} if only_header else {})
+    elif MPEG_LAYER_3.match(first):
+        yield file, "mp3", options | ({"probesize": PROBED_OF_HEADER} if only_header else {})
+    elif file.is_wave:
         options["probesize"] = PROBED_OF_WAVE
-    try:
-        return stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
-    except (av.error.FFmpegError, ValueError) as error:
-        raise NotDecodableError(f"{called} is not audio that FFmpeg decodes") from error
+        if only_header and (header := file.header()):
+            yield header, None, options
+    yield file, None, options
 
 
 def is_audio(pathFilename: Path) -> bool:
@@ -121,11 +145,10 @@ def texts_of(pathFilename: Path) -> dict[str, str]:
 
 
 class Decoder:
-    """One audio stream from its beginning to its end, and what of it was damaged.
+    """One audio stream from its beginning to its end, and where it is damaged.
 
     Parameters
     ----------
-    pathFilename : Path
     number : int
         Of the audio stream, counted from 1.
     layout : str | None
@@ -285,15 +308,17 @@ def _tensors(frames: Sequence[Any]) -> list[Tensor]:
     return [torch.as_tensor(frame.to_ndarray()) for frame in frames]
 
 
-def _end_of_id3(file: PatchedFile) -> int:
-    """Return where the ID3v2 tags at the beginning of a file end: FFmpeg would decompress them to any size."""
+def _after_id3(file: PatchedFile) -> tuple[int, bytes]:
+    """Return where the ID3v2 tags at the beginning of a file end, and 10 bytes from there.
+
+    FFmpeg would decompress the tags to any size.
+    """
     end = 0
     while True:
         file.seek(end)
         header = file.read(10)
         if len(header) < 10 or header[:3] != b"ID3" or max(header[6:]) > 0x7F:
-            file.seek(0)
-            return end
+            return end, header
         size = sum(byte << shift for byte, shift in zip(header[6:], (21, 14, 7, 0), strict=True))
         end += 10 + size + 10 * bool(header[5] & 0x10)
 

@@ -1,4 +1,4 @@
-"""The songs that arguments name: files, pipes, patterns, and everything audible below folders."""
+"""The songs that arguments name: files, pipes, patterns, and the audio files below folders."""
 
 from __future__ import annotations
 
@@ -32,21 +32,14 @@ AUDIO_SUFFIXES = frozenset(
 
 
 class Song(NamedTuple):
-    """A file to separate.
-
-    Parameters
-    ----------
-    path : Path
-        As it was given, which is what messages call it.
-    source : Path
-        Where it is read: of a pipe, a copy.
-    folder : Path
-        Where it lies within the folder that was given: the folder of its stems within the output.
-    """
+    """A file to separate."""
 
     path: Path
+    """As it was given; messages call it so."""
     source: Path
+    """Where it is read: of a pipe, a copy."""
     folder: Path = Path()
+    """Its folder within the one that was given, and that of its stems within the output."""
 
     @property
     def name(self) -> str:
@@ -68,11 +61,9 @@ def find_songs(given: Sequence[Path], output: Path, copies: ExitStack, console: 
     given : Sequence[Path]
         Files, folders, patterns that the shell left as they are, named pipes, and `-` for standard input.
     output : Path
-        What was written there before is not taken from a folder that holds it.
+        Earlier files there are not songs of a folder that holds it.
     copies : ExitStack
         Keeps copies of the contents of pipes until it ends.
-    console : Console
-        Where to say that a pipe is waited for.
 
     Raises
     ------

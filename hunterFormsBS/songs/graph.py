@@ -37,20 +37,13 @@ class Deferred(NamedTuple):
 
 
 class Separator(NamedTuple):
-    """A model, and how songs are separated with it.
-
-    Parameters
-    ----------
-    model : Callable[[Tensor], Tensor] | Deferred
-        `(b, s, t)` to `(b, n, s, t)`.
-    settings : Settings
-    order : Sequence[int] | None
-        Which of its stems, in which order. None: all.
-    """
+    """A model, and how songs are separated with it."""
 
     model: Model | Deferred
+    """From `(b, s, t)` to `(b, n, s, t)`."""
     settings: Settings
     order: Sequence[int] | None = None
+    """Which of its stems, in which order. None: all."""
 
 
 class Combination(NamedTuple):
@@ -68,20 +61,12 @@ class Signal(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One model, or several whose stems are the same and become one.
-
-    Parameters
-    ----------
-    separators : Sequence[Separator]
-    combination : Combination
-        Of several separators.
-    source : Signal | None
-        What is separated: one signal of an earlier step. None: the mixture.
-    """
+    """One model, or several with the same stems, which are combined."""
 
     separators: Sequence[Separator]
     combination: Combination = Combination()
     source: Signal | None = None
+    """The signal of an earlier step that is separated. None: the mixture."""
 
     @property
     def normalizes(self) -> bool:
@@ -106,20 +91,13 @@ class Step(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Steps, and which of their signals are given back.
-
-    Parameters
-    ----------
-    steps : Sequence[Step]
-        Each after the one that its input comes from, and each needed for an output.
-    outputs : Sequence[Signal]
-    one_model_at_a_time : bool
-        Keep the stems of each model in a temporary file before the next model begins.
-    """
+    """Steps, and which of their signals are given back."""
 
     steps: Sequence[Step]
+    """Each after the one that its input comes from, and each needed for an output."""
     outputs: Sequence[Signal] = (Signal(0, ALL),)
     one_model_at_a_time: bool = False
+    """Keep the stems of each model in a temporary file before the next model begins."""
 
     @property
     def models(self) -> int:

@@ -1,7 +1,7 @@
-"""Sizes in the headers of WAV, RF64 and W64, of which FFmpeg corrects some silently, and refuses those never set.
+"""Headers of WAV, RF64 and W64: FFmpeg corrects some sizes silently, and refuses those that were never set.
 
-A recording that is cut off would be whole, and one whose writer could not go back to its header would be lost. ID3 tags
-within WAV, AIFF and DSF are hidden from FFmpeg, which would decompress them to any size.
+An incomplete recording would seem complete, and one whose writer could not go back to its header would be lost. ID3
+tags within WAV, AIFF and DSF are hidden from FFmpeg, which would decompress them to any size.
 """
 
 from __future__ import annotations
@@ -20,22 +20,64 @@ ENDLESS_LONG = 1 << 60
 
 MOST_CHUNKS = 10_000
 
+LONGEST_HEADER = 1 << 20
+
+SNIFFED = 16384
+"""Bytes of samples that are searched for compressed audio, which some WAV files hold as if it were PCM."""
+
+LONGEST_DTS_FRAME = 4096
+
+SYNC_WORDS = tuple(map(bytes.fromhex, ("7ffe8001", "fe7f0180", "1fffe800", "ff1f00e8", "72f81f4e")))
+"""Of DTS in words of 16 and of 14 bits, in either byte order, and of S/PDIF."""
+
+FIRST_BYTES = (b"\x0b\x77", b"\x77\x0b", b"\xff")
+"""Of frames of AC-3 and of MPEG audio."""
+
 RIFF = (b"RIFF", b"RF64", b"BW64")
 W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
+class _Header(io.BytesIO):
+    """The beginning of a file, with the size of all of it."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        super().__init__(content)
+        self._size = size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_END:
+            offset, whence = offset + self._size, os.SEEK_SET
+        return super().seek(offset, whence) if offset >= 0 else -1
+
+
 class PatchedFile(io.FileIO):
-    """A file to read, with what would have to stand in it for FFmpeg to read all samples and no ID3 tag."""
+    """A file patched on reading, so that FFmpeg reads all samples and no ID3 tag."""
 
     def __init__(self, pathFilename: Path) -> None:
         super().__init__(os.fspath(pathFilename))  # Python opens names that are not UTF-8 as well.
         self.length: int | None = None
         """Samples of each channel that a WAV or W64 header states."""
+        self._pcm_start: int | None = None
         self._patches: dict[int, bytes] = {}
         self._first = super().read(16)
         self.is_wave = self._first[:4] in RIFF or self._first == W64_RIFF
-        self._put_right(self.seek(0, os.SEEK_END))
+        self._size = self.seek(0, os.SEEK_END)
+        self._put_right(self._size)
         self.seek(0)
+
+    def header(self) -> io.BytesIO | None:
+        """Return what stands before the samples of a WAV or W64 file; None if these may be compressed audio.
+
+        FFmpeg would compare the first samples to the beginnings of all containers that it knows.
+        """
+        if self._pcm_start is None:
+            return None
+        self.seek(0)
+        content = self.read(self._pcm_start + SNIFFED)
+        sound = content[self._pcm_start :].lstrip(b"\0")[:LONGEST_DTS_FRAME]
+        if sound.startswith(FIRST_BYTES) or any(word in sound for word in SYNC_WORDS):
+            return None
+        return _Header(content[: self._pcm_start], self._size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to an offset, or return -1: damaged headers lead to offsets before the file."""
@@ -45,7 +87,7 @@ class PatchedFile(io.FileIO):
             return -1
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes as they should be."""
+        """Return the next bytes, patched."""
         position = self.tell() if self._patches else 0
         data = super().read(size)
         for start, right in self._patches.items():
@@ -56,7 +98,7 @@ class PatchedFile(io.FileIO):
         return data
 
     def _put_right(self, end: int) -> None:
-        """Read the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
+        """Find patches by the size of a frame in `fmt `, and that of all samples in `data`, or in `ds64` of RF64."""
         if self._first[:4] == b"DSD ":
             self._patches[20] = bytes(8)  # It leads to an ID3 tag.
         bytes_a_frame, long_size = 0, None
@@ -75,6 +117,7 @@ class PatchedFile(io.FileIO):
                     self._patches[start - 8] = struct.pack("<Q", end - start + 24)
                 elif wide or stated not in ENDLESS:
                     self.length = stated // bytes_a_frame if bytes_a_frame else None
+                    self._pcm_start = start if self.length and start <= LONGEST_HEADER else None
                     continue
                 elif long_size is not None:
                     self._patches |= {0: b"RIFF", start - 4: b"\xff\xff\xff\xff"}

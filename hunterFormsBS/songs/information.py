@@ -22,13 +22,7 @@ __all__ = ["show_information"]
 def show_information(
     checkpoint: Path, console: Console, *, configuration: Path | None = None, upstream: Upstream | None = None
 ) -> int:
-    """Print what a checkpoint is, as lines or, with `--json`, as one record, and return the exit status.
-
-    Raises
-    ------
-    CheckpointError, ImportError, OSError
-        If it cannot be read.
-    """
+    """Print the description of a checkpoint as lines or, with `--json`, as one record, and return the exit status."""
     file, used, content = find_configuration(checkpoint, configuration)
     settings, _ = read_settings(content)
     of_configuration = stated_separation(content)
@@ -67,7 +61,7 @@ def show_information(
 
 
 def _shown(value: object) -> str:
-    """Return a value as a person reads it: lists with commas, what nobody stated as `not stated`."""
+    """Return a value for people: lists with commas, None as `not stated`."""
     if value is None:
         return "not stated"
     if isinstance(value, list):

@@ -14,15 +14,7 @@ VALUES_PER_READ = 1 << 20
 
 
 class Kept:
-    """A stream of stems that has been read to its end.
-
-    Parameters
-    ----------
-    stream : Iterable[Tensor]
-        Blocks `(n, s, t)`, float32.
-    scratch : Callable[[], IO[bytes]]
-        Opens the file, which nothing else may use and which goes when it is closed.
-    """
+    """A stream of blocks `(n, s, t)`, float32, read to its end into a file that `scratch` opens for nothing else."""
 
     def __init__(self, stream: Iterable[Tensor], scratch: Callable[[], IO[bytes]]) -> None:
         self._file = scratch()

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ SHORTEST_PAUSE = 0.5
 
 
 class Sounding(NamedTuple):
-    """A part of a song where a stem is above the threshold: begin and end in seconds, and its level in dB."""
+    """A part of a song where a stem is above the threshold: start and end in seconds, and its level in dB."""
 
     start: float
     end: float
@@ -33,27 +33,29 @@ class Sounding(NamedTuple):
 
 
 class Energies:
-    """Energy of audio that comes in blocks, in steps of a tenth of a second.
-
-    Parameters
-    ----------
-    sample_rate : int
-        In Hz.
-    """
+    """Energy of audio that comes in blocks, in steps of a tenth of a second."""
 
     def __init__(self, sample_rate: int) -> None:
         self.hop = max(1, round(HOP * sample_rate))
         """Samples of a step."""
-        self._steps = array("d")  # not small tensors, which would part the memory of large ones
+        self._steps = array("d")  # Small tensors would fragment the memory of large ones.
         self._rest = torch.zeros(0, dtype=torch.float64)
         self._channels = 1
+
+    @classmethod
+    def of(cls, blocks: Iterable[Tensor], sample_rate: int) -> Self:
+        """Measure audio."""
+        energies = cls(sample_rate)
+        for block in blocks:
+            energies.add(block)
+        return energies
 
     def add(self, block: Tensor) -> None:
         """Take the next samples, `(s, t)`."""
         self._channels = max(1, block.shape[0])
         energy = torch.cat([self._rest, block.double().square().sum(dim=0)])
         whole = len(energy) // self.hop * self.hop
-        self._steps.extend(energy[:whole].reshape(-1, self.hop).sum(dim=1).tolist())
+        self._steps.frombytes(energy[:whole].reshape(-1, self.hop).sum(dim=1).numpy().tobytes())
         self._rest = energy[whole:].clone()
 
     def steps(self) -> Tensor:
@@ -76,9 +78,7 @@ class Energies:
 
 
 def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, threshold: float = SOUNDING) -> list[Sounding]:
-    """Return the parts of a stem where it sounds, to a tenth of a second.
-
-    A pause of less than half a second ends no part.
+    """Return the parts of a stem where it sounds, to a tenth of a second; without pauses from half a second on.
 
     Parameters
     ----------
@@ -95,9 +95,7 @@ def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, thresho
         In order. Each with the level of its mean square.
     """
     if not isinstance(audio, Energies):
-        blocks, audio = audio, Energies(sample_rate)
-        for block in blocks:
-            audio.add(block)
+        audio = Energies.of(audio, sample_rate)
     means = audio.means()
     sounding = [int(step) for step in (means > 10 ** (threshold / 10)).nonzero()]
     pause = round(SHORTEST_PAUSE / HOP)
@@ -120,18 +118,9 @@ def sounding_parts(audio: Iterable[Tensor] | Energies, sample_rate: int, thresho
 def loudest_part(blocks: Iterable[Tensor], sample_rate: int, duration: float = PREVIEW) -> Part:
     """Return the part of this duration with the most energy, to a tenth of a second; all of a song that is shorter.
 
-    Parameters
-    ----------
-    blocks : Iterable[Tensor]
-        Audio, `(s, t)`.
-    sample_rate : int
-        In Hz.
-    duration : float = 30.0
-        In seconds.
+    The song comes in blocks `(s, t)`.
     """
-    energies = Energies(sample_rate)
-    for block in blocks:
-        energies.add(block)
+    energies = Energies.of(blocks, sample_rate)
     total = energies.steps().cumsum(0)
     total = torch.cat([total.new_zeros(1), total])
     window = min(len(total) - 1, max(1, round(duration * sample_rate / energies.hop)))
@@ -142,14 +131,7 @@ def loudest_part(blocks: Iterable[Tensor], sample_rate: int, duration: float = P
 def loudness(blocks: Iterable[Tensor], sample_rate: int, channels: int) -> float:
     """Return the integrated loudness of audio by EBU R 128, in LUFS, as FFmpeg measures it; -70 or less for silence.
 
-    Parameters
-    ----------
-    blocks : Iterable[Tensor]
-        `(s, t)`.
-    sample_rate : int
-        In Hz.
-    channels : int
-        1 or 2.
+    The audio comes in blocks `(s, t)`, with one or two channels.
     """
     av = av_module()
     layout = "mono" if channels == 1 else "stereo"

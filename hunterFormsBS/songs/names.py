@@ -51,13 +51,13 @@ FIELDS = {
 OF_STEMS = ("stem", "instr", "number")
 
 LONGEST_NAME = 255
-"""Bytes of the name of a file, in the file systems that people have, where the system does not say."""
+"""Bytes of the name of a file in common file systems, where the system does not tell."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def safe_name(name: object) -> str:
-    r"""Return a name as one that every system takes for a file, and that leads nowhere else.
+    r"""Return a name that every system takes for a file, and that leads to no other folder.
 
     Control characters and `\ / : * ? " < > |` become underscores, dots and spaces at its ends go, letters are
     composed (NFC). What is left empty is an underscore, and what Windows reserves gets one.
@@ -69,14 +69,14 @@ def safe_name(name: object) -> str:
 
 
 def song_name(path: PurePath) -> str:
-    """Return the name of a song, which stays below the output folder also where its file is called `...wav`."""
-    # Not `stem`, which takes the dots that a name begins with for a part of it from Python 3.14 on.
+    """Return the name of a song, which stays below the output folder even if its file is called `...wav`."""
+    # Not `stem`: from Python 3.14 on it includes leading dots.
     stem = path.name.rpartition(".")[0] or path.name
     return stem if stem.strip(". ") else safe_name(stem)
 
 
 def key_of(path: PurePath | str) -> str:
-    """Return what two names share that any usual file system takes for one: composed, without upper case."""
+    """Return a key that names share if any common file system takes them for one: composed (NFC), case folded."""
     parts = [part.rstrip(". ") or part for part in PurePath(path).parts]
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", "/".join(parts)).casefold())
 
@@ -110,27 +110,16 @@ def fields_of(template: str) -> set[str]:
 
 
 def fill_in(template: str, fields: Mapping[str, str | int]) -> PurePath:
-    """Return the name of the file of a stem, below the output folder.
+    """Return the name of the file of a stem, below the output folder, without folders whose name is empty.
 
-    Parameters
-    ----------
-    template : str
-        As `check_template` returns it.
-    fields : Mapping[str, str | int]
-        Safe names for those of `FIELDS` that it has. Folders whose name is empty are left out.
+    The template is one that `check_template` returned; the fields are safe names.
     """
     parts = template.format_map(fields).split("/")
     return PurePath(*(part for part in parts if part.strip() not in ("", ".", "..")))
 
 
 def alike(planned: Mapping[Path, Sequence[Path]]) -> list[list[Path]]:
-    """Return groups of songs that have a file in common, in the order of the first of each.
-
-    Parameters
-    ----------
-    planned : Mapping[Path, Sequence[Path]]
-        For each song the files of its stems.
-    """
+    """Return groups of songs that have a file of a stem in common, in the order of the first of each."""
     groups: dict[str, list[Path]] = {}
     for song, files in planned.items():
         for key in dict.fromkeys(map(key_of, files)):
@@ -139,17 +128,9 @@ def alike(planned: Mapping[Path, Sequence[Path]]) -> list[list[Path]]:
 
 
 def check_apart(planned: Mapping[Path, Sequence[Path]]) -> None:
-    """Refuse two stems or two songs that would be written to one file, and a file of one that is a folder of another.
+    """Raise a ValueError if two stems or songs would be one file, or if a file of one would be a folder of another.
 
-    Parameters
-    ----------
-    planned : Mapping[Path, Sequence[Path]]
-        For each song the files of its stems.
-
-    Raises
-    ------
-    ValueError
-        With both songs and the file.
+    `planned` has the files of the stems of each song.
     """
     owners: dict[str, Path] = {}
     for song, files in planned.items():
@@ -170,13 +151,7 @@ def check_apart(planned: Mapping[Path, Sequence[Path]]) -> None:
 
 
 def check_length(file: Path, output: Path) -> None:
-    """Refuse a file with a name, or a folder, that is longer than file systems take.
-
-    Raises
-    ------
-    ValueError
-        With the name and its length.
-    """
+    """Raise a ValueError if the name of a file, or of a folder above it, is longer than file systems take."""
     longest = _longest_name(output)
     for part in file.relative_to(output).parts:
         if (length := len(os.fsencode(part))) > longest:

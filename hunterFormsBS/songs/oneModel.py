@@ -23,7 +23,7 @@ __all__ = ["Passing", "separated"]
 class Passing:
     """The blocks of a song on their way to a model, counted.
 
-    Stems are those of samples `first` to before `last`, which the part of the song begins within, at `begin`.
+    Stems are those of samples `first` to before `last`; the part of the song begins at `begin`, between them.
     """
 
     def __init__(self, blocks: Iterator[Tensor], sample_rate: int, first: int, last: float, *, begin: int) -> None:
@@ -60,7 +60,7 @@ def separated(
 ) -> Generator[Tensor]:
     """Yield the stems of one model at the rate, with the channels and the length of the song.
 
-    `again` begins the song anew, for a model that must know its level first.
+    `again` reads the song from its beginning, for a model that must know its level first.
     """
     settings = separator.settings
     model = separator.model.load() if isinstance(separator.model, Deferred) else separator.model
@@ -81,38 +81,30 @@ def separated(
 
 
 def _resampled(blocks: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:
-    """Give blocks of the song the sample rate of a model, in which it has at least one sample."""
+    """Convert blocks of the song to the sample rate of a model, at least one sample."""
     convert = Resampler(audio.sample_rate, sample_rate)
     given = 0
     for block in map(convert, blocks):
         given += block.shape[-1]
         yield block
-    rest = convert(torch.zeros(audio.channels, 0), last=True)
+    rest = convert.rest(audio.channels)
     yield rest if given or rest.shape[-1] else torch.zeros(audio.channels, 1)
 
 
 def _resampled_stems(stems: Iterable[Tensor], audio: AudioFile, sample_rate: int) -> Generator[Tensor]:
-    """Give stems `(n, s, t)` of a model the sample rate of the song."""
+    """Convert stems `(n, s, t)` of a model to the sample rate of the song."""
     if sample_rate == audio.sample_rate:
         yield from stems
         return
     converters: list[Resampler] = []
     for block in stems:
         converters = converters or [Resampler(sample_rate, audio.sample_rate) for _ in block]
-        yield torch.stack(side_by_side(_converted, converters, block))
-    yield torch.stack(side_by_side(_ended, converters, [audio.channels] * len(converters)))
-
-
-def _converted(convert: Resampler, stem: Tensor) -> Tensor:
-    return convert(stem)
-
-
-def _ended(convert: Resampler, channels: int) -> Tensor:
-    return convert(torch.zeros(channels, 0), last=True)
+        yield torch.stack(side_by_side(Resampler.__call__, converters, block))
+    yield torch.stack(side_by_side(Resampler.rest, converters, [audio.channels] * len(converters)))
 
 
 def _of_part(stems: Iterable[Tensor], blocks: Passing, skip: int) -> Generator[Tensor]:
-    """Leave out samples before the part, and cut off or fill up its end where conversions add or lose a few."""
+    """Leave out samples before the part, and cut or pad its end where conversions add or lose a few."""
     given, shape = 0, torch.Size((0, 0))
     for block in stems:
         begun = block[..., skip:]

@@ -31,7 +31,7 @@ __all__ = ["MIXTURE", "Outputs"]
 
 MIXTURE = "mixture"
 UNNAMED = ("stem",)
-"""A stem in place of those that only the model tells: two songs can still be told apart."""
+"""Stands for stems that only the model tells, so that songs can be told apart before it is loaded."""
 
 
 class Outputs:
@@ -39,13 +39,10 @@ class Outputs:
 
     Parameters
     ----------
-    options : Options
-    encoding : Encoding
     songs : Sequence[Song]
         All of them, whichever process separates them.
     model, model_type : str
         Names of the checkpoint and its kind for templates.
-    console : Console
 
     Raises
     ------

@@ -27,21 +27,14 @@ class Part(NamedTuple):
 
 
 class Region(NamedTuple):
-    """The samples that a model has to separate for a part of a song at another rate.
-
-    Parameters
-    ----------
-    start : int
-        First sample, at the rate of the model.
-    end : int | None
-        The one after the last; None at the end of the song.
-    skip : int
-        Samples, at the rate of the song, between the beginning of that and the beginning of the part.
-    """
+    """The samples that a model has to separate for a part of a song at another rate."""
 
     start: int
+    """First sample, at the rate of the model."""
     end: int | None
+    """The one after the last; None at the end of the song."""
     skip: int
+    """Samples, at the rate of the song, between the beginning of the region and that of the part."""
 
     @classmethod
     def around(cls, first: int, last: float, song_rate: int, model_rate: int) -> Region:
@@ -61,17 +54,9 @@ class Region(NamedTuple):
 
 
 def reach(first: int, last: float, song_rate: int, model_rate: int, chunk_size: int) -> tuple[int, float]:
-    """Return which samples of a song decide what a model makes of samples `first` to before `last`: all near chunks.
+    """Return which samples of a song decide the stems of samples `first` to before `last`: those of all chunks near.
 
-    Parameters
-    ----------
-    first : int
-    last : float
-        Infinity at the end of the song.
-    song_rate, model_rate : int
-        In Hz.
-    chunk_size : int
-        Samples that the model sees at a time.
+    `chunk_size` counts samples at the rate of the model, and the end of the song is infinity.
     """
     region = Region.around(first, last, song_rate, model_rate)
     # Besides those of the chunks, samples within the filter of the conversion to the rate of the model.

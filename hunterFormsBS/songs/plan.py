@@ -1,4 +1,4 @@
-"""What a batch of songs goes through, as far as it is known before a model is loaded, and the models loaded for it."""
+"""The plan of a batch, known before a model is loaded, and the models of its checkpoints."""
 
 from __future__ import annotations
 
@@ -25,20 +25,12 @@ __all__ = ["Checkpoints", "Plan", "Source", "common_stems"]
 class Plan(Protocol):
     """How songs become files."""
 
-    @property
-    def label(self) -> str:
-        """What the names of files call the models."""
-        ...
-
-    @property
-    def model_type(self) -> str:
-        """What MSST calls the kind of model; empty if that is not known."""
-        ...
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the files of each song; empty while only the models tell how many there are."""
-        ...
+    label: str
+    """The models in names of files."""
+    model_type: str
+    """What MSST calls the kind of model; empty if that is not known."""
+    names: list[str]
+    """Of the files of each song; empty while only the models tell how many there are."""
 
     def load(self, device: torch.device) -> tuple[Graph, Sequence[str]]:
         """Load the models; return the graph that songs go through, and the names of its outputs."""
@@ -101,14 +93,7 @@ def common_stems(
 ) -> tuple[list[str], list[list[int] | None]]:
     """Return the names of the stems that several models are to give, and the numbers of these in each; None: all.
 
-    Parameters
-    ----------
-    found : Sequence[Settings]
-        One of each model.
-    wanted : Sequence[str] | None
-        None: all, which must be the same.
-    option : str
-        What messages call `wanted`.
+    If none are `wanted`, all stems of the models must be the same.
 
     Raises
     ------
@@ -186,5 +171,5 @@ def _names_loaded(names: Sequence[str], separators: Sequence[Separator], console
     if len(names) == count:
         return names
     if names:
-        console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: I number them")
+        console.warn(f"the configuration names {', '.join(names)}, but the model has {count} stems: they are numbered")
     return [f"stem_{number}" for number in range(1, count + 1)]

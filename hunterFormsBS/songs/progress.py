@@ -1,4 +1,4 @@
-"""How far a song is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a song: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -18,16 +18,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class SongProgress:
-    """Reports progress after each chunk of each model; use it in a with statement.
-
-    Parameters
-    ----------
-    console : Console
-    song : object
-        What to call it.
-    models : int
-        How many models separate it.
-    """
+    """Reports progress after each chunk of each of so many models; use it in a with statement."""
 
     def __init__(self, console: Console, song: object, models: int) -> None:
         self._console = console
@@ -49,7 +40,7 @@ class SongProgress:
             self._bar.close()
 
     def __call__(self, model: int, done: int, total: int) -> None:
-        """Take how many chunks of a model are done, and how many it has as far as is known."""
+        """Report how many chunks of a model are done, and how many it has as far as is known."""
         end_if_asked()
         self._chunks[model] = (done, total)
         done = sum(done for done, _ in self._chunks)

@@ -34,10 +34,12 @@ class Resampler:
             return block
         if self._stream is None:
             self._stream = _soxr().ResampleStream(*self.rates, block.shape[0], dtype="float32", quality="VHQ")
-        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
-        frames = block.float().T.clone(memory_format=torch.contiguous_format)
-        converted = self._stream.resample_chunk(frames.numpy(), last=last)
+        converted = self._stream.resample_chunk(_frames(block.float()), last=last)
         return torch.as_tensor(converted).reshape(-1, block.shape[0]).T.contiguous()
+
+    def rest(self, channels: int) -> Tensor:
+        """Return what is left at the end of the audio."""
+        return self(torch.zeros(channels, 0), last=True)
 
 
 def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = None) -> Tensor:
@@ -61,11 +63,14 @@ def resample(audio: Tensor, rate_from: int, rate_to: int, length: int | None = N
     if rate_from == rate_to and length == audio.shape[-1]:
         return audio
     if rate_from != rate_to:
-        # A copy even where the strides of a single sample may stay, from which soxr concludes another layout.
-        frames = audio.T.clone(memory_format=torch.contiguous_format)
-        converted = _soxr().resample(frames.numpy(), rate_from, rate_to, quality="VHQ")
+        converted = _soxr().resample(_frames(audio), rate_from, rate_to, quality="VHQ")
         audio = torch.as_tensor(converted).T.contiguous()
     return torch.nn.functional.pad(audio[:, :length], (0, max(0, length - audio.shape[-1])))
+
+
+def _frames(audio: Tensor) -> Any:
+    """Return a copy `(t, s)`: of a single sample `contiguous` keeps strides that soxr takes for another layout."""
+    return audio.T.clone(memory_format=torch.contiguous_format).numpy()
 
 
 def _soxr() -> ModuleType:

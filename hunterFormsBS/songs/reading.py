@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,49 +27,33 @@ ROUNDED = ("asf", "matroska", "mov", "mp3")
 """Containers whose headers state a duration, to about a frame of the codec; MP3 only with the header of Xing."""
 
 SHORT_BY = 0.1
-"""Seconds that a file with a rounded duration may lack without a word."""
+"""Seconds that a file with a rounded duration may lack without a warning."""
 
 LONGEST_FRAME = 3000
 """Bytes of a frame of MP3, and some more."""
 
 
 class AudioFile(NamedTuple):
-    """An audio file that can be read; `probe_audio` makes one.
-
-    Parameters
-    ----------
-    pathFilename : Path
-        Where it is read.
-    name : str
-        What messages call it.
-    sample_rate : int
-        In Hz.
-    channels : int
-        1 or 2, after mixing down.
-    length : int | None
-        Samples of each channel that the file seems to have; None if only reading tells.
-    kind : str
-        FFmpeg's names of the container, with commas between them.
-    stated : int | None
-        Samples that the header states; None if it states none, or only FFmpeg estimates them.
-    exact : bool
-        Whether it states each of them, and does not round.
-    stream : int
-        Number of the audio stream, counted from 1.
-    layout : str | None
-        What FFmpeg mixes it down to.
-    """
+    """An audio file that can be read; `probe_audio` makes one."""
 
     pathFilename: Path
     name: str
+    """What messages call it."""
     sample_rate: int
     channels: int
+    """1 or 2, after mixing down."""
     length: int | None = None
+    """Samples of each channel that the file seems to have; None if only reading tells."""
     kind: str = ""
+    """FFmpeg's names of the container, with commas between them."""
     stated: int | None = None
+    """Samples that the header states; None if it states none, or only FFmpeg estimates them."""
     exact: bool = False
+    """Whether the header states each sample, and does not round."""
     stream: int = 1
+    """Number of the audio stream, counted from 1."""
     layout: str | None = None
+    """Layout that FFmpeg mixes channels down to."""
 
     def blocks(self, frames: int = FRAMES_PER_BLOCK) -> Iterator[Tensor]:
         """Read the file from its beginning to its end, and warn of what is damaged or missing.
@@ -136,7 +121,6 @@ def probe_audio(
 
     Parameters
     ----------
-    pathFilename : Path
     name : object
         What messages call it. `None`: the path.
     stream : int | None
@@ -154,9 +138,10 @@ def probe_audio(
         If it is not an audio file, is empty, or has a sample rate or a number of channels that cannot be separated.
     """
     called = printable(pathFilename if name is None else name)
-    if pathFilename.is_dir():
+    status = pathFilename.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(f"{called} is a folder: pass the files in it")
-    if not pathFilename.stat().st_size:
+    if not status.st_size:
         raise ValueError(f"{called} is empty (0 bytes): copy or download it again")
     try:
         audio = _probe(pathFilename, called, stream or 1)
@@ -181,19 +166,7 @@ def probe_audio(
 
 
 def read_audio(pathFilename: Path) -> tuple[Tensor, int]:
-    """Read a whole file that `probe_audio` accepts.
-
-    Returns
-    -------
-    audio : Tensor
-        `(s, t)`, float32, full scale at 1.
-    sample_rate : int
-
-    Raises
-    ------
-    OSError, ValueError
-        As `AudioFile.blocks`.
-    """
+    """Return the audio `(s, t)`, float32, full scale at 1, and the sample rate of a whole file."""
     audio = probe_audio(pathFilename)
     return torch.cat(list(audio.blocks()), dim=-1), audio.sample_rate
 
@@ -208,12 +181,13 @@ def duration(seconds: float) -> str:
 
 
 def _probe(pathFilename: Path, name: str, number: int) -> AudioFile:
-    with open_stream(pathFilename, number, name=name) as (container, stream, by_header):
+    with open_stream(pathFilename, number, name=name, only_header=True) as (container, stream, by_header):
         context = stream.codec_context
         kind, rate = str(container.format.name), int(context.sample_rate or 0)
         seconds = 0.0
         if stream.duration is not None:
-            seconds = float(stream.duration * stream.time_base)
+            tick = stream.time_base
+            seconds = stream.duration * tick.numerator / tick.denominator
         elif container.duration is not None:
             seconds = container.duration / 1e6
         length = max(0, round(seconds * rate)) or None

@@ -42,8 +42,6 @@ def separate_song(
 
     Parameters
     ----------
-    graph : Graph
-    audio : AudioFile
     part : Part
         What of the song is separated. The models see what lies around it.
     report : Callable[[int, int, int], object] | None
@@ -73,18 +71,12 @@ def separate_song(
 class _Run:
     """The streams of one song through a graph.
 
-    A stream with several readers is read once and held between the first reader and the last one, who go side by side.
-    If there are signals in files, the steps before them run one after the other: these keep what they give in files,
-    too, and each reader reads the song anew.
+    A stream with several readers is read once; its blocks are held from the first reader to the last. If signals are in
+    files, the steps before them run one after the other, keep their stems in files, too, and each reads the song anew.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        audio: AudioFile,
-        part: Part,
-        report: Report | None,
-        scratch: Callable[[], IO[bytes]],
+        self, graph: Graph, audio: AudioFile, part: Part, report: Report | None, scratch: Callable[[], IO[bytes]]
     ) -> None:
         self._graph = graph
         self._audio = audio

@@ -22,31 +22,21 @@ WINDOW = 2048
 
 
 class Settings(NamedTuple):
-    """How to separate with a checkpoint.
-
-    Parameters
-    ----------
-    sample_rate : int
-        Of the audio that the model takes.
-    parameters : ParametersSeparation
-        How the model takes songs.
-    names : list[str]
-        Of the stems; empty if the configuration names none.
-    normalize : bool
-        Give the model songs whose mono mix has mean 0 and standard deviation 1.
-    model_type : str
-        What MSST calls this kind of model. Empty if the configuration does not tell.
-    """
+    """How to separate with a checkpoint."""
 
     sample_rate: int
+    """Of the audio that the model takes."""
     parameters: ParametersSeparation
     names: list[str]
+    """Of the stems; empty if the configuration names none."""
     normalize: bool
+    """Give the model songs whose mono mix has mean 0 and standard deviation 1."""
     model_type: str = ""
+    """What MSST calls this kind of model. Empty if the configuration does not tell."""
 
 
 def read_settings(configuration: Mapping[str, Any], **given: Unpack[KeywordsSeparation]) -> tuple[Settings, list[str]]:
-    """Take from a configuration what the keywords leave open, and return warnings with it.
+    """Return settings of the keywords and, for others, of a configuration, and warnings.
 
     Raises
     ------
@@ -134,7 +124,7 @@ def stem_indices(wanted: Sequence[str] | None, known: Sequence[str], option: str
 
 
 def _stem_names(training: Mapping[str, Any], num_stems: int | None) -> list[str]:
-    """Return the names of the stems, as far as they are as many as the model has."""
+    """Return the names of the stems; none if the model has another number of them."""
     target, instruments = training.get("target_instrument"), training.get("instruments")
     if target and num_stems in (None, 1):
         return [safe_name(target)]

@@ -1,4 +1,4 @@
-"""Songs shared out among the processes of one job, as torchrun, accelerate, srun and mpirun start them."""
+"""Songs divided among the processes of one job, as torchrun, accelerate, srun and mpirun start them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIABLES = (
 )
 """Variables in which torchrun and accelerate, Slurm, Open MPI, and MPICH and Intel MPI state rank and size.
 
-Slurm's SLURM_NTASKS would be that of the whole allocation also in a shell within it, which is one task."""
+SLURM_NTASKS counts the tasks of the whole allocation, even in a shell within it, which is one task."""
 
 
 class Rank(NamedTuple):
@@ -57,10 +57,9 @@ def rank_in_job(environment: Mapping[str, str] = os.environ) -> Rank:
 
 
 def wait_for_others(job: Rank, *, failed: bool, environment: Mapping[str, str] = os.environ) -> None:
-    """Let the other processes of torchrun end first, if songs of this one failed.
+    """Wait until the other processes of torchrun have ended, if songs of this one failed.
 
-    torchrun ends all processes as soon as one of them ends with an error. It gives them a store of numbers, in which
-    they count who has ended.
+    torchrun ends all processes as soon as one of them ends with an error. Its store counts those that have ended.
     """
     if job.size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -68,7 +67,7 @@ def wait_for_others(job: Rank, *, failed: bool, environment: Mapping[str, str] =
 
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     key = f"hunterFormsBS/ended/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    with suppress(RuntimeError):  # Nobody there counts, and there is nothing to wait for.
+    with suppress(RuntimeError):  # Without a store there is nothing to wait for.
         store = TCPStore(address, port, None, is_master=False, timeout=timedelta(seconds=30))
         ended = store.add(key, 1)
         while failed and ended < job.size:
@@ -79,7 +78,7 @@ def wait_for_others(job: Rank, *, failed: bool, environment: Mapping[str, str] =
 def share_of(job: Rank, items: Sequence[_T], lengths: Sequence[float]) -> list[_T]:
     """Return the items of one process: longest first, each to the process that has the least so far.
 
-    All processes come to the same shares, without a word between them, if they have the same items and lengths.
+    Processes with the same items and lengths compute the same shares without communicating.
     """
     if job.size == 1:
         return list(items)

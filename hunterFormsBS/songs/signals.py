@@ -19,29 +19,26 @@ SIGINT, SIGTERM and SIGBREAK, other systems all but the last."""
 _asked: list[int] = []
 """The signal that asked this program to end."""
 
+_waiting: list[Waiting] = []
+"""Who holds signals back, the innermost last."""
+
 
 @contextmanager
 def ending_on_signals() -> Generator[None]:
     """Turn the first signal that asks the program to end into an exception, and ignore all later ones.
 
     SIGINT raises `KeyboardInterrupt`, the others `SystemExit` with what shells report, 128 and the signal's number. So
-    what is being written is removed, and a second signal does not interrupt that, nor anything until the program has
-    ended. Signals that the program was started to ignore, as by nohup, stay ignored. Outside of the main thread this
-    does nothing.
+    what is being written is removed, and no second signal interrupts that before the program has ended. Signals that
+    the program was started to ignore, for example by nohup, stay ignored. Outside the main thread this does nothing.
     """
     if not _handles_signals():
         yield
         return
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        if not _asked:
-            _asked.append(number)
-            end_if_asked()
-
     previous = {number: signal.getsignal(number) for number in NUMBERS}
     taken = {number: handler for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
     for number in taken:
-        signal.signal(number, end)
+        signal.signal(number, _end)
     try:
         yield
     finally:
@@ -50,8 +47,16 @@ def ending_on_signals() -> Generator[None]:
         _asked.clear()
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    if _waiting:
+        _waiting[-1].received.append(number)
+    elif not _asked:
+        _asked.append(number)
+        end_if_asked()
+
+
 def end_if_asked() -> None:
-    """Raise again what an earlier signal raised and a destructor swallowed."""
+    """Raise the exception of an earlier signal again, which a destructor swallowed."""
     if _asked and _asked[0] == signal.SIGINT:
         raise KeyboardInterrupt
     if _asked:
@@ -59,37 +64,39 @@ def end_if_asked() -> None:
 
 
 class Waiting:
-    """Signals that ask the program to end, received while they have to wait.
-
-    Attributes
-    ----------
-    received : list[int]
-        Their numbers, in order.
-    """
+    """Signals that ask the program to end and that Python handles, received while they have to wait."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        """Their numbers, in order."""
         self._handlers: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """Have signals wait from here on."""
-        if _handles_signals():
-            previous = {number: signal.getsignal(number) for number in NUMBERS}
-            self._handlers = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
-        for number in self._handlers:
-            signal.signal(number, lambda number, _frame: self.received.append(number))
+        """Hold signals back from here on."""
+        if not _handles_signals():
+            return
+        _waiting.append(self)
+        for number in NUMBERS:
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not _end:  # Setting a handler takes as long as reading a header.
+                self._handlers[number] = handler
+                signal.signal(number, _end)
 
     def end(self) -> None:
-        """Have signals do what they did before, the first one that has waited at once."""
+        """Restore the handlers, and call that of the first signal that has waited."""
+        if self not in _waiting:
+            return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._handlers and self.received:
+        self._handlers.clear()
+        _waiting.remove(self)
+        if self.received:
             first, self.received[:] = self.received[0], []
             signal.raise_signal(first)
 
     @contextmanager
     def interruptible(self) -> Generator[None]:
-        """Have no signal wait within this with statement."""
+        """Hold no signal back within this with statement."""
         self.end()
         try:
             yield
@@ -99,7 +106,7 @@ class Waiting:
 
 @contextmanager
 def uninterrupted() -> Generator[Waiting]:
-    """Have signals that ask the program to end wait for the end of the with statement."""
+    """Hold signals that ask the program to end back until the end of the with statement."""
     waiting = Waiting()
     waiting.begin()
     try:
@@ -109,11 +116,11 @@ def uninterrupted() -> Generator[Waiting]:
 
 
 def ignore_signals() -> None:
-    """Leave it to the process that started this one to end it: a terminal and a cluster signal all of them."""
+    """Let the process that started this one end it: terminals and clusters signal both."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _handles_signals() -> bool:
-    """Tell whether this is the main thread: Python runs handlers of signals there, and lets no other set them."""
+    """Tell whether this is the main thread, where Python runs handlers of signals; no other thread can set them."""
     return threading.current_thread() is threading.main_thread()

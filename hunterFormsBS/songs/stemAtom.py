@@ -37,15 +37,7 @@ _MASTERING = {
 
 
 def add_stem_atom(file: IO[bytes] | RawIOBase, names: Sequence[str]) -> None:
-    """Name the stems of an MP4 file whose `moov` is its last atom, as FFmpeg writes it.
-
-    Parameters
-    ----------
-    file : IO[bytes] | RawIOBase
-        Open for reading and writing.
-    names : Sequence[str]
-        Of the stems, without the mixture: `NUM_STEMS`.
-    """
+    """Name the `NUM_STEMS` stems of an MP4 file, open for reading and writing, whose `moov` is its last atom."""
     stems = [{"name": name, "color": color} for name, color in zip(names, COLORS, strict=True)]
     content = json.dumps({"mastering_dsp": _MASTERING, "version": 1, "stems": stems}).encode()
     start = _start_of_moov(file)

@@ -31,7 +31,7 @@ FRAMES = {
     "title": "TIT2",
     "tracknumber": "TRCK",
 }
-"""Frames of ID3 for the names that Vorbis comments have; they go into every container that has tags."""
+"""Frames of ID3 for the names in Vorbis comments, which go into every container that has tags."""
 
 ALIASES = {
     "track": "tracknumber",
@@ -59,30 +59,24 @@ ATOMS = {
 """Their names in MP4."""
 
 MIMES = {13: "image/jpeg", 14: "image/png"}
-"""Formats of pictures in MP4."""
+"""Formats of pictures in MP4, by their numbers there."""
 
 FRONT_COVER = 3
 
 
 class Tags(NamedTuple):
-    """The tags and pictures of a song.
-
-    Parameters
-    ----------
-    texts : dict[str, list[str]]
-        By the names of `FRAMES`.
-    pictures : list[Any]
-        `mutagen.flac.Picture`.
-    """
+    """The tags and pictures of a song."""
 
     texts: dict[str, list[str]]
+    """By the names of `FRAMES`."""
     pictures: list[Any]
+    """Of the type `mutagen.flac.Picture`."""
 
 
 def read_tags(pathFilename: Path) -> Tags:
     """Return the tags of a file; none where it has none, they are damaged, or mutagen is not installed.
 
-    What mutagen does not know, such as INFO in WAV, Matroska and CAF, is read by FFmpeg, if that is here.
+    FFmpeg, if it is installed, reads tags that mutagen does not know, for example INFO in WAV, Matroska and CAF.
     """
     tags = Tags({}, [])
     with suppress(ImportError):
@@ -132,7 +126,7 @@ def _tags_by_mutagen(pathFilename: Path) -> Tags:
     frames.zlib = _Zlib()
     texts: dict[str, list[str]] = {}
     pictures: list[Any] = []
-    # Damaged tags raise whatever the line that meets them does not expect.
+    # Damaged tags raise exceptions of any type.
     with suppress(Exception), pathFilename.open("rb") as file:
         song = mutagen.File(file)
         tags: Any = getattr(song, "tags", None)
@@ -152,14 +146,9 @@ def _tags_by_mutagen(pathFilename: Path) -> Tags:
 
 
 def write_tags(tags: Tags, paths: Sequence[Path]) -> None:
-    """Put tags into files of any kind that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
+    """Put tags into files of any format that `hunterFormsBS.songs.writing` writes, except RF64, which has none.
 
-    What a kind of file cannot hold, such as a picture of more than 16 MiB in FLAC, is left out with a warning.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
+    What a format cannot hold, for example a picture of more than 16 MiB in FLAC, is left out with a warning.
     """
     if not (tags.texts or tags.pictures):
         return
@@ -226,7 +215,7 @@ def _picture(data: bytes, mime: str, kind: int = FRONT_COVER, description: str =
 
 
 def _mp4_values(atom: str, texts: Sequence[str]) -> list[Any]:
-    """Return what MP4 takes for texts: numbers where an atom has numbers, without those that are none."""
+    """Return the values of an atom of MP4: numbers where it has numbers, without texts that are none."""
     if atom in ("trkn", "disk", "tmpo"):
         found = [re.match(r"(\d{1,4})(?:/(\d{1,4}))?", text, re.ASCII) for text in texts]
         pairs = [(int(each[1]), int(each[2] or 0)) for each in found if each]
@@ -235,7 +224,7 @@ def _mp4_values(atom: str, texts: Sequence[str]) -> list[Any]:
 
 
 def _mp4_text(value: object) -> str:
-    """Return a text, a number, or a number of so many as `3/12`."""
+    """Return a text, a number, or a number and a total as `3/12`."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, tuple):

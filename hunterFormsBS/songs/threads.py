@@ -1,4 +1,4 @@
-"""Threads: conversions and encoders of several stems at a time, and writing behind the separation."""
+"""Threads for conversions and encoders of several stems, and a writer thread behind the separation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def side_by_side(function: Callable[..., R], *arguments: Iterable[object]) -> list[R]:
-    """Do what `map` does, in threads. The first error is raised once all have ended."""
+    """Map a function over arguments in threads. The first error is raised once all have ended."""
     futures = [_pool().submit(function, *each) for each in zip(*arguments, strict=True)]
     errors = [future.exception() for future in futures]
     for error in errors:
@@ -37,10 +37,10 @@ def side_by_side(function: Callable[..., R], *arguments: Iterable[object]) -> li
 
 
 class Behind(Generic[T]):
-    """A function called in a thread of its own, in order, with what is given here; use it in a with statement.
+    """Calls a function in a thread of its own with each queued item, in order; use it in a with statement.
 
-    Its end waits until all is done. An error of the function is raised here, at the next call or at the end, and what
-    was given after it is dropped. After an error of the with statement what waits is dropped.
+    The with statement ends once the queue is empty. An error of the function is raised at the next call or at the end,
+    and later items are dropped. After an error of the with statement the queue is dropped.
     """
 
     def __init__(self, function: Callable[[T], object]) -> None:
@@ -68,7 +68,7 @@ class Behind(Generic[T]):
             self._queue.put(None)
             self._thread.join()
         except BaseException:
-            # Interrupted while waiting: what is being written must have ended before it is removed.
+            # Interrupted while waiting: writing must have ended before files are removed.
             self._dropping = True
             self._queue.put(None)
             self._thread.join()

@@ -1,7 +1,7 @@
-"""The files of a song appear together once all of them are complete, and nothing that others left is trusted.
+"""Files of a song that appear together once all of them are complete, and trust nothing that others left.
 
-Each is written under a hidden name that nobody can guess, in the folder of its target, and gets its own at the end.
-Until then it is locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
+Each is written under an unguessable hidden name in the folder of its target, and renamed at the end. Until then it is
+locked: a file of such a name without a lock was left by a killed process, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BusyError(OSError):
 
 
 def identity(path: Path) -> Identity | None:
-    """Return what tells a file apart whatever it is called, None if there is none or its name cannot be one."""
+    """Return device and inode of a file; None if there is none, or its name cannot be one."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -64,23 +64,9 @@ def identity(path: Path) -> Identity | None:
 def check_targets(
     output: Path, targets: Sequence[Path], *, existing: Existing, kept: Container[Identity | None] = ()
 ) -> None:
-    """Find out whether the files of a song can be written.
+    """Raise an OSError or a ValueError if the files of a song cannot be written below the output folder.
 
-    Parameters
-    ----------
-    output : Path
-        The folder that they are to be in.
-    targets : Sequence[Path]
-        The files.
-    existing : Existing
-        What becomes of files that exist.
-    kept : Container[Identity | None], default ()
-        The `identity` of each file that may not be replaced in any case.
-
-    Raises
-    ------
-    OSError, ValueError
-        With the file and the remedy.
+    `kept` has the `identity` of each file that may never be replaced.
     """
     for path in targets:
         _real_folder(output, path.parent)
@@ -107,12 +93,8 @@ def check_writable(output: Path) -> None:
 def remove_leftovers(output: Path, folder: Path) -> list[str]:
     """Remove what killed processes of this user left in the output folder, or in one below it.
 
-    These are regular files with hidden names, as `appearing_together` makes them, and without a lock.
-
-    Returns
-    -------
-    writing : list[str]
-        The `_key` of each file that a process is writing there.
+    These are regular files with hidden names, as `appearing_together` makes them, and without a lock. What is returned
+    are the `_key`s of files that processes are writing there.
     """
     try:
         with os.scandir(folder) as entries:
@@ -168,7 +150,7 @@ def appearing_together(
 
 @contextmanager
 def called(path: Path) -> Generator[None]:
-    """Have errors name this, and nothing hidden."""
+    """Name this path, and not a hidden one, in errors."""
     try:
         yield
     except OSError as error:
@@ -178,10 +160,10 @@ def called(path: Path) -> Generator[None]:
 
 
 def scratch_file(folder: Path) -> IO[bytes]:
-    """Open a file that has no name and goes when it is closed, however the process ends.
+    """Open a file without a name, which is removed when it is closed, however the process ends.
 
-    Where a system cannot make files without names, it has a hidden one for an instant, and what a kill leaves of it is
-    taken for left as all other files of such names are.
+    Where a system cannot make files without names, it has a hidden one for an instant, which the next run removes after
+    a kill, as all others.
     """
     with called(folder):
         return TemporaryFile(dir=folder, prefix=f"{_hidden_name(folder / 'scratch')}.")
@@ -190,8 +172,8 @@ def scratch_file(folder: Path) -> IO[bytes]:
 class _Made(list[Callable[[], object]]):
     """Functions that remove what this process has made, called at the end of the with statement, the last one first.
 
-    Each is appended before the file or folder is made, so that no signal comes between. As a signal can also come just
-    before the end of a with statement, and keep it from beginning, they are called when the list is forgotten, too.
+    Each is appended before the file or folder is made, so that no signal comes between. They are also called when the
+    list is freed, since a signal just before the end of a with statement can keep its exit from running.
     """
 
     def __enter__(self) -> Self:
@@ -216,7 +198,7 @@ def _begin(output: Path, targets: Sequence[Path], made: _Made) -> list[FileIO]:
     busy: list[Path] = []
     for _ in range(ATTEMPTS):
         files = [_new_file(target, output, made) for target in targets]
-        # Only now, so that of two processes one at least notices the other.
+        # Only now, so that at least one of two processes notices the other.
         writing = {folder: remove_leftovers(output, folder) for folder in {target.parent for target in targets}}
         busy = [target for target in targets if writing[target.parent].count(_key(target)) > 1]
         if not busy:
@@ -239,14 +221,14 @@ def _new_file(target: Path, output: Path, made: _Made) -> FileIO:
             made.append(hidden.unlink)
             file = FileIO(str(hidden), "x+")
             made.append(file.close)
-            # Until it was locked, another process could have taken it for left.
+            # Before it was locked, another process could have removed it.
             if _lock(file) is not False and hidden.exists():
                 return file
             file.close()
 
 
 def _name(hidden: Path, target: Path, existing: Existing, made: _Made, undo: ExitStack) -> None:
-    """Give a file its name, and note how everything would be as it was before."""
+    """Give a file its name, and note how to undo that."""
     if existing == "replace":
         former = target.with_name(_hidden_name(target))
         made.append(former.unlink)
@@ -296,7 +278,7 @@ def _real_folder(output: Path, folder: Path) -> Path:
 
 
 def _key(target: Path) -> str:
-    """Return what the hidden names of all processes that write one file have in common."""
+    """Return the part of a hidden name that all processes writing one file share."""
     return hashlib.sha256(os.fsencode(key_of(target.name))).hexdigest()[:16]
 
 
@@ -305,7 +287,7 @@ def _hidden_name(target: Path) -> str:
 
 
 def _is_written(hidden: Path) -> bool:
-    """Tell whether a process is writing what has a hidden name, and remove what none writes, if it is ours."""
+    """Tell whether a process is writing a hidden file; remove one that none writes, if it is ours."""
     try:
         status = hidden.lstat()
         if not stat.S_ISREG(status.st_mode):

@@ -25,36 +25,25 @@ __all__ = ["FULL", "AudioFolder", "Level", "StemFile", "WritingError", "writing_
 FRAMES_PER_WRITE = 1 << 15
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Errors of a full disk, after which the next song would fail as well."""
 
 
 class WritingError(OSError):
     """A file could not be written, for lack of space or because of the disk."""
 
-    @property
-    def is_for_all(self) -> bool:
-        """Whether the next song would fail as well: the disk is full."""
-        return self.errno in FULL
-
 
 class Level(NamedTuple):
-    """How high the highest stem of a song is to be: all of them are multiplied by one factor.
-
-    Parameters
-    ----------
-    peak : float | None
-        Highest absolute value, in dB of full scale.
-    lufs : float | None
-        Integrated loudness of EBU R 128.
-    at_most : float | None
-        In dB of full scale: stems are lowered, and never raised, until no value is higher.
-    """
+    """Level of the highest stem of a song: all stems are multiplied by one factor."""
 
     peak: float | None = None
+    """Highest absolute value, in dB of full scale."""
     lufs: float | None = None
+    """Integrated loudness of EBU R 128."""
     at_most: float | None = None
+    """In dB of full scale: stems are lowered, and never raised, until no value is higher."""
 
     def factor(self, peak: float, loudest: Callable[[], float]) -> float:
-        """Return the factor for stems of this peak and, where it is asked for, this loudness; 1 for silence."""
+        """Return the factor for stems of this peak and, if `lufs` is set, this loudness; 1 for silence."""
         factor = 1.0
         if self.peak is not None and peak:
             factor = 10 ** (self.peak / 20) / peak
@@ -70,16 +59,14 @@ class StemFile:
 
     Parameters
     ----------
-    encoder : Encoder
     path : Path
         What messages call it.
     sample_rate : int
         That the encoder takes.
-    channels : int
     cuts_off : bool
         Whether values beyond full scale are cut off.
-    convert : Callable[..., Tensor] | None
-        Applied to blocks before they are written: another sample rate. It gets an empty last block with `last=True`.
+    convert : Resampler | None, default None
+        Converts blocks to that sample rate.
     """
 
     def __init__(
@@ -90,7 +77,7 @@ class StemFile:
         sample_rate: int,
         channels: int,
         cuts_off: bool,
-        convert: Callable[..., Tensor] | None = None,
+        convert: Resampler | None = None,
     ) -> None:
         self.path = path
         self.sample_rate = sample_rate
@@ -117,27 +104,15 @@ class StemFile:
             self._encoder.abandon()
 
     def write(self, block: Tensor) -> None:
-        """Write the next samples, `(s, t)`.
-
-        Raises
-        ------
-        WritingError
-            If they cannot be written.
-        """
-        # Piece by piece: what is made of a block on the way to the file is small, and its memory used again.
+        """Write the next samples, `(s, t)`, or raise a `WritingError`."""
+        # Piece by piece: intermediate tensors are small, and their memory is used again.
         for piece in torch.split(block.float(), FRAMES_PER_WRITE, dim=-1):
             self._write(piece if self._convert is None else self._convert(piece))
 
     def close(self) -> None:
-        """End the file.
-
-        Raises
-        ------
-        WritingError
-            If it cannot be written.
-        """
+        """End the file, or raise a `WritingError`."""
         if self._convert is not None:
-            self._write(self._convert(torch.zeros(self.channels, 0), last=True))
+            self._write(self._convert.rest(self.channels))
         self._do(self._encoder.close)
 
     def _write(self, block: Tensor) -> None:
@@ -185,7 +160,7 @@ class AudioFolder:
         return self._begin(self.opened, scratch or self._encoders(channels), channels, convert=True)
 
     def encode(self, level: Level) -> None:
-        """Write what is in scratch files so far, multiplied by a factor, as it is to be."""
+        """Multiply the samples in scratch files by a factor, and encode them."""
         channels = self.written[0].channels
 
         def stems() -> list[Iterator[Tensor]]:
@@ -247,7 +222,6 @@ def writing_together(
         The file that each stem gets; one for all of them if the encoding puts them together. All must be written.
     sample_rate : int
         Of the stems. Where the format cannot have it, files get the next one that it can have.
-    encoding : Encoding
     existing : Existing, default "refuse"
         What becomes of files that exist.
     level : Level
@@ -270,12 +244,11 @@ def writing_together(
         ExitStack() as scratches,
     ):
         new = dict(zip([*paths, *pictures.values()], hidden, strict=True))
+        names = {path: Path(str(file.name)) for path, file in new.items()}
         scratch: list[IO[bytes]] = []
         if level != Level():
             with uninterrupted():
-                scratch = [
-                    scratches.enter_context(scratch_file(Path(str(new[path].name)).parent)) for path in files.values()
-                ]
+                scratch = [scratches.enter_context(scratch_file(names[path].parent)) for path in files.values()]
         rates = sample_rate, encoding.rate(sample_rate)
         folder = AudioFolder(
             [*files.values()], [*files], [new[path] for path in files.values()], scratch, rates, encoding
@@ -287,6 +260,6 @@ def writing_together(
         for path in paths:
             with called(path):
                 if finish is not None:
-                    finish(Path(str(new[path].name)))
+                    finish(names[path])
                 if draw is not None and path in pictures:
-                    draw(Path(str(new[path].name)), Path(str(new[pictures[path]].name)))
+                    draw(names[path], names[pictures[path]])

@@ -24,7 +24,8 @@ from torch import Tensor
 from hunterFormsBS import BandSplitRotator
 from hunterFormsBS.__main__ import main
 from hunterFormsBS.catalogue import Preset
-from hunterFormsBS.checkpoint import from_checkpoint, save_checkpoint
+from hunterFormsBS.checkpoint import CheckpointError, from_checkpoint, save_checkpoint
+from hunterFormsBS.checkpoint.facts import entries, presets
 from hunterFormsBS.ensemble import ENSEMBLES, combine
 from hunterFormsBS.program.commands import separate as command
 from hunterFormsBS.separation import separate
@@ -802,3 +803,36 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(models: Path, tmp_pa
         _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "hunterFormsBS: interrupted\n")
     assert not (tmp_path / "out").exists()
+
+
+MODELS = [
+    ("--checkpoint", "hub:nobody/nothing/model.ckpt"),
+    ("--checkpoint", next(name for name, entry in entries().items() if entry.repository)),
+    ("--preset", next(iter(presets()))),
+    ("--recipe", "dry-lead"),
+]
+
+
+@pytest.mark.parametrize("arguments", MODELS, ids=" ".join)
+@pytest.mark.parametrize("also", [False, True], ids=["alone", "with another"])
+def test_a_missing_song_is_told_before_anything_is_fetched(
+    arguments: tuple[str, str],
+    also: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said: list[str] = []
+
+    def nothing(*_arguments: object) -> Path:
+        said.append(capsys.readouterr().err)
+        raise CheckpointError("there is no connection")
+
+    for module in ("hub", "elsewhere"):
+        monkeypatch.setattr(f"hunterFormsBS.checkpoint.{module}.download", nothing)
+    songs = [tmp_path / "missing.wav", *([write_song(tmp_path / "a.wav")] if also else [])]
+    assert main([*map(str, songs), *arguments, "--output", str(tmp_path / "out")]) == 1
+    first = said[0] if also else capsys.readouterr().err
+    assert "missing.wav: No such file or directory" in first
+    assert "connection" not in first
+    assert bool(said) is also

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import warnings
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from hunterFormsBS.songs import headers
 from hunterFormsBS.songs.reading import AudioFile, probe_audio, read_audio
 
 RATE = 48000
@@ -166,3 +168,53 @@ def test_headers_cut_off_anywhere_are_read_so_far_or_refused(kind: str, tmp_path
                 assert read(probe_audio(path)) < len(NOISE)
             except ValueError as error:
                 assert path.name in str(error)  # noqa: PT017  # it may be read as well
+
+
+@pytest.mark.parametrize("kind", ["wav", "w64", "rf64", "flac", "mp3"])
+def test_little_is_read_of_a_song_for_its_header(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, kind)
+    lengths: list[int] = []
+    original = headers.PatchedFile.read
+
+    def counted(file: headers.PatchedFile, size: int = -1, /) -> bytes:
+        data = original(file, size)
+        lengths.append(len(data))
+        return data
+
+    monkeypatch.setattr(headers.PatchedFile, "read", counted)
+    audio = probe_audio(path)
+    assert (audio.sample_rate, audio.channels) == (RATE, 2)
+    assert sum(lengths) < 70_000
+
+
+def encoded(codec: str, container: str) -> bytes:
+    """Return a second of six channels."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as target:
+        stream = target.add_stream(codec, rate=RATE, layout="5.1")
+        for start in range(0, RATE, 1536):
+            samples = np.repeat(NOISE[start : start + 1536, :1].T, 6, axis=0).astype("float32")
+            frame = av.AudioFrame.from_ndarray(samples, "fltp", "5.1")
+            frame.sample_rate, frame.pts = RATE, start
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("container", "silence"), [("ac3", 0), ("spdif", 0), ("spdif", 400)])
+def test_compressed_audio_that_a_wav_calls_pcm_is_found_by_its_header_and_read(
+    container: str, silence: int, tmp_path: Path
+) -> None:
+    samples = bytes(silence) + encoded("ac3", container)
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, RATE, 4 * RATE, 4, 16)
+    content = fmt + struct.pack("<4sI", b"data", len(samples)) + samples
+    path = tmp_path / "a.wav"
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(content), b"WAVE") + content)
+    with pytest.raises(ValueError, match="6 channels"):
+        probe_audio(path)
+    audio = probe_audio(path, downmix=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        blocks = list(audio.blocks())
+    assert {len(block) for block in blocks} == {2}
+    assert sum(block.shape[-1] for block in blocks) == pytest.approx(RATE, abs=3000)

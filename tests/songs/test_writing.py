@@ -96,7 +96,6 @@ def test_a_full_disk_is_named_with_the_file(
         write(path, Encoding(kind, DEPTHS[kind]), 48000, noise)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(path)
-    assert caught.value.is_for_all
     assert list(tmp_path.iterdir()) == []
 
 
