@@ -67,8 +67,9 @@ class BandGroups:
         `order` and `rank`, `(band)`: the same as `bands`, and the inverse permutation. `columns`, `(padded)`: of every
         padded band, group by group, the columns in the input, and one after its last as padding. `offsets`,
         `(sum of widths)`: where in `columns` each column of the input is. `widths` and `padded_widths`, `(padded)`:
-        how wide the band of that column is, without and with padding. `gated_rows`, `(2 · padded)`: as `columns`, for layers with
-        two outputs for each column of a band, one half of them after the other; padding is any row.
+        how wide the band of that column is, without and with padding. `gated_rows`, `(2 · padded)`: as
+        `columns`, for layers with two outputs for each column of a band, one half of them after the other;
+        padding is any row.
     """
 
     def __init__(self, dim_inputs: Sequence[int]) -> None:
