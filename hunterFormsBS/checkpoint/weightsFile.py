@@ -204,8 +204,8 @@ def unwrap(content: object, path: Path) -> tuple[dict[str, Tensor | StoredTensor
     if beside:
         if len(prefixes) == 1:
             remarks.append(
-                f"{printable(path)} holds a model under {short_repr(prefixes[0], 60)}, and {len(beside)} tensors "
-                f"besides it, which are left out: {list_some(beside)}"
+                f"{printable(path)} holds a model under {short_repr(prefixes[0], 60)}, and {len(beside)} "
+                f"other tensors, which are left out: {list_some(beside)}"
             )
         state_dict = {key: tensor for key, tensor in state_dict.items() if key.startswith(prefixes[0])}
     return _strip_prefixes(state_dict, prefixes[:1]), remarks

@@ -342,5 +342,5 @@ def test_recipes_are_listed_and_drawn(folder: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="2"):
         run("recipe", "show")
     assert run("recipe", "show", "bend") == 1
-    assert "no recipe 'bend'; is band meant?" in capsys.readouterr().err
+    assert "'bend' is neither a file nor a recipe of the package; is band meant?" in capsys.readouterr().err
     assert read_recipe("band") is shipped()["band"]
