@@ -55,10 +55,12 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def build(texts: Mapping[str, str], output: Path) -> None:
-    """Build and check both archives in a copy of what Git has of this checkout, with these texts."""
+    """Build and check both archives in a copy with these texts: of what Git tracks, or of all files without Git."""
+    tracked = (ROOT / ".git").exists()
+    names = git("ls-files", "-z").split("\0") if tracked else [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
     with tempfile.TemporaryDirectory() as folder:
-        for name in git("ls-files", "-z").split("\0"):
-            if name and (ROOT / name).is_file():
+        for name in filter(None, names):
+            if (ROOT / name).is_file():
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, Path(folder) / name)
         write(Path(folder), texts)
