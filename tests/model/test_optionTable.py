@@ -174,7 +174,7 @@ def test_options_that_exclude_each_other_are_refused_with_both(name: str, other:
 def test_each_head_is_asked_for_by_one_option_and_found_by_its_keys(tiny_model: Build) -> None:
     for kind in HEADS[:-1]:
         if not kind.variants:  # its keys are those of the head without a switch, so that the loader has to warn
-            assert OPTIONS[kind.switch].option.is_audible
+            assert OPTIONS[kind.switch].option.is_audible, f"set is_audible in the row of {kind.switch}"
             continue
         channels = {"segm_backbone_channels": (16,) * 5} if kind.switch == "use_hyperACE" else {}
         model = tiny_model(**{kind.switch: on(kind.switch)}, **channels, mlp_expansion_factor=4)
