@@ -59,7 +59,7 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WeightsAndBiases(Logger):
-    """A logger of Fabric's for Weights & Biases, as the variables of the environment that begin with WANDB_ say.
+    """A logger of Fabric's for Weights & Biases, as its environment variables say, `WANDB_MODE` for one.
 
     Parameters
     ----------
