@@ -1,4 +1,4 @@
-"""Convert a checkpoint for this package, for other programs, or to ONNX."""
+"""Convert a checkpoint: for this package, for other programs, to ONNX."""
 
 from __future__ import annotations
 
