@@ -66,6 +66,6 @@ def _kernels_of_a_gpu() -> Iterator[None]:
     with (
         patch.object(seam, "where_of", lambda _tensors: Where.DEVICE),
         patch.object(transformer, "TOKENS_PER_BLOCK", sys.maxsize),
-        patch.object(linear, "onednn", lambda dtype: None),
+        patch.object(linear, "onednn", lambda _dtype: None),
     ):
         yield

@@ -227,7 +227,7 @@ def _as_on_a_gpu() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch, noting_kernels() as ran:
         patch.setattr(seam, "where_of", lambda _tensors: Where.DEVICE)
         patch.setattr(transformer, "TOKENS_PER_BLOCK", 10**9)
-        patch.setattr(linear, "onednn", lambda dtype: None)
+        patch.setattr(linear, "onednn", lambda _dtype: None)
         yield ran
 
 

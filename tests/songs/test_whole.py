@@ -153,7 +153,8 @@ def test_channels_that_no_file_has_are_refused_in_one_line_without_an_address(ch
     content[22:24] = channels.to_bytes(2, "little")
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"a\.wav (is not audio that FFmpeg decodes|says that it has 0 channels)"
+        ValueError,
+        match=r"a\.wav (is not audio that FFmpeg decodes|says that it has 0 channels|has 65535 channels, but)",
     ) as caught:
         probe_audio(tmp_path / "a.wav")
     assert "0x" not in str(caught.value)

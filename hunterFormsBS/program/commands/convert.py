@@ -1,4 +1,4 @@
-"""Convert a checkpoint: for this package, for other programs, to ONNX."""
+"""Convert a checkpoint for this package or others, or to ONNX."""
 
 from __future__ import annotations
 
