@@ -385,9 +385,9 @@ def test_bad_files_are_named_in_one_line_each_and_the_others_are_separated(
     left_out, *lines = capsys.readouterr().err.splitlines()
     assert left_out.endswith("files left out: 2 not audio")  # the checkpoint and its configuration
     expected = {
+        missing: "No such file or directory",  # noticed before the checkpoint is fetched
         text: "is not audio",
         empty: "is empty",
-        missing: "No such file or directory",
         surround: "has 3 channels",
         poisoned: "has NaN or infinity at 9 samples",
     }
