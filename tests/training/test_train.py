@@ -480,7 +480,8 @@ class Launched:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     program = """
-import multiprocessing, os, sys, torch
+import faulthandler, multiprocessing, os, sys, torch
+faulthandler.enable()  # an abort within a library says where
 multiprocessing.set_start_method(None, force=True)  # that of users, for the workers that read songs
 os.environ.update(environment)
 for stream in (sys.stdout, sys.stderr):
