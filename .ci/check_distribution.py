@@ -44,6 +44,9 @@ AFTER_SEPARATION = {
     "augmentations": "from hunterFormsBS.training.augmentations import MixtureCodec\n"
     "MixtureCodec(1.0, (32, 64), 44100)",
     "examples": "from hunterFormsBS.training.stempegSong import decode\ndecode()",
+    "parquet": "from pathlib import Path\nfrom hunterFormsBS.training.scores import writer_for\n"
+    "writer_for(Path('scores.parquet'))",
+    "wandb": "from hunterFormsBS.training.trainer import require_wandb\nrequire_wandb()",
 }
 """The same where the packages of the extra `separation` are."""
 
