@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hunterFormsBS.training.states import appearing
+
 
 class History:
     """Entries of a run, each with the number of updates.
@@ -26,9 +28,8 @@ class History:
         entries = read_history(pathFilename)
         kept = [entry for entry in entries if entry["update"] < since]
         if len(kept) < len(entries):
-            unfinished = pathFilename.with_name(pathFilename.name + ".unfinished")
-            unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            unfinished.replace(pathFilename)
+            with appearing(pathFilename) as unfinished:
+                unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
     def add(self, values: Mapping[str, float], update: int) -> None:
         """Add an entry. Numbers that are not finite are null."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hunterFormsBS.training.bounds import Stated, stated_fields
 from hunterFormsBS.training.history import curves, read_history
 from hunterFormsBS.training.settings import Settings
+from hunterFormsBS.training.states import appearing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,9 +71,8 @@ def write_report(
         f'<meta name="viewport" content="width=device-width">\n<h1>{title}</h1>\n{body}</html>\n'
     )
     path = folder / "report.html"
-    unfinished = folder / "report.html.unfinished"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    with appearing(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return path
 
 

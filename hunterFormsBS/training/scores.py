@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from hunterFormsBS.installation import how_to_install
+from hunterFormsBS.training.states import appearing
 
 PARQUET = ".parquet"
 
@@ -138,8 +139,17 @@ def writer_for(pathFilename: Path) -> Callable[[Mapping[str, Sequence[object]]],
     ImportError
         If pyarrow, which writes Parquet, is not installed.
     """
-    if pathFilename.suffix.lower() != PARQUET:
-        return lambda columns: _write(pathFilename, columns, _write_csv)
+    write = _write_csv if pathFilename.suffix.lower() != PARQUET else _writer_of_parquet()
+
+    def write_whole(columns: Mapping[str, Sequence[object]]) -> None:
+        pathFilename.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(pathFilename) as unfinished:
+            write(unfinished, columns)
+
+    return write_whole
+
+
+def _writer_of_parquet() -> Callable[[Path, Mapping[str, Sequence[object]]], None]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -148,22 +158,7 @@ def writer_for(pathFilename: Path) -> Callable[[Mapping[str, Sequence[object]]],
 
     arrow: Any = pyarrow  # these publish no types
     files: Any = parquet
-
-    def write(unfinished: Path, columns: Mapping[str, Sequence[object]]) -> None:
-        files.write_table(arrow.table(dict(columns)), unfinished)
-
-    return lambda columns: _write(pathFilename, columns, write)
-
-
-def _write(
-    pathFilename: Path,
-    columns: Mapping[str, Sequence[object]],
-    write: Callable[[Path, Mapping[str, Sequence[object]]], None],
-) -> None:
-    pathFilename.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathFilename.with_name(pathFilename.name + ".unfinished")
-    write(unfinished, columns)
-    unfinished.replace(pathFilename)
+    return lambda unfinished, columns: files.write_table(arrow.table(dict(columns)), unfinished)
 
 
 def _write_csv(unfinished: Path, columns: Mapping[str, Sequence[object]]) -> None:

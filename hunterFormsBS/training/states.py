@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -100,6 +102,14 @@ def write_through(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def appearing(path: Path) -> Generator[Path]:
+    """Yield the name under which a file is written; it gets its own when the with statement ends without an error."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    yield unfinished
+    unfinished.replace(path)
 
 
 def replace(unfinished: Path, path: Path) -> None:
